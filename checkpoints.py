@@ -1,0 +1,233 @@
+"""What a checkpoint says about itself, and the checks before it is believed.
+
+A ``checkpoint-N/`` folder is what PEFT and Trainer write plus ``fraud_task.json``: the prompt and label words it
+was taught, the base model's fingerprint, the adapter's sha256, the data it saw and the versions it was made with.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import struct
+import subprocess
+from pathlib import Path
+
+from data.prompt import Task
+from data.records import DataError, write_json
+
+TASK_FILE = "fraud_task.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+STATE_FILE = "trainer_state.json"
+FINGERPRINT_SAMPLES = 64
+FINGERPRINT_BYTES = 16384
+
+
+@dataclasses.dataclass
+class Lineage:
+    """Where a model comes from: kept on it as ``model.lineage``, saved with every checkpoint.
+
+    Attributes:
+        task: the prompt and how an answer is read.
+        base: ``name`` and ``fingerprint`` of the base model.
+        quantization: ``type`` (nf4, fp4 or none) and ``double`` of the base weights.
+        train_data: ``name``, ``path``, ``sha256`` and ``rows`` of the train file, where known.
+        adapter_sha256: of the saved adapter; empty before it is saved.
+        checkpoint: the folder's name; empty for an untuned model.
+    """
+
+    task: Task = dataclasses.field(default_factory=Task)
+    base: dict = dataclasses.field(default_factory=dict)
+    quantization: dict = dataclasses.field(default_factory=dict)
+    train_data: dict = dataclasses.field(default_factory=dict)
+    adapter_sha256: str = ""
+    checkpoint: str = ""
+
+
+def lineage_of(model) -> Lineage:
+    """The lineage kept on a model; a bare one for a model that was loaded by other means."""
+    lineage = getattr(model, "lineage", None)
+    if lineage is None:
+        folder = getattr(model.config, "_name_or_path", "") or ""
+        base = describe_base(folder) if os.path.isdir(folder) else {"name": folder, "fingerprint": None}
+        lineage = model.lineage = Lineage(base=base, quantization=_quantization_of(model))
+    return lineage
+
+
+def _quantization_of(model) -> dict:
+    config = getattr(model.config, "quantization_config", None)
+    if config is None or not getattr(config, "load_in_4bit", False):
+        return {"type": "none", "double": False}
+    return {"type": config.bnb_4bit_quant_type, "double": config.bnb_4bit_use_double_quant}
+
+
+def save_task_file(folder: str | Path, lineage: Lineage) -> None:
+    """Writes ``fraud_task.json`` beside an adapter that has just been saved."""
+    saved = dataclasses.replace(lineage, adapter_sha256=file_sha256(Path(folder) / ADAPTER_FILE))
+    fields = dataclasses.asdict(saved)
+    del fields["checkpoint"]
+    write_json(Path(folder) / TASK_FILE, {**fields, "versions": versions()})
+
+
+def read_checkpoint(folder: str | Path) -> Lineage:
+    """The lineage of a checkpoint, after checking that its adapter is whole, unaltered and finite.
+
+    A folder without ``fraud_task.json``, from plain PEFT, is taken to have been taught the default task.
+
+    Raises:
+        DataError: no adapter there, or one that is truncated, altered or not finite.
+    """
+    folder = Path(folder)
+    for name in (ADAPTER_CONFIG, ADAPTER_FILE):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder}: no {name}; a checkpoint is a folder such as outputs/run/checkpoint-100")
+    lineage = _read_task_file(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else Lineage()
+    lineage.checkpoint = folder.name
+    sha256 = file_sha256(folder / ADAPTER_FILE)
+    if lineage.adapter_sha256 not in ("", sha256):
+        raise DataError(f"{folder / ADAPTER_FILE}: sha256 {sha256[:12]} is not the {lineage.adapter_sha256[:12]} "
+                        f"in {TASK_FILE}: truncated or altered; copy it again or use an earlier checkpoint")
+    lineage.adapter_sha256 = sha256
+    _require_finite_adapter(folder / ADAPTER_FILE)
+    return lineage
+
+
+def _read_task_file(path: Path) -> Lineage:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved.pop("versions", None)
+        return Lineage(**{**saved, "task": Task(**saved["task"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a task file of this project ({error})") from None
+
+
+def _require_finite_adapter(path: Path) -> None:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as adapter:
+            for name in adapter.keys():
+                if not torch.isfinite(adapter.get_tensor(name)).all():
+                    raise DataError(f"{path}: tensor {name} is not finite; use an earlier checkpoint")
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def require_same_base(lineage: Lineage, base: dict, folder: str | Path) -> None:
+    """Refuses an adapter that was trained on another base model than the one loaded."""
+    trained_on, loaded = lineage.base.get("fingerprint"), base.get("fingerprint")
+    if trained_on and loaded and trained_on != loaded:
+        raise DataError(f"{folder}: trained on {lineage.base.get('name')} ({trained_on[:12]}), not on "
+                        f"{base.get('name')} ({loaded[:12]}); pass that base with --model")
+
+
+# ------------------------------------------------------------------------------------------------ finding them
+
+
+def checkpoints_in(output: str | Path) -> list[Path]:
+    """The ``checkpoint-N`` folders of a training run, oldest first."""
+    folders = [path for path in Path(output).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+
+
+def newest_complete_checkpoint(output: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that can be resumed from, and one line for each newer one that cannot."""
+    passed_over = []
+    for folder in reversed(checkpoints_in(output)):
+        try:
+            read_checkpoint(folder)
+            for name in (TASK_FILE, STATE_FILE):  # Trainer writes its state last: with it, all is there
+                json.loads((folder / name).read_text(encoding="utf-8"))
+            return folder, passed_over
+        except (DataError, OSError, ValueError) as error:
+            passed_over.append(f"passing over {folder.name}: {error}")
+    return None, passed_over
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint meant by `path`: itself, or the best one of a training run's output folder."""
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; a checkpoint is a folder such as outputs/run/checkpoint-100")
+    folders = checkpoints_in(path)
+    if (path / ADAPTER_FILE).is_file() or not folders:
+        return path
+    try:
+        state = json.loads((folders[-1] / STATE_FILE).read_text(encoding="utf-8"))
+        best = path / f"checkpoint-{state['best_global_step']}"
+    except (OSError, ValueError, KeyError):
+        return folders[-1]
+    return best if best.is_dir() else folders[-1]
+
+
+# ------------------------------------------------------------------------------------------------ fingerprints
+
+
+def describe_base(folder: str | Path) -> dict:
+    """Name and fingerprint of a base model's folder."""
+    return {"name": Path(folder).resolve().name, "fingerprint": fingerprint(folder)}
+
+
+def fingerprint(folder: str | Path) -> str | None:
+    """sha256 over samples of a model's safetensors files, or None where there are none.
+
+    Tensor names, shapes and 64 evenly spaced samples of 16 KiB a file: another model, another size or another
+    fine-tuning of the same model gives another fingerprint, in milliseconds instead of the seconds that hashing
+    gigabytes takes.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
+            header = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            start = 8 + min(header, size)
+            digest.update(head + file.read(min(header, size)))
+            for i in range(FINGERPRINT_SAMPLES):
+                file.seek(start + max(0, size - start - FINGERPRINT_BYTES) * i // (FINGERPRINT_SAMPLES - 1))
+                digest.update(file.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_data(path: str | Path, rows: int) -> dict:
+    """Name, place, sha256 and number of rows of a data file."""
+    return {"name": Path(path).name, "path": os.path.abspath(path), "sha256": file_sha256(path), "rows": rows}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_commit() -> str:
+    """The commit of this code, ``+changes`` if the work tree differs; SOURCE_COMMIT where there is no git."""
+    root = Path(__file__).parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("SOURCE_COMMIT", "unknown")
+    return commit + ("+changes" if changed else "")
+
+
+def _git(root: Path, *args: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()

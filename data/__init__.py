@@ -1,0 +1,1 @@
+"""Dialogues in, examples out: reading, speakers, splitting, prompt, sample corpus."""

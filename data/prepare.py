@@ -1,0 +1,202 @@
+"""Dialogues (CSV) to train.jsonl, eval.jsonl, test.jsonl, split by dialogue, with a leakage report.
+
+    python -m data.prepare --source DIR --output DIR
+
+The article cuts every dialogue three times, shuffles the pieces and splits those, so almost every eval piece
+has its sentences in the train set too. Here whole dialogues are dealt to the splits, pieces that nearly repeat a
+piece of another split are removed, only the train set is rebalanced, and ``leakage.json`` counts what is left.
+"""
+
+import argparse
+import collections
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from .leakage import leakage_report, near_duplicates
+from .records import DataError, Dialogue, Line, Skipped, read_dialogues, write_json, write_records
+from .speakers import format_dialogue
+
+PIECE_LENGTHS = (100, 300, 500)
+SPLITS = ("train", "eval", "test")
+SHARES = (0.8, 0.1, 0.1)
+NEAR_DUPLICATE = 0.8
+
+
+def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS) -> list[dict]:
+    """Records of one dialogue, cut once for every length (in characters) into pieces no longer than that.
+
+    Cuts fall between lines; only a line that is longer by itself is cut, at the end of a sentence where it has
+    one. A piece is fraud when one of its lines is. A piece that two lengths cut alike appears once.
+    """
+    pieces = {piece: None for length in lengths for piece in _pieces(dialogue.lines, length)}
+    return [_record(dialogue, piece) for piece in pieces]
+
+
+def _pieces(lines: Sequence[Line], length: int) -> Iterable[tuple[Line, ...]]:
+    piece, size = [], 0
+    for line in (part for line in lines for part in _parts(line, length)):
+        if piece and size + len(line.content) > length:
+            yield tuple(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line.content)
+    if piece:
+        yield tuple(piece)
+
+
+def _parts(line: Line, length: int) -> Iterable[Line]:
+    """The line, or its parts if it is longer than `length`."""
+    rest = line.content
+    while len(rest) > length:
+        sentences = list(re.finditer(r"[。！？；!?;]", rest[:length]))
+        end = sentences[-1].end() if sentences else length
+        yield Line(line.speaker, rest[:end], line.is_fraud)
+        rest = rest[end:]
+    yield Line(line.speaker, rest, line.is_fraud)
+
+
+def _record(dialogue: Dialogue, piece: Sequence[Line]) -> dict:
+    return {
+        "input": format_dialogue([(line.speaker, line.content) for line in piece]),
+        "label": any(line.is_fraud for line in piece),
+        "fraud_speaker": next((line.speaker for line in piece if line.is_fraud), ""),
+        "case": dialogue.case,
+        "category": dialogue.category,
+    }
+
+
+def split_by_case(dialogues: Sequence[Dialogue], *, shares: Sequence[float] = SHARES,
+                  seed: int = 0) -> dict[str, list[Dialogue]]:
+    """Deals whole dialogues to train, eval and test, category by category, so that each split has every kind."""
+    by_category = collections.defaultdict(list)
+    for dialogue in dialogues:
+        by_category[dialogue.category].append(dialogue)
+    rng = random.Random(seed)
+    splits = {name: [] for name in SPLITS}
+    for category in sorted(by_category):
+        members = sorted(by_category[category], key=lambda dialogue: dialogue.case)
+        rng.shuffle(members)
+        for name, part in zip(SPLITS, _deal(members, shares), strict=True):
+            splits[name].extend(part)
+    return splits
+
+
+def _deal(members: list, shares: Sequence[float]) -> list[list]:
+    ends = [round(len(members) * sum(shares[:i + 1]) / sum(shares)) for i in range(len(shares))]
+    return [members[start:end] for start, end in zip([0, *ends], ends)]
+
+
+def remove_near_duplicates(splits: dict[str, list[dict]], *, threshold: float = NEAR_DUPLICATE) -> dict[str, int]:
+    """Removes, in place, train pieces that nearly repeat an eval or test piece, and eval ones a test piece.
+
+    Returns how many pieces each split lost. The rarer split keeps its pieces: a test set is dearer than a train
+    set.
+    """
+    removed = {"test": 0}
+    for name, others in (("eval", ["test"]), ("train", ["eval", "test"])):
+        held_out = [record["input"] for other in others for record in splits[other]]
+        repeats = near_duplicates([record["input"] for record in splits[name]], held_out, threshold=threshold)
+        splits[name] = [record for record, repeated in zip(splits[name], repeats, strict=True) if not repeated]
+        removed[name] = int(sum(repeats))
+    return removed
+
+
+def rebalance(records: Sequence[dict], *, negatives_per_positive: float = 1.0, seed: int = 0) -> list[dict]:
+    """Drops records of the more frequent label at random until the ratio holds; keeps the order of the rest."""
+    positives = [i for i, record in enumerate(records) if record["label"]]
+    negatives = [i for i, record in enumerate(records) if not record["label"]]
+    rng = random.Random(seed)
+    n_negatives = min(len(negatives), round(len(positives) * negatives_per_positive))
+    n_positives = min(len(positives), round(n_negatives / negatives_per_positive))
+    kept = sorted(rng.sample(positives, n_positives) + rng.sample(negatives, n_negatives))
+    return [records[i] for i in kept]
+
+
+def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = PIECE_LENGTHS,
+            shares: Sequence[float] = SHARES, negatives_per_positive: float = 1.0, seed: int = 0) -> dict:
+    """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes."""
+    skipped = Skipped()
+    dialogues = read_dialogues(source, skipped)
+    cases = split_by_case(dialogues, shares=shares, seed=seed)
+    splits = {name: [record for dialogue in cases[name] for record in cut_dialogue(dialogue, lengths)]
+              for name in SPLITS}
+    cut = {name: len(records) for name, records in splits.items()}
+    removed = remove_near_duplicates(splits)
+    splits["train"] = rebalance(splits["train"], negatives_per_positive=negatives_per_positive, seed=seed)
+    for name in SPLITS:
+        if len({record["label"] for record in splits[name]}) < 2:
+            raise DataError(f"{source}: the {name} split would have one label only; it needs more dialogues "
+                            "of both kinds")
+        random.Random(seed).shuffle(splits[name])
+    report = {
+        "settings": {"lengths": list(lengths), "shares": list(shares), "seed": seed,
+                     "negatives_per_positive": negatives_per_positive, "near_duplicate": NEAR_DUPLICATE},
+        "skipped_lines": len(skipped),
+        "skipped": [Path(place).name for place in skipped.places],
+        "splits": {name: _counts(splits[name], cut[name], removed[name]) for name in SPLITS},
+        **leakage_report(splits, seed=seed),
+    }
+    for name in SPLITS:
+        write_records(Path(output) / f"{name}.jsonl", splits[name])
+    write_json(Path(output) / "leakage.json", report)
+    return report
+
+
+def _counts(records: Sequence[dict], cut: int, removed: int) -> dict:
+    return {
+        "records": len(records),
+        "fraud": sum(record["label"] for record in records),
+        "cases": len({record["case"] for record in records}),
+        "cut": cut,
+        "removed_as_near_duplicates": removed,
+        "removed_by_rebalancing": cut - removed - len(records),
+    }
+
+
+def describe(report: dict) -> str:
+    """The leakage report as a short table for people."""
+    lines = [f"{'split':<6} {'records':>8} {'fraud':>7} {'cases':>6} {'near-dup removed':>17} {'rebalanced away':>16}"]
+    for name, counts in report["splits"].items():
+        lines.append(f"{name:<6} {counts['records']:>8} {counts['fraud']:>7} {counts['cases']:>6} "
+                     f"{counts['removed_as_near_duplicates']:>17} {counts['removed_by_rebalancing']:>16}")
+    for name, leak in report["leakage"].items():
+        lines.append(f"{name}: {leak['shared_cases']} dialogues in common, "
+                     f"{leak['near_duplicates']} near-duplicates, "
+                     f"{leak['rows_sharing_a_line']:.1%} of rows share a whole line")
+    shuffled = report["if_pieces_were_shuffled"]
+    lines.append(f"had the pieces been shuffled as in the article: {shuffled['rows_sharing_a_line']:.1%} of rows")
+    if report["skipped_lines"]:
+        lines.append(f"skipped {report['skipped_lines']} lines: {'; '.join(report['skipped'][:3])}; ... "
+                     "(all in leakage.json)")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
+    parser.add_argument("--source", required=True, help="a folder of dialogue CSVs, or one CSV file")
+    parser.add_argument("--output", required=True, help="folder for train.jsonl, eval.jsonl, test.jsonl, leakage.json")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(PIECE_LENGTHS),
+                        help="piece lengths in characters (default: %(default)s)")
+    parser.add_argument("--shares", type=float, nargs=3, default=list(SHARES), metavar=("TRAIN", "EVAL", "TEST"))
+    parser.add_argument("--negatives-per-positive", type=float, default=1.0, help="in train only (default: 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if min(args.lengths) < 1 or min(args.shares) <= 0 or args.negatives_per_positive <= 0:
+        parser.error("lengths, shares and --negatives-per-positive must be above zero")
+    try:
+        report = prepare(args.source, args.output, lengths=args.lengths, shares=args.shares,
+                         negatives_per_positive=args.negatives_per_positive, seed=args.seed)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(describe(report))
+    print(f"written to {args.output}; next: python trainer.py --model MODEL --train {args.output}/train.jsonl "
+          f"--eval {args.output}/eval.jsonl --output outputs/run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The one prompt of the project, used by training, scoring and generating alike.
+
+A prompt is ``head + dialogue + tail``: the head holds the chat template's opening and the instruction, the tail
+opens the model's turn. Only the dialogue is ever truncated, and it is tokenised apart from the template, so that
+``<|im_end|>`` inside a dialogue stays plain text and can end no turn.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Sequence
+
+from .records import DataError
+from .speakers import neutral_speakers
+
+INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
+DIALOGUE_MARK = "DIALOGUE-GOES-HERE"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a checkpoint was taught, all that is needed to ask it again; saved with it and rebuilt from there.
+
+    Attributes:
+        instruction: text before the dialogue, in the user's turn.
+        answers: the completion that means fraud and the one that does not.
+        neutral_speakers: whether speaker names become roles; off only to show why it is there.
+        max_length: tokens of prompt and completion together; longer dialogues lose their end.
+        threshold: probability of fraud from which on a dialogue is called one.
+    """
+
+    instruction: str = INSTRUCTION
+    answers: tuple[str, str] = ('{"is_fraud": true}', '{"is_fraud": false}')
+    neutral_speakers: bool = True
+    max_length: int = 2048
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answers", tuple(self.answers))  # JSON gives a list back
+
+
+class PromptEncoder:
+    """Turns dialogues into token ids for one tokenizer and one task.
+
+    Attributes:
+        head, tail: token ids before and after the dialogue.
+        completions: label -> token ids of its answer, end token included.
+        answer_prefix: the ids that both answers begin with.
+        label_ids: (id that continues to "fraud", id that continues to "not fraud").
+        end_id: the token that ends an answer.
+        truncated: how many dialogues were cut so far.
+    """
+
+    def __init__(self, tokenizer, task: Task, *, window: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.task = task
+        self.end_id = tokenizer.eos_token_id
+        if self.end_id is None:
+            raise DataError("the tokenizer has no end token (eos_token); set one before training")
+        head, tail = _template(tokenizer, task.instruction)
+        self.head, self.tail = self._ids(head), self._ids(tail)
+        fraud, honest = (self._ids(answer) for answer in task.answers)
+        self.completions = {True: fraud + [self.end_id], False: honest + [self.end_id]}
+        shared = next((i for i, pair in enumerate(zip(fraud, honest)) if pair[0] != pair[1]), None)
+        if shared is None:
+            raise DataError(f"the two answers {task.answers} do not differ in any token of this tokenizer")
+        self.answer_prefix = fraud[:shared]
+        self.label_ids = (fraud[shared], honest[shared])
+        self.control_tokens = _control_tokens(tokenizer)
+        window = min(n for n in (task.max_length, window, tokenizer.model_max_length) if n)
+        self.room = window - len(self.head) - len(self.tail) - max(map(len, self.completions.values()))
+        if self.room < 1:
+            raise DataError(f"max_length {window} leaves no room for a dialogue after instruction and answer; "
+                            f"it must be at least {window - self.room + 1}")
+        self.truncated = 0
+
+    def prompts(self, dialogues: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompt of each dialogue, up to where the model's answer begins."""
+        if self.task.neutral_speakers:
+            dialogues = [neutral_speakers(text) for text in dialogues]
+        encoded = self._plain_ids(dialogues)
+        self.truncated += sum(len(ids) > self.room for ids in encoded)
+        return [self.head + ids[:self.room] + self.tail for ids in encoded]
+
+    def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> list[dict[str, list[int]]]:
+        """Training examples: ``input_ids`` and, of the same length, ``labels`` with -100 on the prompt."""
+        examples = []
+        for prompt, label in zip(self.prompts(dialogues), labels, strict=True):
+            completion = self.completions[label]
+            examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+        return examples
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts in which no control token is recognised."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        if self.control_tokens is not None:
+            for row, text in enumerate(texts):
+                cuts = [match.start() + 1 for match in self.control_tokens.finditer(text)]
+                if cuts:  # tokenised in pieces, each cut inside a control token, none is whole any more
+                    bounds = zip([0, *cuts], [*cuts, len(text)])
+                    encoded[row] = [id for start, end in bounds for id in self._ids(text[start:end])]
+        return encoded
+
+
+def _template(tokenizer, instruction: str) -> tuple[str, str]:
+    """(text before, text after) the dialogue: the tokenizer's chat template, or a plain one where it has none."""
+    if getattr(tokenizer, "chat_template", None):
+        message = {"role": "user", "content": instruction + DIALOGUE_MARK}
+        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    else:
+        starts_with_bos = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+        text = f"{tokenizer.bos_token if starts_with_bos else ''}{instruction}{DIALOGUE_MARK}\n\n"
+    head, mark, tail = text.partition(DIALOGUE_MARK)
+    if not mark:
+        raise DataError("the tokenizer's chat template drops the user's message")
+    return head, tail
+
+
+def _control_tokens(tokenizer) -> re.Pattern | None:
+    """Matches, at every place where one starts, any token that the tokenizer would cut out of a text whole."""
+    words = {str(token) for token in tokenizer.added_tokens_decoder.values() if len(str(token).strip()) > 1}
+    if not words:
+        return None
+    return re.compile("(?=" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")")

@@ -1,0 +1,275 @@
+"""Read and write the two file formats of the project, strictly.
+
+*Records* are JSONL, one object a line: ``input`` (str) and ``label`` (bool), optionally ``instruction``,
+``case``, ``category`` and ``fraud_speaker`` (str). *Dialogues* are CSV, one spoken line a row:
+``case, speaker, content, is_fraud``. Nothing is coerced, dropped or defaulted in silence: a bad file raises
+`DataError`, whose one line names the file, the line, the key and the remedy.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterable, Iterator
+
+CSV_COLUMNS = ("case", "speaker", "content", "is_fraud")
+REQUIRED_KEYS = {"input": str, "label": bool}
+OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speaker": str}
+CSV_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+
+
+class DataError(ValueError):
+    """Something the user can mend, said in one line; commands print it and exit with code 2."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One spoken line and whether it is part of a fraud."""
+
+    speaker: str
+    content: str
+    is_fraud: bool
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One conversation; `case` is unique within a corpus, `category` is the kind of scam or of honest talk."""
+
+    case: str
+    category: str
+    lines: tuple[Line, ...]
+
+
+@dataclass
+class Skipped:
+    """Named and counted: what a reader passed over although the file as a whole is good."""
+
+    places: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        self.places.append(place)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def summary(self, shown: int = 5) -> str:
+        rest = f" and {len(self) - shown} more" if len(self) > shown else ""
+        return f"skipped {len(self)}: " + "; ".join(self.places[:shown]) + rest
+
+
+# ---------------------------------------------------------------------------------------------- JSONL records
+
+
+def read_records(path: str | Path, skipped: Skipped | None = None) -> list[dict]:
+    """All records of a JSONL file.
+
+    Args:
+        path: the file; UTF-8, with or without a byte-order mark, LF or CRLF.
+        skipped: where to note records whose ``input`` is empty. Without it an empty ``input`` is an error.
+
+    Raises:
+        DataError: the file is missing, empty, not UTF-8, or a line is not a good record.
+    """
+    records = []
+    for number, text in numbered_lines(path):
+        record = parse_record(text, f"{path}:{number}")
+        if record["input"].strip():
+            records.append(record)
+        elif skipped is None:
+            raise DataError(f"{path}:{number}: 'input' is empty; remove the line or give it a dialogue")
+        else:
+            skipped.add(f"{path}:{number}: 'input' is empty")
+    if not records:
+        raise DataError(f"{path}: no records; expected one JSON object a line with 'input' and 'label'")
+    return records
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text) of each line that is not blank, read lazily."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
+    number = 0
+    try:
+        # newline="\n": only LF ends a line, so that a stray CR inside one is seen as what it is.
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    yield number, text
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def parse_record(text: str, place: str) -> dict:
+    """One record from its JSON text; `place` (``path:line``) opens every error."""
+    try:
+        record = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+    except (_BadJson, RecursionError) as error:
+        raise DataError(f"{place}: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: expected a JSON object, found {_kind(record)}")
+    for key, kind in REQUIRED_KEYS.items():
+        if key not in record:
+            raise DataError(f"{place}: key '{key}' is missing")
+        _check_kind(record[key], kind, key, place)
+    for key, kind in OPTIONAL_KEYS.items():
+        if key in record:
+            _check_kind(record[key], kind, key, place)
+    _check_encodable(record, place)
+    return record
+
+
+class _BadJson(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise _BadJson(f"key {double!r} appears twice")
+    return record
+
+
+def _refuse_constant(name: str) -> None:
+    raise _BadJson(f"{name} is not a JSON value")
+
+
+def _check_kind(value: object, kind: type, key: str, place: str) -> None:
+    if isinstance(value, kind):
+        return
+    wanted = "true or false, without quotes" if kind is bool else "a string"
+    raise DataError(f"{place}: key '{key}' must be {wanted}, found {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    shown = json.dumps(value, ensure_ascii=True)
+    names = {str: "the string", bool: "", type(None): "", list: "a list", dict: "an object"}
+    name = names.get(type(value), "the number")
+    if isinstance(value, (list, dict)):
+        return name
+    return f"{name} {shown if len(shown) <= 40 else shown[:37] + '...'}".strip()
+
+
+def _check_encodable(record: dict, place: str) -> None:
+    """JSON can spell half a surrogate pair (``"\\ud800"``), which no tokenizer and no file can hold."""
+    for key, value in record.items():
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"{place}: key '{key}' holds half a surrogate pair, which is not text") from None
+
+
+def write_records(path: str | Path, records: Iterable[dict]) -> None:
+    """Write records as JSONL, atomically: the file is complete or untouched."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write one JSON document, atomically, refusing NaN and infinities (they are not JSON)."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 with LF line ends."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes a private file; data is as readable as its neighbours
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+# ---------------------------------------------------------------------------------------------- CSV dialogues
+
+
+def read_dialogues(path: str | Path, skipped: Skipped) -> list[Dialogue]:
+    """All dialogues of a CSV file, or of every ``*.csv`` in a folder (in name order).
+
+    A file's name without ``.csv`` and without a trailing count such as ``(200)`` is its dialogues' category;
+    their `case` becomes ``category/case``, since files number their cases independently. Rows with an empty
+    ``content`` or an empty ``is_fraud`` are noted in `skipped`; any other fault is an error.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_dialogue_file(path, skipped)
+    files = sorted(path.glob("*.csv"))
+    if not files:
+        raise DataError(f"{path}: no *.csv files in this folder; expected columns {', '.join(CSV_COLUMNS)}")
+    dialogues = [dialogue for file in files for dialogue in _read_dialogue_file(file, skipped)]
+    cases = [dialogue.case for dialogue in dialogues]
+    if len(set(cases)) < len(cases):
+        double = next(case for case in cases if cases.count(case) > 1)
+        raise DataError(f"{path}: two files hold the case {double!r}; rename one of the files")
+    return dialogues
+
+
+def _read_dialogue_file(path: Path, skipped: Skipped) -> list[Dialogue]:
+    category = re.sub(r"\s*\(\d+\)$", "", path.stem)
+    lines_of_case: dict[str, list[Line]] = {}
+    for number, row in _csv_rows(path):
+        place = f"{path}:{number}"
+        if not row["case"].strip():
+            raise DataError(f"{place}: column 'case' is empty; every line belongs to a dialogue")
+        empty = [name for name in ("content", "is_fraud") if not row[name].strip()]
+        if empty:
+            skipped.add(f"{place}: column '{empty[0]}' is empty")
+            continue
+        if row["is_fraud"] not in CSV_LABELS:
+            raise DataError(f"{place}: column 'is_fraud' must be True or False, found {row['is_fraud']!r}")
+        line = Line(row["speaker"].strip(), row["content"].strip(), CSV_LABELS[row["is_fraud"]])
+        lines_of_case.setdefault(row["case"].strip(), []).append(line)
+    if not lines_of_case:
+        raise DataError(f"{path}: no dialogue lines; expected rows of {', '.join(CSV_COLUMNS)}")
+    return [Dialogue(f"{category}/{case}", category, tuple(lines)) for case, lines in lines_of_case.items()]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, row) of each data row; a quoted field may span lines, the number is that of its last."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise DataError(f"{path}:1: column '{missing[0]}' is missing; expected {', '.join(CSV_COLUMNS)}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{path}:{reader.line_num}: expected {len(reader.fieldnames)} columns; "
+                                "quote contents that hold a comma")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+
+
+def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> None:
+    """Write dialogues of one category as CSV, atomically; `read_dialogues` gives them back."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for dialogue in dialogues:
+        case = dialogue.case.removeprefix(f"{dialogue.category}/")
+        for line in dialogue.lines:
+            writer.writerow((case, line.speaker, line.content, line.is_fraud))
+    write_text(path, text.getvalue())

@@ -1,0 +1,80 @@
+"""Who says what: lines of a dialogue text, neutral roles, and renaming the other way round.
+
+The article's corpus calls the speakers of every harmless meeting 发言人1, 发言人2, ... and those of every scam by
+name (some of them 骗子), so a model can score F1 0.914 by reading names alone. Names therefore become neutral
+roles, A, B, C, ... in order of appearance, before anything is tokenised: two dialogues that differ only in
+speaker names give the same tokens.
+"""
+
+import re
+import string
+
+# A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time or an address.
+SPEAKER = re.compile(r"^(?!https?:|\d+:)([^:：，。！？；,!?;\n]{1,40})[:：][^\S\n]*")
+NARRATOR = "旁白"
+PERSONAL_NAMES = ("李明", "王芳", "张伟", "刘洋", "陈静", "杨强", "赵敏", "黄磊", "周婷", "吴刚", "徐丽", "孙浩")
+
+
+def split_lines(text: str) -> list[tuple[str | None, str]]:
+    """(speaker, content) of each line of a dialogue text; speaker None where a line names none."""
+    lines = []
+    for line in text.split("\n"):
+        match = SPEAKER.match(line)
+        name = match.group(1).strip() if match else ""
+        lines.append((name, line[match.end():]) if name else (None, line))
+    return lines
+
+
+def join_lines(lines: list[tuple[str | None, str]]) -> str:
+    """The dialogue text of (speaker, content) lines; the inverse of `split_lines`."""
+    return "\n".join(content if name is None else f"{name}: {content}" for name, content in lines)
+
+
+def format_dialogue(lines: list[tuple[str, str]]) -> str:
+    """The dialogue text of spoken lines, whatever characters their speakers' names hold.
+
+    A corpus has speakers called ``诈骗者: 李浩`` or nothing at all, and contents of several paragraphs; none of
+    them may be mistaken for a line of somebody else.
+    """
+    return join_lines([(safe_name(name), " ".join(content.split())) for name, content in lines])
+
+
+def safe_name(name: str) -> str:
+    """A speaker's name that `SPEAKER` reads back."""
+    name = " ".join(re.sub(r"[:：，。！？；,!?;\s]+", " ", name).split())[:40].strip()
+    if not name:
+        return NARRATOR
+    return name if SPEAKER.match(f"{name}: ") else f"{NARRATOR} {name}"[:40]
+
+
+def map_speakers(text: str, names_of) -> str:
+    """`text` with its speakers renamed by ``names_of(list of names in order of appearance) -> new names``."""
+    lines = split_lines(text)
+    names = list(dict.fromkeys(name for name, _ in lines if name is not None))
+    renamed = dict(zip(names, names_of(names), strict=True))
+    return join_lines([(renamed.get(name), content) for name, content in lines])
+
+
+def neutral_speakers(text: str) -> str:
+    """`text` with every speaker called by a role: A, B, ..., Z, A1, B1, ... in order of appearance."""
+    return map_speakers(text, lambda names: [_role(index) for index in range(len(names))])
+
+
+def _role(index: int) -> str:
+    turn, letter = divmod(index, len(string.ascii_uppercase))
+    return string.ascii_uppercase[letter] + (str(turn) if turn else "")
+
+
+def swap_speakers(text: str) -> str:
+    """`text` with its speakers renamed the other way round, to show what a model owes to names.
+
+    A meeting's 发言人N get personal names, all others become 发言人1, 发言人2, ... in order of appearance.
+    """
+    return map_speakers(text, _other_way_round)
+
+
+def _other_way_round(names: list[str]) -> list[str]:
+    if any(name.startswith("发言人") for name in names):
+        return [PERSONAL_NAMES[i % len(PERSONAL_NAMES)] + ("" if i < len(PERSONAL_NAMES) else str(i))
+                for i in range(len(names))]
+    return [f"发言人{i + 1}" for i in range(len(names))]

@@ -1,0 +1,546 @@
+"""QLoRA fine-tuning of a causal language model on fraud dialogues.
+
+    python trainer.py --model MODEL --train train.jsonl --eval eval.jsonl --output outputs/run [--resume]
+
+MODEL is a folder, a Hugging Face hub id, or ``modelscope:ID``. Every field of `TrainingArguments` is an option:
+``--max-steps 4 --learning-rate 2e-4``. In a notebook, ``%run trainer.py`` or ``import trainer`` gives the five
+functions below, to be called in their order.
+"""
+
+import argparse
+import builtins
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from checkpoints import (
+    Lineage,
+    checkpoints_in,
+    describe_base,
+    describe_data,
+    lineage_of,
+    newest_complete_checkpoint,
+    save_task_file,
+)
+from data.prompt import PromptEncoder, Task
+from data.records import DataError, Skipped, read_records
+from figures import save_loss_curve
+
+MODELSCOPE = "modelscope:"
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
+GROUPED_BATCHES = 50  # rows of so many batches are sorted together: few padded tokens, yet a new mix every epoch
+SKIPPED_STEPS_LIMIT = 20  # fp16 loss scaling skips steps with infinite gradients while it finds its scale
+
+# Names that transformers 5 removed or renamed. Assigning them after construction would be ignored in silence.
+LATE_NAMES = {
+    "warmup_ratio": "warmup_steps",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+ARGUMENT_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient is not finite; says at which step, and which checkpoint is the last good one."""
+
+
+# --------------------------------------------------------------------------------------------------- the model
+
+
+def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4",
+               double_quantization: bool = False, trust_remote_code: bool = False):
+    """Loads a causal LM with 4-bit base weights, and its tokenizer.
+
+    Args:
+        model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
+        device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
+        quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), or ``none`` for 16-bit weights.
+        double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
+
+    Returns:
+        (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
+
+    Raises:
+        DataError: no model there, or files that are none.
+    """
+    folder = locate_model(model_path)
+    device = pick_device(device)
+    dtype = compute_dtype(device)
+    config = None
+    if quantization != "none":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization,
+                                    bnb_4bit_use_double_quant=double_quantization, bnb_4bit_compute_dtype=dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, quantization_config=config, device_map={"": device},
+            use_safetensors=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding comes after the last token and is never attended to
+    model.lineage = Lineage(base={**describe_base(folder), "name": Path(model_path).name},
+                            quantization={"type": quantization, "double": double_quantization})
+    return model, tokenizer
+
+
+def locate_model(model_path: str) -> str:
+    """The folder of a model, fetched from its hub unless it lies on this machine."""
+    path = Path(model_path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DataError(f"{model_path}: no config.json in this folder; a model is config, tokenizer and "
+                            "*.safetensors")
+        return str(path)
+    if model_path.startswith(("/", ".", "~")) or path.exists():
+        raise DataError(f"{model_path}: no such folder")
+    try:
+        if model_path.startswith(MODELSCOPE):
+            from modelscope import snapshot_download  # optional: pip install modelscope
+            return snapshot_download(model_path.removeprefix(MODELSCOPE), allow_patterns=MODEL_FILES)
+        from huggingface_hub import snapshot_download
+        return snapshot_download(model_path, allow_patterns=MODEL_FILES)
+    except ImportError:
+        raise DataError(f"{model_path}: models from ModelScope need: pip install modelscope") from None
+    except Exception as error:  # the hubs' libraries raise errors of a dozen unrelated types
+        raise DataError(f"{model_path}: no such folder, and no such model to fetch: {one_line(error)}") from error
+
+
+def pick_device(device: str) -> str:
+    """`device` with its index, or ``cpu`` where a GPU is asked for and there is none."""
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            print("no CUDA device here: using the CPU", file=sys.stderr)
+            return "cpu"
+        if device == "cuda":
+            return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return device
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """bf16 where the GPU computes in it, fp16 on older ones (T4), fp32 on a CPU."""
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def build_loraconfig(**overrides) -> LoraConfig:
+    """The article's LoRA: rank 16, alpha 32, dropout 0.2 on all seven projections of a decoder layer.
+
+    18,464,768 trainable parameters on Qwen2-1.5B. Hu et al., LoRA, 2021.
+    """
+    settings = {"task_type": "CAUSAL_LM", "target_modules": list(TARGET_MODULES), "inference_mode": False,
+                "r": 16, "lora_alpha": 32, "lora_dropout": 0.2}
+    return LoraConfig(**{**settings, **overrides})
+
+
+# ---------------------------------------------------------------------------------------------------- the data
+
+
+def load_dataset(train_path: str, eval_path: str, tokenizer, *, task: Task = Task()) -> tuple[Dataset, Dataset]:
+    """The examples of a train and an eval file, tokenised with the task's prompt.
+
+    Columns: ``input_ids`` and ``labels``, lists of equal length, -100 on the prompt. How they were made travels
+    in ``dataset.info.description`` to the checkpoint. Records without a dialogue and truncated dialogues are
+    counted on standard error.
+    """
+    return _examples(train_path, tokenizer, task), _examples(eval_path, tokenizer, task)
+
+
+def _examples(path: str, tokenizer, task: Task) -> Dataset:
+    skipped = Skipped()
+    records = read_records(path, skipped)
+    if skipped:
+        print(skipped.summary(), file=sys.stderr)
+    encoder = PromptEncoder(tokenizer, task)
+    examples = encoder.examples([record["input"] for record in records], [record["label"] for record in records])
+    if encoder.truncated:
+        print(f"{path}: {encoder.truncated} dialogues longer than {encoder.room} tokens lose their end",
+              file=sys.stderr)
+    dataset = Dataset.from_list(examples)
+    origin = {"task": dataclasses.asdict(task), "data": describe_data(path, len(records))}
+    dataset.info.description = json.dumps(origin, ensure_ascii=False)
+    return dataset
+
+
+def _origin_of(dataset: Dataset) -> tuple[Task, dict]:
+    """(task, data file) that `load_dataset` noted; the defaults for a dataset made by other means."""
+    try:
+        origin = json.loads(dataset.info.description)
+        return Task(**origin["task"]), origin["data"]
+    except (AttributeError, ValueError, KeyError, TypeError):
+        return Task(), {}
+
+
+class RightPaddingCollator:
+    """Pads a batch on the right, without an attention mask.
+
+    In a causal model no token attends to what follows it, so padding on the right is exact without a mask and
+    keeps the fastest attention kernel. (Left padding needs a mask, and with SDPA it gave NaN gradients.)
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """``input_ids`` and ``labels``, both [rows, tokens], tokens a multiple of 8."""
+        return {"input_ids": pad_right([example["input_ids"] for example in examples], self.pad_token_id),
+                "labels": pad_right([example["labels"] for example in examples], -100)}
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """[rows, tokens] of ids, padded with `value` to a multiple of 8 tokens."""
+    width = math.ceil(max(map(len, rows)) / PADDING_MULTIPLE) * PADDING_MULTIPLE
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+class LengthGroupedBatches(torch.utils.data.Sampler[int]):
+    """Row numbers such that every `batch_size` of them are of similar length, batches in random order.
+
+    Sorting runs each group from long to short, and length tells the classes apart: without shuffling the batches
+    the optimiser would see the class mix drift. Depends on `seed` and epoch alone, so a resumed run sees the
+    same batches.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = torch.as_tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+        order = torch.randperm(len(self), generator=generator)
+        whole = len(self) - len(self) % self.batch_size  # the last, smaller batch stays last
+        batches = []
+        for group in order[:whole].split(GROUPED_BATCHES * self.batch_size):
+            batches.extend(group[self.lengths[group].argsort(stable=True)].split(self.batch_size))
+        for batch in torch.randperm(len(batches), generator=generator):
+            yield from batches[batch].tolist()
+        yield from order[whole:].tolist()
+
+
+# ------------------------------------------------------------------------------------------------ the training
+
+
+@contextlib.contextmanager
+def logits_only_at(model, positions: torch.Tensor):
+    """Within this context `model` computes logits only where `positions` ([rows, tokens] bool) is true.
+
+    The logits of Qwen2 are 151,936 numbers a token, several copies of them in training: 16 rows of 530 tokens
+    fill tens of GB, and all but the label positions are thrown away. A hook on the output layer selects its
+    inputs, so the model's own forward runs unchanged, inside autocast, PEFT and DDP; ``.logits`` becomes
+    [number of positions, vocabulary].
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][positions],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_labels=None) -> torch.Tensor:
+    """Cross-entropy of the labels that are not -100, equal to the model's own loss over all logits.
+
+    Args:
+        model: a causal LM, wrapped or not.
+        input_ids, labels: [rows, tokens], padded on the right, labels -100 where there is nothing to learn.
+        n_labels: what to divide the sum by; the labels of this batch unless gradients are accumulated.
+
+    Returns:
+        A scalar in fp32.
+    """
+    positions = torch.zeros_like(labels, dtype=torch.bool)
+    positions[:, :-1] = labels[:, 1:] != -100  # the logits at a token predict the next one
+    with logits_only_at(_unwrapped(model), positions):
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    targets = labels[:, 1:][positions[:, :-1]]
+    loss = cross_entropy(logits.float(), targets, reduction="sum")
+    return loss / (n_labels if n_labels is not None else targets.numel())
+
+
+def _unwrapped(model):
+    return getattr(model, "module", model)
+
+
+class LabelPositionTrainer(Trainer):
+    """Trainer with logits at label positions only, length-grouped batches, and no step on a non-finite loss."""
+
+    def __init__(self, *args, lineage: Lineage, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.lineage = lineage
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step
+        self.skipped_steps = 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """(loss, None, None): eval needs the loss only, and never holds logits."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            return label_position_loss(model, inputs["input_ids"], inputs["labels"]), None, None
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(self._divergence(f"loss {loss.item()}"))
+        return loss
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        if not math.isfinite(metrics.get("eval_loss", 0.0)):
+            raise TrainingDiverged(self._divergence(f"eval loss {metrics['eval_loss']}"))
+        return metrics
+
+    def require_finite_gradients(self) -> None:
+        """Stops before the optimiser takes a step on a gradient that is not finite."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.skipped_steps = 0 if torch.isfinite(norm) else self.skipped_steps + 1
+        tolerated = SKIPPED_STEPS_LIMIT if self.args.fp16 else 0
+        if self.skipped_steps > tolerated:
+            raise TrainingDiverged(self._divergence(f"gradient norm {norm.item()}"))
+
+    def _divergence(self, what: str) -> str:
+        last = checkpoints_in(self.args.output_dir)
+        kept = f"{last[-1]} is intact" if last else "no checkpoint was written yet"
+        return (f"step {self.state.global_step + 1}: {what} is not finite, training stopped; {kept}. "
+                "Try a lower learning rate")
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        return LengthGroupedBatches(lengths, self.args.per_device_train_batch_size, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset):
+        lengths = torch.tensor([len(ids) for ids in eval_dataset["input_ids"]])
+        return lengths.argsort(stable=True).tolist()  # any sequence of row numbers is a sampler
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        save_task_file(output_dir or self.args.output_dir, self.lineage)
+
+
+class _GradientGuard(TrainerCallback):
+    """Trainer calls callbacks, not itself, between the gradients and the optimiser's step."""
+
+    trainer: LabelPositionTrainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.require_finite_gradients()
+
+
+class FraudTrainingArguments(TrainingArguments):
+    """TrainingArguments whose fields may be assigned afterwards under the names of transformers 4 too.
+
+    A name that this version of transformers does not know is refused; the base class would ignore it.
+    """
+
+    def __setattr__(self, name: str, value) -> None:
+        if getattr(self, "_constructed", False) and not name.startswith("_") and name not in ARGUMENT_NAMES:
+            if LATE_NAMES.get(name) not in ARGUMENT_NAMES and not hasattr(self, name):
+                raise AttributeError(f"TrainingArguments has no {name!r} in this version of transformers")
+        if getattr(self, "_constructed", False) and LATE_NAMES.get(name) in ARGUMENT_NAMES:
+            name = LATE_NAMES[name]
+        super().__setattr__(name, value)
+
+
+def build_train_arguments(output_path: str, **overrides) -> TrainingArguments:
+    """The article's recipe as `TrainingArguments`; any field may be overridden here or assigned afterwards.
+
+    Batch 16, learning rate 1e-4 with 5 % warm-up and cosine decay, weight decay 0.01, 3 epochs, paged 32-bit
+    AdamW, evaluation and checkpoint every 100 steps, the best checkpoint kept. ``use_cpu=True`` keeps off the GPU.
+    """
+    on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
+    dtype = compute_dtype("cuda" if on_gpu else "cpu")
+    checkpointing = "activation_checkpointing"
+    if checkpointing not in ARGUMENT_NAMES:  # its name before transformers 5.20
+        checkpointing = "gradient_checkpointing"
+    settings = {
+        "output_dir": str(output_path),
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 16,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,  # below 1: a share of all steps
+        "weight_decay": 0.01,
+        "optim": "paged_adamw_32bit",
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "use_cpu": not on_gpu,
+        checkpointing: on_gpu,
+        f"{checkpointing}_kwargs": {"use_reentrant": False},
+        "eval_strategy": "steps",
+        "eval_steps": 100,
+        "save_steps": 100,
+        "save_total_limit": 3,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # the filter would log plausible losses for a run that is all NaN
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": on_gpu,
+        "report_to": "none",
+    }
+    aliases = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": f"{checkpointing}_kwargs"}
+    args = FraudTrainingArguments(**{**settings, **{aliases.get(k, k): v for k, v in overrides.items()}})
+    args._n_gpu = min(1, args.n_gpu)  # several GPUs mean DDP (accelerate launch), never DataParallel: 4-bit breaks it
+    args._constructed = True
+    return args
+
+
+def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: LoraConfig, train_dataset: Dataset,
+                  eval_dataset: Dataset, *, early_stopping_patience: int = 5) -> LabelPositionTrainer:
+    """Attaches LoRA adapters and makes the trainer; ``trainer.train()`` does the rest.
+
+    Training stops early when the eval loss has not improved for `early_stopping_patience` evaluations (0: never).
+    ``trainer.model`` ends as the best checkpoint, and remembers its task for `evaluate_with_model`.
+    """
+    lineage = lineage_of(model)
+    lineage.task, lineage.train_data = _origin_of(train_dataset)
+    if not isinstance(model, PeftModel):
+        model = get_peft_model(model, lora_config)
+    model.lineage = lineage
+    guard = _GradientGuard()
+    callbacks = [guard]
+    if early_stopping_patience and train_args.eval_strategy != "no":
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience))
+    guard.trainer = LabelPositionTrainer(
+        model=model, args=train_args, train_dataset=train_dataset, eval_dataset=eval_dataset,
+        processing_class=tokenizer, data_collator=RightPaddingCollator(tokenizer.pad_token_id),
+        callbacks=callbacks, lineage=lineage)
+    return guard.trainer
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+
+def train(args: argparse.Namespace, train_options: dict) -> Path:
+    """What the command does; returns the best checkpoint's folder."""
+    resume_from = _where_to_resume(args)
+    task = Task(neutral_speakers=not args.keep_speaker_names, max_length=args.max_length,
+                **({"instruction": args.instruction} if args.instruction else {}))
+    if args.device == "cpu":
+        train_options["use_cpu"] = True
+    model, tokenizer = load_model(args.model, args.device, quantization=args.quantization,
+                                  double_quantization=args.double_quantization,
+                                  trust_remote_code=args.trust_remote_code)
+    train_dataset, eval_dataset = load_dataset(args.train, args.eval, tokenizer, task=task)
+    lora_config = build_loraconfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
+    trainer = build_trainer(model, tokenizer, build_train_arguments(args.output, **train_options), lora_config,
+                            train_dataset, eval_dataset, early_stopping_patience=args.early_stopping_patience)
+    trainer.model.print_trainable_parameters()
+    trainer.train(resume_from_checkpoint=resume_from)
+    save_loss_curve(trainer.state.log_history, Path(args.output) / "loss_curve.png")
+    return Path(trainer.state.best_model_checkpoint or checkpoints_in(args.output)[-1])
+
+
+def _where_to_resume(args: argparse.Namespace) -> str | None:
+    if not checkpoints_in(args.output):
+        return None
+    if not args.resume:
+        raise DataError(f"{args.output}: holds checkpoints of an earlier run; add --resume to go on with it, "
+                        "or name another --output")
+    folder, passed_over = newest_complete_checkpoint(args.output)
+    print(*passed_over, f"resuming from {folder}" if folder else "no complete checkpoint: starting anew",
+          sep="\n", file=sys.stderr)
+    return str(folder) if folder else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = HfArgumentParser(TrainingArguments, prog="trainer.py", description=__doc__, allow_abbrev=False,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
+    # Only what the user gives counts: the defaults are the article's, in build_train_arguments.
+    parser.set_defaults(**{name: argparse.SUPPRESS for name in ARGUMENT_NAMES})
+    main = parser.add_argument_group("fraud fine-tuning")
+    main.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
+    main.add_argument("--train", required=True, help="JSONL records to train on")
+    main.add_argument("--eval", required=True, help="JSONL records for eval loss, best checkpoint, early stopping")
+    main.add_argument("--output", required=True, help="folder for checkpoints and the loss curve")
+    main.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in OUTPUT")
+    main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
+    main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
+    main.add_argument("--double-quantization", action="store_true")
+    main.add_argument("--lora-r", type=int, default=16)
+    main.add_argument("--lora-alpha", type=int, default=32)
+    main.add_argument("--lora-dropout", type=float, default=0.2)
+    main.add_argument("--early-stopping-patience", type=int, default=5, help="evaluations; 0 never stops early")
+    main.add_argument("--instruction", help="text before the dialogue, instead of the project's own")
+    main.add_argument("--max-length", type=int, default=Task.max_length, help="tokens a row; the dialogue is cut")
+    main.add_argument("--keep-speaker-names", action="store_true", help="to show why names are made neutral")
+    main.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    train_options = {name: value for name, value in vars(args).items() if name in ARGUMENT_NAMES}
+    if "output_dir" in train_options:
+        print("trainer.py: use --output, not --output-dir", file=sys.stderr)
+        return 2
+    disable_progress_bars()
+    try:
+        best = train(args, train_options)
+    except (DataError, TrainingDiverged) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; go on with --resume --output {args.output}", file=sys.stderr)
+        return 130
+    print(f"best checkpoint: {best}")
+    print(f"next: python evaluate.py --model {args.model} --checkpoint {best} --data {args.eval}")
+    return 0
+
+
+# %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
+if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):
+    sys.exit(main())
