@@ -9,13 +9,11 @@ functions below, to be called in their order.
 
 import argparse
 import builtins
-import contextlib
 import dataclasses
 import json
 import math
-import os
+import os  # noqa: F401  the article's cells use os and torch after %run trainer.py
 import sys
-import warnings
 from pathlib import Path
 from typing import Sequence
 
@@ -24,9 +22,6 @@ from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
     EarlyStoppingCallback,
     HfArgumentParser,
     Trainer,
@@ -37,7 +32,6 @@ from transformers import (
 from checkpoints import (
     Lineage,
     checkpoints_in,
-    describe_base,
     describe_data,
     lineage_of,
     newest_complete_checkpoint,
@@ -46,11 +40,9 @@ from checkpoints import (
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, read_records
 from figures import save_loss_curve
+from models import compute_dtype, default_device, load_model, logits_only_at, pad_right
 
-MODELSCOPE = "modelscope:"
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
 GROUPED_BATCHES = 50  # rows of so many batches are sorted together: few padded tokens, yet a new mix every epoch
 SKIPPED_STEPS_LIMIT = 20  # fp16 loss scaling skips steps with infinite gradients while it finds its scale
 
@@ -67,97 +59,6 @@ ARGUMENT_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 class TrainingDiverged(RuntimeError):
     """The loss or a gradient is not finite; says at which step, and which checkpoint is the last good one."""
-
-
-# --------------------------------------------------------------------------------------------------- the model
-
-
-def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4",
-               double_quantization: bool = False, trust_remote_code: bool = False):
-    """Loads a causal LM with 4-bit base weights, and its tokenizer.
-
-    Args:
-        model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
-        device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
-        quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), or ``none`` for 16-bit weights.
-        double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
-
-    Returns:
-        (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
-
-    Raises:
-        DataError: no model there, or files that are none.
-    """
-    folder = locate_model(model_path)
-    device = pick_device(device)
-    dtype = compute_dtype(device)
-    config = None
-    if quantization != "none":
-        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization,
-                                    bnb_4bit_use_double_quant=double_quantization, bnb_4bit_compute_dtype=dtype)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=config, device_map={"": device},
-            use_safetensors=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding comes after the last token and is never attended to
-    model.lineage = Lineage(base={**describe_base(folder), "name": Path(model_path).name},
-                            quantization={"type": quantization, "double": double_quantization})
-    return model, tokenizer
-
-
-def locate_model(model_path: str) -> str:
-    """The folder of a model, fetched from its hub unless it lies on this machine."""
-    path = Path(model_path)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise DataError(f"{model_path}: no config.json in this folder; a model is config, tokenizer and "
-                            "*.safetensors")
-        return str(path)
-    if model_path.startswith(("/", ".", "~")) or path.exists():
-        raise DataError(f"{model_path}: no such folder")
-    try:
-        if model_path.startswith(MODELSCOPE):
-            from modelscope import snapshot_download  # optional: pip install modelscope
-            return snapshot_download(model_path.removeprefix(MODELSCOPE), allow_patterns=MODEL_FILES)
-        from huggingface_hub import snapshot_download
-        return snapshot_download(model_path, allow_patterns=MODEL_FILES)
-    except ImportError:
-        raise DataError(f"{model_path}: models from ModelScope need: pip install modelscope") from None
-    except Exception as error:  # the hubs' libraries raise errors of a dozen unrelated types
-        raise DataError(f"{model_path}: no such folder, and no such model to fetch: {one_line(error)}") from error
-
-
-def pick_device(device: str) -> str:
-    """`device` with its index, or ``cpu`` where a GPU is asked for and there is none."""
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            print("no CUDA device here: using the CPU", file=sys.stderr)
-            return "cpu"
-        if device == "cuda":
-            return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return device
-
-
-def compute_dtype(device: str) -> torch.dtype:
-    """bf16 where the GPU computes in it, fp16 on older ones (T4), fp32 on a CPU."""
-    if not device.startswith("cuda"):
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def build_loraconfig(**overrides) -> LoraConfig:
@@ -224,12 +125,6 @@ class RightPaddingCollator:
                 "labels": pad_right([example["labels"] for example in examples], -100)}
 
 
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """[rows, tokens] of ids, padded with `value` to a multiple of 8 tokens."""
-    width = math.ceil(max(map(len, rows)) / PADDING_MULTIPLE) * PADDING_MULTIPLE
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
 class LengthGroupedBatches(torch.utils.data.Sampler[int]):
     """Row numbers such that every `batch_size` of them are of similar length, batches in random order.
 
@@ -263,23 +158,6 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
 
 
 # ------------------------------------------------------------------------------------------------ the training
-
-
-@contextlib.contextmanager
-def logits_only_at(model, positions: torch.Tensor):
-    """Within this context `model` computes logits only where `positions` ([rows, tokens] bool) is true.
-
-    The logits of Qwen2 are 151,936 numbers a token, several copies of them in training: 16 rows of 530 tokens
-    fill tens of GB, and all but the label positions are thrown away. A hook on the output layer selects its
-    inputs, so the model's own forward runs unchanged, inside autocast, PEFT and DDP; ``.logits`` becomes
-    [number of positions, vocabulary].
-    """
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][positions],))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_labels=None) -> torch.Tensor:
@@ -498,9 +376,10 @@ def _where_to_resume(args: argparse.Namespace) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = HfArgumentParser(TrainingArguments, prog="trainer.py", description=__doc__, allow_abbrev=False,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)
+                              formatter_class=argparse.RawDescriptionHelpFormatter,
+                              usage="trainer.py --model M --train F --eval F --output DIR [--resume] [options]")
     # Only what the user gives counts: the defaults are the article's, in build_train_arguments.
-    parser.set_defaults(**{name: argparse.SUPPRESS for name in ARGUMENT_NAMES})
+    parser.set_defaults(**dict.fromkeys(ARGUMENT_NAMES))
     main = parser.add_argument_group("fraud fine-tuning")
     main.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
     main.add_argument("--train", required=True, help="JSONL records to train on")
@@ -523,7 +402,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    train_options = {name: value for name, value in vars(args).items() if name in ARGUMENT_NAMES}
+    train_options = {name: value for name, value in vars(args).items()
+                     if name in ARGUMENT_NAMES and value is not None}
     if "output_dir" in train_options:
         print("trainer.py: use --output, not --output-dir", file=sys.stderr)
         return 2

@@ -1,0 +1,129 @@
+"""Causal language models, for training and evaluating alike: where they come from, how they load, what they compute."""
+
+import contextlib
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from checkpoints import Lineage, describe_base
+from data.records import DataError
+
+MODELSCOPE = "modelscope:"
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
+
+
+def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4",
+               double_quantization: bool = False, trust_remote_code: bool = False):
+    """Loads a causal LM with 4-bit base weights, and its tokenizer.
+
+    Args:
+        model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
+        device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
+        quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), or ``none`` for 16-bit weights.
+        double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
+
+    Returns:
+        (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
+
+    Raises:
+        DataError: no model there, or files that are none.
+    """
+    folder = locate_model(model_path)
+    device = pick_device(device)
+    dtype = compute_dtype(device)
+    config = None
+    if quantization != "none":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization,
+                                    bnb_4bit_use_double_quant=double_quantization, bnb_4bit_compute_dtype=dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, quantization_config=config, device_map={"": device},
+            use_safetensors=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding comes after the last token and is never attended to
+    model.lineage = Lineage(base={**describe_base(folder), "name": Path(model_path).name},
+                            quantization={"type": quantization, "double": double_quantization})
+    return model, tokenizer
+
+
+def locate_model(model_path: str) -> str:
+    """The folder of a model, fetched from its hub unless it lies on this machine."""
+    path = Path(model_path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DataError(f"{model_path}: no config.json in this folder; a model is config, tokenizer and "
+                            "*.safetensors")
+        return str(path)
+    if model_path.startswith(("/", ".", "~")) or path.exists():
+        raise DataError(f"{model_path}: no such folder")
+    try:
+        if model_path.startswith(MODELSCOPE):
+            from modelscope import snapshot_download  # optional: pip install modelscope
+            return snapshot_download(model_path.removeprefix(MODELSCOPE), allow_patterns=MODEL_FILES)
+        from huggingface_hub import snapshot_download
+        return snapshot_download(model_path, allow_patterns=MODEL_FILES)
+    except ImportError:
+        raise DataError(f"{model_path}: models from ModelScope need: pip install modelscope") from None
+    except Exception as error:  # the hubs' libraries raise errors of a dozen unrelated types
+        raise DataError(f"{model_path}: no such folder, and no such model to fetch: {one_line(error)}") from error
+
+
+def pick_device(device: str) -> str:
+    """`device` with its index, or ``cpu`` where a GPU is asked for and there is none."""
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            print("no CUDA device here: using the CPU", file=sys.stderr)
+            return "cpu"
+        if device == "cuda":
+            return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return device
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """bf16 where the GPU computes in it, fp16 on older ones (T4), fp32 on a CPU."""
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """[rows, tokens] of ids, padded with `value` to a multiple of 8 tokens."""
+    width = math.ceil(max(map(len, rows)) / PADDING_MULTIPLE) * PADDING_MULTIPLE
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+@contextlib.contextmanager
+def logits_only_at(model, positions: torch.Tensor):
+    """Within this context `model` computes logits only where `positions` ([rows, tokens] bool) is true.
+
+    The logits of Qwen2 are 151,936 numbers a token, several copies of them in training: 16 rows of 530 tokens
+    fill tens of GB, and all but the label positions are thrown away. A hook on the output layer selects its
+    inputs, so the model's own forward runs unchanged, inside autocast, PEFT and DDP; ``.logits`` becomes
+    [number of positions, vocabulary].
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][positions],))
+    try:
+        yield
+    finally:
+        hook.remove()
