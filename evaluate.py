@@ -107,7 +107,8 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         debug: print tn, fp, fn and tp too.
         method: ``score`` (a probability from one forward pass) or ``generate`` (the answer written out).
         threshold: probability from which on a dialogue is fraud; default: the checkpoint's.
-        train_path: the train file, for the baselines and the overlap with it; default: the one that the checkpoint names, if it is there.
+        train_path: the train file, for the baselines and the overlap with it; default: the one that the
+            checkpoint names, if it is there.
 
     Returns:
         the report, the same in Python and in JSON; see the README for its fields.

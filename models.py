@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Sequence
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from checkpoints import Lineage, describe_base
@@ -46,7 +47,7 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, quantization_config=config, device_map={"": device},
             use_safetensors=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error

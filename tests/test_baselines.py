@@ -1,0 +1,42 @@
+"""Baselines find what they look at, and nothing else."""
+
+import numpy as np
+
+from baselines import build_baselines, describe_one_word_rule, fit_baselines, fraud_probability
+
+
+def records(name_of, sentence_of, n=60):
+    return [{"input": f"{name_of(i)}: {sentence_of(i)}\n乙{i}: 好。", "label": i % 2 == 0} for i in range(n)]
+
+
+def accuracy(fitted, name, judged):
+    labels = np.array([record["label"] for record in judged])
+    return ((fraud_probability(fitted[name], [record["input"] for record in judged]) >= 0.5) == labels).mean()
+
+
+def test_speaker_names_give_the_label_away_to_the_names_baseline_and_not_to_tfidf():
+    named = records(lambda i: "骗子" if i % 2 == 0 else "同事", lambda i: f"今天第{i // 2}件事。")
+    fitted = fit_baselines(named)
+    assert accuracy(fitted, "speaker_names", named) == 1.0
+    assert accuracy(fitted, "one_word", named) == 1.0 and "骗子" in describe_one_word_rule(fitted["one_word"])
+    assert accuracy(fitted, "tfidf", named) == 0.5  # pairs with the same words and opposite labels
+
+
+def test_sentences_give_the_label_away_to_tfidf_and_not_to_names_or_length():
+    said = records(lambda i: "甲", lambda i: "把钱转来" if i % 2 == 0 else "钱别转来")
+    fitted = fit_baselines(said)
+    assert accuracy(fitted, "tfidf", said) == 1.0
+    assert accuracy(fitted, "length", said) == 0.5
+
+
+def test_the_majority_is_the_more_frequent_label_of_train():
+    rows = records(lambda i: "甲", lambda i: "您好，请讲。")
+    fitted = fit_baselines(rows + [{"input": "甲: 您好", "label": True}] * 3)
+    assert fraud_probability(fitted["majority"], ["甲: 任何话"]).tolist() == [1.0]
+
+
+def test_every_baseline_gives_a_probability_for_unknown_text():
+    fitted = fit_baselines(records(lambda i: f"人{i % 7}", lambda i: "请付款" if i % 2 else "请收款"))
+    for name in build_baselines():
+        probability = fraud_probability(fitted[name], ["从没见过的一句话", "a: b"])
+        assert probability.shape == (2,) and ((0 <= probability) & (probability <= 1)).all()
