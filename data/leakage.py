@@ -1,7 +1,7 @@
 """What two sets of dialogues have in common: cases, whole lines, near-duplicates."""
 
 import random
-from typing import Sequence
+from collections.abc import Sequence
 
 from .speakers import split_lines
 
@@ -37,7 +37,7 @@ def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], thres
         for number in index.get(shingle, ()):
             if number in common:
                 common[number] += 1
-    return any(shared >= threshold * (len(shingles) + sizes[number] - shared) for number, shared in common.items())
+    return any(shared / (len(shingles) + sizes[number] - shared) >= threshold for number, shared in common.items())
 
 
 def _shingles(text: str) -> set[str]:

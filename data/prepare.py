@@ -9,11 +9,12 @@ piece of another split are removed, only the train set is rebalanced, and ``leak
 
 import argparse
 import collections
+import math
 import random
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Sequence
 
 from .leakage import leakage_report, near_duplicates
 from .records import DataError, Dialogue, Line, Skipped, read_dialogues, write_json, write_records
@@ -37,12 +38,12 @@ def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS) -> 
 
 def _pieces(lines: Sequence[Line], length: int) -> Iterable[tuple[Line, ...]]:
     piece, size = [], 0
-    for line in (part for line in lines for part in _parts(line, length)):
-        if piece and size + len(line.content) > length:
+    for part in (part for line in lines for part in _parts(line, length)):
+        if piece and size + len(part.content) > length:
             yield tuple(piece)
             piece, size = [], 0
-        piece.append(line)
-        size += len(line.content)
+        piece.append(part)
+        size += len(part.content)
     if piece:
         yield tuple(piece)
 
@@ -184,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--negatives-per-positive", type=float, default=1.0, help="in train only (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if min(args.lengths) < 1 or min(args.shares) <= 0 or args.negatives_per_positive <= 0:
+    if not all(0 < value < math.inf for value in (*args.lengths, *args.shares, args.negatives_per_positive)):
         parser.error("lengths, shares and --negatives-per-positive must be above zero")
     try:
         report = prepare(args.source, args.output, lengths=args.lengths, shares=args.shares,

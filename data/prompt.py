@@ -6,8 +6,8 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from .records import DataError
 from .speakers import neutral_speakers
@@ -66,7 +66,7 @@ class PromptEncoder:
         self.answer_prefix = fraud[:shared]
         self.label_ids = (fraud[shared], honest[shared])
         self.control_tokens = _control_tokens(tokenizer)
-        window = min(n for n in (task.max_length, window, tokenizer.model_max_length) if n)
+        window = min(n for n in (task.max_length, window, tokenizer.model_max_length) if n is not None)
         self.room = window - len(self.head) - len(self.tail) - max(map(len, self.completions.values()))
         if self.room < 1:
             raise DataError(f"max_length {window} leaves no room for a dialogue after instruction and answer; "
@@ -125,4 +125,6 @@ def _control_tokens(tokenizer) -> re.Pattern | None:
     words = {str(token) for token in tokenizer.added_tokens_decoder.values() if len(str(token).strip()) > 1}
     if not words:
         return None
-    return re.compile("(?=" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")")
+    # Looking at the first character first spares Gemma's 6,000 comparisons at every other place.
+    initials = "".join(sorted({re.escape(word[0]) for word in words}))
+    return re.compile(f"(?=[{initials}])(?=" + "|".join(map(re.escape, sorted(words))) + ")")

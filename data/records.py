@@ -6,6 +6,7 @@
 `DataError`, whose one line names the file, the line, the key and the remedy.
 """
 
+import codecs
 import contextlib
 import csv
 import io
@@ -13,9 +14,9 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Iterator
 
 CSV_COLUMNS = ("case", "speaker", "content", "is_fraud")
 REQUIRED_KEYS = {"input": str, "label": bool}
@@ -93,26 +94,31 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of each line that is not blank, read lazily."""
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
-    number = 0
     try:
-        # newline="\n": only LF ends a line, so that a stray CR inside one is seen as what it is.
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            for number, text in enumerate(file, start=1):
+        # Read as bytes: only LF ends a line, and a bad byte is found in its own line, not in a buffer's worth.
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}:{number}")
                 if text.strip():
                     yield number, text
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
 
 
 def parse_record(text: str, place: str) -> dict:
     """One record from its JSON text; `place` (``path:line``) opens every error."""
     try:
-        record = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        record = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
-    except (_BadJson, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a key twice; a number of 5,000 digits; 1,000 brackets
         raise DataError(f"{place}: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected a JSON object, found {_kind(record)}")
@@ -123,12 +129,9 @@ def parse_record(text: str, place: str) -> dict:
     for key, kind in OPTIONAL_KEYS.items():
         if key in record:
             _check_kind(record[key], kind, key, place)
-    _check_encodable(record, place)
+    for key, value in record.items():
+        _check_writable(key, value, place)
     return record
-
-
-class _BadJson(ValueError):
-    pass
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -136,12 +139,8 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
         double = next(key for key in keys if keys.count(key) > 1)
-        raise _BadJson(f"key {double!r} appears twice")
+        raise ValueError(f"key {double!r} appears twice")
     return record
-
-
-def _refuse_constant(name: str) -> None:
-    raise _BadJson(f"{name} is not a JSON value")
 
 
 def _check_kind(value: object, kind: type, key: str, place: str) -> None:
@@ -152,21 +151,23 @@ def _check_kind(value: object, kind: type, key: str, place: str) -> None:
 
 
 def _kind(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=True)
-    names = {str: "the string", bool: "", type(None): "", list: "a list", dict: "an object"}
-    name = names.get(type(value), "the number")
     if isinstance(value, (list, dict)):
-        return name
+        return "a list" if isinstance(value, list) else "an object"
+    shown = json.dumps(value, ensure_ascii=True)
+    name = {str: "the string", bool: "", type(None): ""}.get(type(value), "the number")
     return f"{name} {shown if len(shown) <= 40 else shown[:37] + '...'}".strip()
 
 
-def _check_encodable(record: dict, place: str) -> None:
-    """JSON can spell half a surrogate pair (``"\\ud800"``), which no tokenizer and no file can hold."""
-    for key, value in record.items():
-        try:
-            str(value).encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(f"{place}: key '{key}' holds half a surrogate pair, which is not text") from None
+def _check_writable(key: str, value: object, place: str) -> None:
+    """Python's JSON reader lets through what is neither JSON nor text: NaN, and half a surrogate pair (``\\ud800``)."""
+    try:
+        json.dumps({key: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: key {key!r} holds half a surrogate pair, which is not text") from None
+    except ValueError:
+        raise DataError(f"{place}: key {key!r} holds NaN or Infinity, which are not JSON") from None
+    except RecursionError:
+        raise DataError(f"{place}: key {key!r} is nested too deeply") from None
 
 
 def write_records(path: str | Path, records: Iterable[dict]) -> None:
@@ -180,8 +181,18 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8 with LF line ends."""
-    path = Path(path)
+    """Write a text file atomically, in UTF-8 with LF line ends.
+
+    Raises:
+        DataError: the folder cannot be made or written to.
+    """
+    try:
+        _write_text(Path(path), text)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -254,19 +265,24 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
         missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or [])]
         if missing:
             raise DataError(f"{path}:1: column '{missing[0]}' is missing; expected {', '.join(CSV_COLUMNS)}")
+        double = [name for name in CSV_COLUMNS if reader.fieldnames.count(name) > 1]
+        if double:
+            raise DataError(f"{path}:1: column '{double[0]}' appears twice")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{path}:{reader.line_num}: expected {len(reader.fieldnames)} columns; "
                                 "quote contents that hold a comma")
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+        # line_num is that of the last good row: an open quote swallows the rest, and it opens in the row after.
+        raise DataError(f"{path}:{reader.line_num + 1}: not CSV ({error})") from None
 
 
 def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> None:
     """Write dialogues of one category as CSV, atomically; `read_dialogues` gives them back."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    # Quoted, since csv takes a bare CR for the end of a row but does not quote it of its own accord.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(CSV_COLUMNS)
     for dialogue in dialogues:
         case = dialogue.case.removeprefix(f"{dialogue.category}/")

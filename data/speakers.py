@@ -9,8 +9,9 @@ speaker names give the same tokens.
 import re
 import string
 
-# A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time or an address.
-SPEAKER = re.compile(r"^(?!https?:|\d+:)([^:：，。！？；,!?;\n]{1,40})[:：][^\S\n]*")
+# A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time (12:30) or the
+# beginning of an address (https://). A speaker may well be called 1, though.
+SPEAKER = re.compile(r"^(?!\d+[:：]\d)([^:：，。！？；,!?;\n]{1,40})[:：](?!//)[^\S\n]*")
 NARRATOR = "旁白"
 PERSONAL_NAMES = ("李明", "王芳", "张伟", "刘洋", "陈静", "杨强", "赵敏", "黄磊", "周婷", "吴刚", "徐丽", "孙浩")
 
@@ -42,9 +43,7 @@ def format_dialogue(lines: list[tuple[str, str]]) -> str:
 def safe_name(name: str) -> str:
     """A speaker's name that `SPEAKER` reads back."""
     name = " ".join(re.sub(r"[:：，。！？；,!?;\s]+", " ", name).split())[:40].strip()
-    if not name:
-        return NARRATOR
-    return name if SPEAKER.match(f"{name}: ") else f"{NARRATOR} {name}"[:40]
+    return name or NARRATOR
 
 
 def map_speakers(text: str, names_of) -> str:

@@ -1,0 +1,1 @@
+"""Measurements that anyone with a GPU can repeat; each writes one JSON under results/."""

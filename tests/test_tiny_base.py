@@ -1,0 +1,95 @@
+"""The shipped tiny Qwen2: loads like any model, answers in one token, has read Chinese and no demo dialogue."""
+
+import collections
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data import tiny_base
+from data.prompt import PromptEncoder, Task
+
+FOLDER = Path(tiny_base.__file__).parent / "tiny-qwen2"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+
+
+def test_it_is_a_small_qwen2_with_tied_embeddings(model):
+    embedding = model.get_input_embeddings().weight
+    assert model.config.model_type == "qwen2"
+    assert model.get_output_embeddings().weight.data_ptr() == embedding.data_ptr()
+    assert 0.5e6 < sum(p.numel() for p in model.parameters()) - embedding.numel() < 2e6
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6
+
+
+def test_projections_are_whole_nf4_blocks(model):
+    sizes = {size for layer in model.modules() if isinstance(layer, torch.nn.Linear) for size in layer.weight.shape}
+    assert all(size % 64 == 0 for size in sizes)
+
+
+def test_the_two_answers_differ_in_one_token(tokenizer):
+    encoder = PromptEncoder(tokenizer, Task())
+    fraud, honest = encoder.completions[True], encoder.completions[False]
+    assert len(fraud) == len(honest)
+    assert sum(a != b for a, b in zip(fraud, honest, strict=True)) == 1
+    assert tokenizer.decode(encoder.label_ids[0]) == " true" and tokenizer.decode(encoder.label_ids[1]) == " false"
+
+
+def test_special_tokens_are_those_of_qwen2(tokenizer):
+    assert tokenizer.pad_token == "<|endoftext|>" and tokenizer.eos_token == "<|im_end|>"
+    message = [{"role": "user", "content": "你好"}]
+    assert tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_any_text_comes_back_from_its_tokens(tokenizer):
+    for text in ("A: 您好，😀 龘\nB: {\"is_fraud\": true}", "don't  stop 2024", "验证码：123456"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_it_predicts_unseen_dialogues_far_better_than_word_frequencies(model, tokenizer):
+    texts = tiny_base.corpus(300, seed=0)
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    counts = collections.Counter(token for row in rows[100:] for token in row)
+    total = sum(counts.values()) + len(tokenizer)
+    tokens = [token for row in rows[:100] for token in row]
+    unigram = -sum(math.log((counts[token] + 1) / total) for token in tokens) / len(tokens)
+    stream = tiny_base.batches(rows[:100], tokenizer.pad_token_id, random.Random(0))
+    with torch.no_grad():
+        losses = [tiny_base.lm_loss(model, ids, tokenizer.pad_token_id).item() for _, ids in zip(range(5), stream)]
+    assert sum(losses) / len(losses) < 0.5 * unigram
+
+
+def test_pretraining_reads_no_dialogue_that_is_judged_and_no_answer():
+    read = tiny_base.corpus(400, seed=tiny_base.CORPUS_SEED)
+    judged = {text for seed in range(3) for text in tiny_base.corpus(400, seed=seed)}
+    assert not judged & set(read)
+    assert not any("is_fraud" in text or "true" in text for text in read)
+
+
+def test_making_it_twice_gives_the_same_weights(tmp_path):
+    for name in ("one", "two"):
+        tiny_base.make(tmp_path / name, dialogues=64, steps=2, device="cpu")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert json.loads((tmp_path / "one" / "tokenizer.json").read_text()) == json.loads(
+        (tmp_path / "two" / "tokenizer.json").read_text())
+
+
+def test_an_output_that_is_a_file_is_an_error_of_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    argv = ["--output", str(tmp_path / "file" / "folder"), "--dialogues", "64", "--steps", "1", "--device", "cpu"]
+    assert tiny_base.main(argv) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(str(tmp_path))
