@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The run behind results/standin_split_by_case.json and results/standin_eval0819.json, from dialogues to reports.
+# The run behind results/standin_*.json, from dialogues to reports: the test split, the article's eval set, and, on 400
+# rows of the test split, how often a written answer agrees with the score.
 #
 #   benchmarks/standin.sh MODEL DIALOGS EVAL0819.jsonl OUTPUT
 #
@@ -18,4 +19,7 @@ python3 evaluate.py --model "$model" --checkpoint "$output/run" --data "$output/
     --output "$output/standin_split_by_case.json" &
 python3 evaluate.py --model "$model" --checkpoint "$output/run" --data "$eval0819" \
     --output "$output/standin_eval0819.json" &
+head -n 400 "$output/data/test.jsonl" >"$output/data/test400.jsonl"
+python3 evaluate.py --model "$model" --checkpoint "$output/run" --data "$output/data/test400.jsonl" --method generate \
+    --output "$output/standin_generate.json" &
 wait
