@@ -4,8 +4,8 @@ import contextlib
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -15,12 +15,14 @@ from checkpoints import Lineage, describe_base
 from data.records import DataError
 
 MODELSCOPE = "modelscope:"
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+CODE_FILES = ["*.py"]
+OTHER_FORMATS = ["*/*", "consolidated*"]  # in subfolders, and in Mistral's layout: the same weights a second time
 PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
 
 
 def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4",
-               double_quantization: bool = False, trust_remote_code: bool = False):
+               double_quantization: bool = False, shardable: bool = False, trust_remote_code: bool = False):
     """Loads a causal LM with 4-bit base weights, and its tokenizer.
 
     Args:
@@ -28,6 +30,7 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
         device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
         quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), or ``none`` for 16-bit weights.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
+        shardable: keep the 4-bit weights in tensors of the compute dtype, without which FSDP cannot shard them.
 
     Returns:
         (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
@@ -35,31 +38,42 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
     Raises:
         DataError: no model there, or files that are none.
     """
-    folder = locate_model(model_path)
+    folder = locate_model(model_path, with_code=trust_remote_code)
     device = pick_device(device)
     dtype = compute_dtype(device)
     config = None
     if quantization != "none":
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization,
-                                    bnb_4bit_use_double_quant=double_quantization, bnb_4bit_compute_dtype=dtype)
+                                    bnb_4bit_use_double_quant=double_quantization, bnb_4bit_compute_dtype=dtype,
+                                    bnb_4bit_quant_storage=dtype if shardable else None)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, quantization_config=config, device_map={"": device},
             use_safetensors=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding comes after the last token and is never attended to
-    model.lineage = Lineage(base={**describe_base(folder), "name": Path(model_path).name},
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if window is not None:  # the prompt is cut to it; some tokenizers name no limit, or a longer one
+        tokenizer.model_max_length = min(tokenizer.model_max_length, window)
+    model.lineage = Lineage(base={**describe_base(folder), "name": _name_of(folder)},
                             quantization={"type": quantization, "double": double_quantization})
     return model, tokenizer
 
 
-def locate_model(model_path: str) -> str:
-    """The folder of a model, fetched from its hub unless it lies on this machine."""
+def locate_model(model_path: str, *, with_code: bool = False) -> str:
+    """The folder of a model, fetched from its hub unless it lies on this machine.
+
+    Fetches config, tokenizer and safetensors, and Python files only `with_code`. Where the hub cannot be reached, a
+    copy fetched earlier will do.
+
+    Raises:
+        DataError: no model there, and no copy of it here.
+    """
     path = Path(model_path)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -68,16 +82,36 @@ def locate_model(model_path: str) -> str:
         return str(path)
     if model_path.startswith(("/", ".", "~")) or path.exists():
         raise DataError(f"{model_path}: no such folder")
+    download = _downloader(model_path)
+    model_id = model_path.removeprefix(MODELSCOPE)
+    files = {"allow_patterns": MODEL_FILES + CODE_FILES * with_code, "ignore_patterns": OTHER_FORMATS}
     try:
-        if model_path.startswith(MODELSCOPE):
-            from modelscope import snapshot_download  # optional: pip install modelscope
-            return snapshot_download(model_path.removeprefix(MODELSCOPE), allow_patterns=MODEL_FILES)
+        return download(model_id, **files)
+    except Exception as error:  # the hubs' libraries raise errors of a dozen unrelated types
+        why = f"{type(error).__name__}: {one_line(error)}"
+        with contextlib.suppress(Exception):
+            folder = download(model_id, local_files_only=True, **files)
+            print(f"{model_path}: using the copy on this machine ({why})", file=sys.stderr)
+            return folder
+        raise DataError(f"{model_path}: no such folder, and no such model to fetch: {why}") from error
+
+
+def _downloader(model_path: str):
+    """The ``snapshot_download`` of the hub that `model_path` names; both hubs' take the same arguments."""
+    if not model_path.startswith(MODELSCOPE):
         from huggingface_hub import snapshot_download
-        return snapshot_download(model_path, allow_patterns=MODEL_FILES)
+        return snapshot_download
+    try:
+        from modelscope import snapshot_download  # optional, and large
+        return snapshot_download
     except ImportError:
         raise DataError(f"{model_path}: models from ModelScope need: pip install modelscope") from None
-    except Exception as error:  # the hubs' libraries raise errors of a dozen unrelated types
-        raise DataError(f"{model_path}: no such folder, and no such model to fetch: {one_line(error)}") from error
+
+
+def _name_of(folder: str) -> str:
+    """What a model is called: its folder's name; both hubs keep theirs in ``OWNER--NAME/snapshots/REVISION``."""
+    path = Path(folder).resolve()
+    return path.parents[1].name.split("--")[-1] if path.parent.name == "snapshots" else path.name
 
 
 def pick_device(device: str) -> str:

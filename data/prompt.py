@@ -9,11 +9,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jinja2 import TemplateError
+
 from .records import DataError
 from .speakers import neutral_speakers
 
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
 DIALOGUE_MARK = "DIALOGUE-GOES-HERE"
+ANSWER_MARK = "ANSWER-GOES-HERE"
+# Some templates (Llama 3, SmolLM 3) write today's date; a prompt must be the same on the day after training.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Task:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON gives a list back
+        if len(self.answers) != 2 or not all(isinstance(answer, str) for answer in self.answers):
+            raise DataError(f"answers must be two texts, fraud's first, not {self.answers}")
 
 
 class PromptEncoder:
@@ -47,6 +54,7 @@ class PromptEncoder:
         answer_prefix: the ids that both answers begin with.
         label_ids: (id that continues to "fraud", id that continues to "not fraud").
         end_id: the token that ends an answer.
+        end_ids: it, and the token that ends a turn in the chat template where that is another (Gemma).
         truncated: how many dialogues were cut so far.
     """
 
@@ -56,6 +64,7 @@ class PromptEncoder:
         self.end_id = tokenizer.eos_token_id
         if self.end_id is None:
             raise DataError("the tokenizer has no end token (eos_token); set one before training")
+        self.end_ids = tuple(dict.fromkeys([self.end_id, _end_of_turn(tokenizer)]))
         head, tail = _template(tokenizer, task.instruction)
         self.head, self.tail = self._ids(head), self._ids(tail)
         fraud, honest = (self._ids(answer) for answer in task.answers)
@@ -109,15 +118,42 @@ class PromptEncoder:
 def _template(tokenizer, instruction: str) -> tuple[str, str]:
     """(text before, text after) the dialogue: the tokenizer's chat template, or a plain one where it has none."""
     if getattr(tokenizer, "chat_template", None):
-        message = {"role": "user", "content": instruction + DIALOGUE_MARK}
-        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        text = _render(tokenizer, [("user", instruction + DIALOGUE_MARK)], add_generation_prompt=True)
     else:
         starts_with_bos = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
         text = f"{tokenizer.bos_token if starts_with_bos else ''}{instruction}{DIALOGUE_MARK}\n\n"
-    head, mark, tail = text.partition(DIALOGUE_MARK)
-    if not mark:
-        raise DataError("the tokenizer's chat template drops the user's message")
+    if text.count(DIALOGUE_MARK) != 1:
+        raise DataError("the tokenizer's chat template drops the user's message, or repeats it")
+    head, _, tail = text.partition(DIALOGUE_MARK)
+    if tail.rstrip().endswith("<think>"):  # a model that always thinks: the thought is empty, the answer follows
+        tail = tail.rstrip() + "\n\n</think>\n\n"
     return head, tail
+
+
+def _end_of_turn(tokenizer) -> int:
+    """The control token after the model's words in the chat template; the end token where there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return tokenizer.eos_token_id
+    turns = [("user", DIALOGUE_MARK), ("assistant", ANSWER_MARK)]
+    rest = _render(tokenizer, turns, add_generation_prompt=False).partition(ANSWER_MARK)[2].lstrip()
+    first = tokenizer(rest, add_special_tokens=False)["input_ids"][:1] if rest else []
+    return first[0] if first and first[0] in tokenizer.added_tokens_decoder else tokenizer.eos_token_id
+
+
+def _render(tokenizer, turns: Sequence[tuple[str, str]], **options) -> str:
+    """The chat template's text for (role, content) turns, the same on every day.
+
+    Qwen3 and its kind write an empty thought if told not to think; other templates ignore what they do not know.
+    """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = FIXED_DATE + template
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False,
+                                             enable_thinking=False, **options)
+    except TemplateError as error:
+        raise DataError(f"the tokenizer's chat template fails on a user's message: {error}") from None
 
 
 def _control_tokens(tokenizer) -> re.Pattern | None:
