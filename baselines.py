@@ -1,6 +1,6 @@
 """What is reached without a language model: the bar to clear, trained on the model's own train split."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.dummy import DummyClassifier

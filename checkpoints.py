@@ -2,6 +2,7 @@
 
 A ``checkpoint-N/`` folder is what PEFT and Trainer write plus ``fraud_task.json``: the prompt and label words it
 was taught, the base model's fingerprint, the adapter's sha256, the data it saw and the versions it was made with.
+Once the folder is finished, the file also lists the sha256 of every other file: with the list, nothing is missing.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -72,6 +74,37 @@ def save_task_file(folder: str | Path, lineage: Lineage) -> None:
     write_json(Path(folder) / TASK_FILE, {**fields, "versions": versions()})
 
 
+def seal_checkpoint(folder: str | Path) -> None:
+    """Marks a checkpoint as finished: adds the sha256 of all its files to ``fraud_task.json``, in one stroke.
+
+    Raises:
+        OSError, DataError: a file cannot be read, or the list not be written.
+    """
+    folder = Path(folder)
+    saved = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / TASK_FILE)
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # a list that reaches the disk before its files proves nothing
+    saved["files"] = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    write_json(folder / TASK_FILE, saved)
+
+
+def require_complete(folder: str | Path) -> None:
+    """Raises DataError unless the checkpoint holds every file it was finished with, unaltered."""
+    folder = Path(folder)
+    read_checkpoint(folder)
+    try:
+        files = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        raise DataError(f"{folder}: no list of its files in {TASK_FILE}; its writing was not finished") from None
+    for name, sha256 in files.items():
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name}: missing")
+        if file_sha256(folder / name) != sha256:
+            raise DataError(f"{folder / name}: truncated or altered")
+
+
 def read_checkpoint(folder: str | Path) -> Lineage:
     """The lineage of a checkpoint, after checking that its adapter is whole, unaltered and finite.
 
@@ -84,7 +117,7 @@ def read_checkpoint(folder: str | Path) -> Lineage:
     for name in (ADAPTER_CONFIG, ADAPTER_FILE):
         if not (folder / name).is_file():
             raise DataError(f"{folder}: no {name}; a checkpoint is a folder such as outputs/run/checkpoint-100")
-    lineage = _read_task_file(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else Lineage()
+    lineage = read_task_file(folder / TASK_FILE) or Lineage()
     lineage.checkpoint = folder.name
     sha256 = file_sha256(folder / ADAPTER_FILE)
     if lineage.adapter_sha256 not in ("", sha256):
@@ -95,10 +128,14 @@ def read_checkpoint(folder: str | Path) -> Lineage:
     return lineage
 
 
-def _read_task_file(path: Path) -> Lineage:
+def read_task_file(path: Path) -> Lineage | None:
+    """What a checkpoint or an exported model says about itself; None where it says nothing."""
+    if not path.is_file():
+        return None
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        saved.pop("versions", None)
+        for name in ("versions", "files"):
+            saved.pop(name, None)
         return Lineage(**{**saved, "task": Task(**saved["task"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a task file of this project ({error})") from None
@@ -139,29 +176,54 @@ def newest_complete_checkpoint(output: str | Path) -> tuple[Path | None, list[st
     passed_over = []
     for folder in reversed(checkpoints_in(output)):
         try:
-            read_checkpoint(folder)
-            for name in (TASK_FILE, STATE_FILE):  # Trainer writes its state last: with it, all is there
-                json.loads((folder / name).read_text(encoding="utf-8"))
+            require_complete(folder)
             return folder, passed_over
-        except (DataError, OSError, ValueError) as error:
+        except (DataError, OSError) as error:
             passed_over.append(f"passing over {folder.name}: {error}")
     return None, passed_over
 
 
+def rotate_checkpoints(output: str | Path, newest: Path, best: str | None, limit: int | None) -> None:
+    """Deletes checkpoints until `limit` are left: unfinished ones first, then the oldest, never `newest` or `best`."""
+    folders = checkpoints_in(output)
+    spare = [folder for folder in folders if folder not in (newest, Path(best or newest))]
+    spare.sort(key=_is_sealed)  # a stable sort: oldest first within each half
+    for folder in spare[:max(0, len(folders) - limit)] if limit else []:
+        remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Deletes a checkpoint, its list of files first: deleted by half, it is no complete one."""
+    (folder / TASK_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_sealed(folder: Path) -> bool:
+    try:
+        return "files" in json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint meant by `path`: itself, or the best one of a training run's output folder."""
+    """The checkpoint meant by `path`: itself, or the best one of a training run's output folder.
+
+    What a killed run left half written is passed over, unless there is nothing else.
+    """
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; a checkpoint is a folder such as outputs/run/checkpoint-100")
     folders = checkpoints_in(path)
     if (path / ADAPTER_FILE).is_file() or not folders:
         return path
+    newest = newest_complete_checkpoint(path)[0] or folders[-1]
     try:
-        state = json.loads((folders[-1] / STATE_FILE).read_text(encoding="utf-8"))
+        state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
         best = path / f"checkpoint-{state['best_global_step']}"
-    except (OSError, ValueError, KeyError):
-        return folders[-1]
-    return best if best.is_dir() else folders[-1]
+        read_checkpoint(best)
+    except (DataError, OSError, ValueError, KeyError):
+        return newest
+    return best
 
 
 # ------------------------------------------------------------------------------------------------ fingerprints

@@ -1,6 +1,7 @@
 """Scores dialogues with a base model or a checkpoint, and reports what the scores are worth.
 
     python evaluate.py --model MODEL --checkpoint DIR --data F [--method score|generate] [--output report.json]
+    python evaluate.py --model MODEL --checkpoint DIR --predict IN.jsonl --output OUT.jsonl [--restart]
 
 One forward pass a dialogue compares the two words that continue the answer to "fraud" and to "not fraud", which
 gives a probability; ``--method generate`` lets the model write its answer instead, as the article does. Without
@@ -12,8 +13,8 @@ import builtins
 import datetime
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from peft import PeftModel
 
 from baselines import describe_one_word_rule, fit_baselines, fraud_probability
 from checkpoints import (
+    TASK_FILE,
     Lineage,
     describe_base,
     describe_data,
@@ -28,6 +30,7 @@ from checkpoints import (
     find_checkpoint,
     lineage_of,
     read_checkpoint,
+    read_task_file,
     require_same_base,
     source_commit,
     versions,
@@ -46,6 +49,7 @@ from metrics import (
 )
 from models import default_device, locate_model, one_line
 from models import load_model as load_base_model
+from predict import BATCH_ROWS, predict_file, require_paths
 from scoring import GENERATE_ROWS_A_BATCH, generate_answers, parse_answer, score_prompts
 
 METHODS = ("score", "generate")
@@ -71,13 +75,18 @@ def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda",
             trained on another base.
     """
     if not checkpoint_path:
-        model, tokenizer = load_base_model(model_path, device, quantization=quantization or "nf4",
-                                           trust_remote_code=trust_remote_code)
+        folder = locate_model(model_path, with_code=trust_remote_code)
+        exported = read_task_file(Path(folder) / TASK_FILE)  # by export.py: knows its task, is not quantised again
+        model, tokenizer = load_base_model(folder, device, trust_remote_code=trust_remote_code,
+                                           quantization=quantization or ("none" if exported else "nf4"))
+        if exported:
+            model.lineage.task, model.lineage.train_data = exported.task, exported.train_data
         return model.eval(), tokenizer
     folder = find_checkpoint(checkpoint_path)
     lineage = read_checkpoint(folder)
-    base_folder = locate_model(model_path)
-    require_same_base(lineage, describe_base(base_folder), folder)  # before gigabytes are loaded
+    base_folder = locate_model(model_path, with_code=trust_remote_code)
+    loaded = {**describe_base(base_folder), "name": Path(model_path).name}
+    require_same_base(lineage, loaded, folder)  # before gigabytes are loaded
     saved = lineage.quantization or {"type": "nf4", "double": False}
     base, tokenizer = load_base_model(base_folder, device, quantization=quantization or saved["type"],
                                       double_quantization=saved["double"], trust_remote_code=trust_remote_code)
@@ -308,20 +317,30 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
     parser.add_argument("--checkpoint", default="", help="checkpoint-N, or a run's folder for its best one")
-    parser.add_argument("--data", required=True, help="JSONL records to judge")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="JSONL records to judge")
+    source.add_argument("--predict", metavar="IN", help="JSONL of any size to score, one line of --output for each")
     parser.add_argument("--train", help="train file for the baselines (default: the one the checkpoint names)")
     parser.add_argument("--method", choices=METHODS, default="score")
     parser.add_argument("--threshold", type=float, help="probability of fraud to call it one (default: as trained)")
     parser.add_argument("--quantization", choices=("nf4", "fp4", "none"), help="default: as trained")
-    parser.add_argument("--output", help="where to write the report; a picture goes beside it")
+    parser.add_argument("--output", help="where to write the report (a picture goes beside it), or the predictions")
+    parser.add_argument("--batch-rows", type=int, default=BATCH_ROWS,
+                        help="of --predict: rows to read, sort and write at a time (default: %(default)s)")
+    parser.add_argument("--restart", action="store_true", help="of --predict: throw away what --output already holds")
     parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.predict is not None and (not args.output or args.method != "score"):
+        parser.error("--predict needs --output, and scores only")
     try:
+        if args.predict is not None:
+            return _predict(args)
         model, tokenizer = load_model(args.model, args.checkpoint, args.device, quantization=args.quantization,
                                       trust_remote_code=args.trust_remote_code)
         report = evaluate_with_model(model, tokenizer, args.data, args.device, batch=True, debug=True,
@@ -336,6 +355,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Scores the file of ``--predict``; the exit code says whether every row of it was good."""
+    require_paths(args.predict, args.output)  # before gigabytes are loaded
+    model, tokenizer = load_model(args.model, args.checkpoint, args.device, quantization=args.quantization,
+                                  trust_remote_code=args.trust_remote_code)
+    done = predict_file(model, tokenizer, args.predict, args.output, threshold=args.threshold,
+                        batch_rows=args.batch_rows, restart=args.restart)
+    return 2 if done["errors"] else 0
 
 
 # %run gives a notebook's script the name __main__ as well; there the command line is not this file's.

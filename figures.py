@@ -1,7 +1,7 @@
 """The pictures of the project: one size, one palette, English labels."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 FIGURE_SIZE = (7, 4)  # inches
 BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#dd6b20", "#718096", "#2f855a", "#c53030"

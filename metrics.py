@@ -1,6 +1,6 @@
 """Precision, recall and their uncertainty, from labels, answers and scores; nothing here knows of models."""
 
-from typing import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from scipy.stats import binomtest

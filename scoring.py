@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ SPARE_ANSWER_TOKENS = 8  # room for a model that puts its answer in a code fence
 
 
 def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *,
-                  tokens_a_batch: int | None = None, progress: str | None = None) -> np.ndarray:
+                  tokens_a_batch: int | None = None, progress: str | None = None,
+                  require_finite: bool = True) -> np.ndarray:
     """[prompts] probability that the answer is "fraud", given that it is one of the two.
 
     One forward pass over prompt and the beginning that both answers share; a softmax over the two tokens that may
@@ -26,7 +27,7 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     batched to `tokens_a_batch` padded tokens; equal prompts are scored once.
 
     Raises:
-        FloatingPointError: a score is not finite.
+        FloatingPointError: a score is not finite, unless `require_finite` is off.
     """
     device = model.device
     unique = list(dict.fromkeys(tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts))
@@ -42,7 +43,7 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
             probability.update(zip(batch, pairs[:, 0].tolist(), strict=True))
             bar.update(len(batch))
     scores = np.array([probability[tuple(prompt) + tuple(encoder.answer_prefix)] for prompt in prompts])
-    if not np.isfinite(scores).all():
+    if require_finite and not np.isfinite(scores).all():
         raise FloatingPointError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
     return scores
 
@@ -64,7 +65,8 @@ def generate_answers(model, encoder: PromptEncoder, prompts: Sequence[Sequence[i
     """The text that the model writes, greedily, after each prompt; up to the end token or a few spare tokens."""
     longest = max(map(len, encoder.completions.values())) + SPARE_ANSWER_TOKENS
     pad = encoder.tokenizer.pad_token_id
-    config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=encoder.end_id, pad_token_id=pad)
+    config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=list(encoder.end_ids),
+                              pad_token_id=pad)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
     with _inference(model), tqdm(total=len(prompts), desc=progress, unit=" rows", disable=progress is None) as bar:

@@ -3,23 +3,27 @@
     python trainer.py --model MODEL --train train.jsonl --eval eval.jsonl --output outputs/run [--resume]
 
 MODEL is a folder, a Hugging Face hub id, or ``modelscope:ID``. Every field of `TrainingArguments` is an option:
-``--max-steps 4 --learning-rate 2e-4``. In a notebook, ``%run trainer.py`` or ``import trainer`` gives the five
-functions below, to be called in their order.
+``--max-steps 4 --learning-rate 2e-4``. On several GPUs, ``accelerate launch --config_file configs/ddp.yaml
+trainer.py ...``, or ``configs/fsdp.yaml`` where the model is too large for one. In a notebook, ``%run trainer.py``
+or ``import trainer`` gives the five functions below, to be called in their order.
 """
 
 import argparse
 import builtins
+import contextlib
 import dataclasses
 import json
 import math
-import os  # noqa: F401  the article's cells use os and torch after %run trainer.py
+import os
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from transformers import (
     EarlyStoppingCallback,
@@ -27,6 +31,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    set_seed,
 )
 
 from checkpoints import (
@@ -35,12 +40,16 @@ from checkpoints import (
     describe_data,
     lineage_of,
     newest_complete_checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    rotate_checkpoints,
     save_task_file,
+    seal_checkpoint,
 )
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, read_records
 from figures import save_loss_curve
-from models import compute_dtype, default_device, load_model, logits_only_at, pad_right
+from models import compute_dtype, default_device, load_model, logits_only_at, one_line, pad_right
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GROUPED_BATCHES = 50  # rows of so many batches are sorted together: few padded tokens, yet a new mix every epoch
@@ -55,10 +64,16 @@ LATE_NAMES = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 ARGUMENT_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+# Its second name is that before transformers 5.20.
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in ARGUMENT_NAMES)
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or a gradient is not finite; says at which step, and which checkpoint is the last good one."""
+
+
+class CheckpointNotWritten(RuntimeError):
+    """The disk is full, or refuses a checkpoint for another reason; says which one is the last good one."""
 
 
 def build_loraconfig(**overrides) -> LoraConfig:
@@ -125,12 +140,35 @@ class RightPaddingCollator:
                 "labels": pad_right([example["labels"] for example in examples], -100)}
 
 
+class BlankRowAfter(torch.utils.data.Dataset):
+    """A dataset with one row more than its length: a blank one, which teaches nothing and has no loss.
+
+    It fills up the last batch. Without it, processes that share the batches would get rows twice.
+    """
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+        self.lengths = [len(ids) for ids in rows["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.rows[row] if row < len(self.rows) else {"input_ids": [0], "labels": [-100]}
+
+
+def _filled_up(rows: int, batch_size: int) -> int:
+    """The number of rows once blank ones have filled up the last batch."""
+    return math.ceil(rows / batch_size) * batch_size
+
+
 class LengthGroupedBatches(torch.utils.data.Sampler[int]):
     """Row numbers such that every `batch_size` of them are of similar length, batches in random order.
 
     Sorting runs each group from long to short, and length tells the classes apart: without shuffling the batches
     the optimiser would see the class mix drift. Depends on `seed` and epoch alone, so a resumed run sees the
-    same batches.
+    same batches. With `batch_size` rows an optimiser step, so does a run on more processes, or with more gradient
+    accumulation. The number after the last row stands for the blank one that fills up the last step.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -143,18 +181,19 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return _filled_up(len(self.lengths), self.batch_size)
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        order = torch.randperm(len(self), generator=generator)
-        whole = len(self) - len(self) % self.batch_size  # the last, smaller batch stays last
+        rows = len(self.lengths)
+        order = torch.randperm(rows, generator=generator)
+        whole = rows - rows % self.batch_size  # the last, smaller batch stays last
         batches = []
         for group in order[:whole].split(GROUPED_BATCHES * self.batch_size):
             batches.extend(group[self.lengths[group].argsort(stable=True)].split(self.batch_size))
         for batch in torch.randperm(len(batches), generator=generator):
             yield from batches[batch].tolist()
-        yield from order[whole:].tolist()
+        yield from order[whole:].tolist() + [rows] * (len(self) - rows)
 
 
 # ------------------------------------------------------------------------------------------------ the training
@@ -185,7 +224,10 @@ def _unwrapped(model):
 
 
 class LabelPositionTrainer(Trainer):
-    """Trainer with logits at label positions only, length-grouped batches, and no step on a non-finite loss."""
+    """Trainer with logits at label positions only, length-grouped batches, and no step on a non-finite loss.
+
+    A checkpoint of it is complete or passed over, and a run on several processes equals that on one.
+    """
 
     def __init__(self, *args, lineage: Lineage, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -199,16 +241,33 @@ class LabelPositionTrainer(Trainer):
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all
         return (loss, {}) if return_outputs else loss
 
+    def get_batch_samples(self, *args, **kwargs):
+        """Trainer's, but none for a resumed run that had already ended: Trainer would go one step too far."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """(loss, None, None): eval needs the loss only, and never holds logits."""
+        """Adds to the sums of `evaluation_loop`, and never holds logits."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            return label_position_loss(model, inputs["input_ids"], inputs["labels"]), None, None
+            loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], n_labels=1)
+        self.eval_sums += torch.stack([loss, (inputs["labels"] != -100).sum()])
+        return None, None, None
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """Trainer's, with the mean loss over all labels, however rows are spread over batches and processes."""
+        self.eval_sums = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, n_labels = self.accelerator.reduce(self.eval_sums, "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / n_labels
+        return output
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(self._divergence(f"loss {loss.item()}"))
+        over_all = self.accelerator.reduce(loss.detach(), "sum")  # one process must not stop alone: the rest would hang
+        if not torch.isfinite(over_all):
+            raise TrainingDiverged(self._divergence(f"loss {over_all.item()}"))
         return loss
 
     def evaluate(self, *args, **kwargs):
@@ -220,35 +279,85 @@ class LabelPositionTrainer(Trainer):
     def require_finite_gradients(self) -> None:
         """Stops before the optimiser takes a step on a gradient that is not finite."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients).to(self.args.device)
+        norm = self.accelerator.reduce(norm, "sum")  # FSDP: each process has a part of the gradients
         self.skipped_steps = 0 if torch.isfinite(norm) else self.skipped_steps + 1
         tolerated = SKIPPED_STEPS_LIMIT if self.args.fp16 else 0
         if self.skipped_steps > tolerated:
             raise TrainingDiverged(self._divergence(f"gradient norm {norm.item()}"))
 
     def _divergence(self, what: str) -> str:
-        last = checkpoints_in(self.args.output_dir)
-        kept = f"{last[-1]} is intact" if last else "no checkpoint was written yet"
-        return (f"step {self.state.global_step + 1}: {what} is not finite, training stopped; {kept}. "
-                "Try a lower learning rate")
+        return (f"step {self.state.global_step + 1}: {what} is not finite, training stopped; "
+                f"{_what_is_kept(self.args.output_dir)}. Try a lower learning rate")
 
-    def _get_train_sampler(self, train_dataset=None):
-        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
-        return LengthGroupedBatches(lengths, self.args.per_device_train_batch_size, self.args.seed)
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        return super()._get_dataloader(BlankRowAfter(dataset), *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset):
+        rows_a_step = (self.args.per_device_train_batch_size * self.args.world_size
+                       * self.args.gradient_accumulation_steps)
+        self.train_batches = LengthGroupedBatches(train_dataset.lengths, rows_a_step, self.args.seed)
+        return self.train_batches
 
     def _get_eval_sampler(self, eval_dataset):
-        lengths = torch.tensor([len(ids) for ids in eval_dataset["input_ids"]])
-        return lengths.argsort(stable=True).tolist()  # any sequence of row numbers is a sampler
+        rows = len(eval_dataset)
+        blank = [rows] * (_filled_up(rows, self.args.per_device_eval_batch_size * self.args.world_size) - rows)
+        return torch.tensor(eval_dataset.lengths).argsort(stable=True).tolist() + blank  # any sequence is a sampler
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        save_task_file(output_dir or self.args.output_dir, self.lineage)
+        if self.args.should_save:
+            save_task_file(output_dir or self.args.output_dir, self.lineage)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Trainer's; then a list of the files proves that none is missing, and only then older checkpoints go."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if self.args.should_save:
+                remove_checkpoint(folder)  # what a killed run left
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its own random state
+            if self.args.should_save:
+                seal_checkpoint(folder)
+                rotate_checkpoints(self.args.output_dir, folder, self.state.best_model_checkpoint, limit)
+        except (OSError, SafetensorError, DataError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save, on a full disk
+                raise
+            raise CheckpointNotWritten(f"{folder}: cannot be written ({one_line(error)}); is the disk full? "
+                                       f"{_what_is_kept(self.args.output_dir)}") from error
+        finally:
+            self.args.save_total_limit = limit
+
+    def _load_best_model(self) -> None:
+        read_checkpoint(self.state.best_model_checkpoint)  # a damaged one is refused in one line
+        super()._load_best_model()
 
 
-class _GradientGuard(TrainerCallback):
-    """Trainer calls callbacks, not itself, between the gradients and the optimiser's step."""
+def _what_is_kept(output: str) -> str:
+    folder, _ = newest_complete_checkpoint(output)
+    return f"{folder} is intact" if folder else "no checkpoint was written yet"
+
+
+class _EarlyStopping(EarlyStoppingCallback):
+    """Goes on counting where an interrupted run was."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = sum(
+            row["step"] > (state.best_global_step or 0) for row in state.log_history if "eval_loss" in row)
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
+
+
+class _Between(TrainerCallback):
+    """What Trainer asks callbacks, not itself, to do between its steps."""
 
     trainer: LabelPositionTrainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Trainer does so too, but in a resumed run on several processes the sampler is wrapped too deep for it.
+        self.trainer.train_batches.set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.require_finite_gradients()
@@ -277,9 +386,6 @@ def build_train_arguments(output_path: str, **overrides) -> TrainingArguments:
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
-    checkpointing = "activation_checkpointing"
-    if checkpointing not in ARGUMENT_NAMES:  # its name before transformers 5.20
-        checkpointing = "gradient_checkpointing"
     settings = {
         "output_dir": str(output_path),
         "per_device_train_batch_size": 16,
@@ -293,8 +399,8 @@ def build_train_arguments(output_path: str, **overrides) -> TrainingArguments:
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
         "use_cpu": not on_gpu,
-        checkpointing: on_gpu,
-        f"{checkpointing}_kwargs": {"use_reentrant": False},
+        CHECKPOINTING: on_gpu,
+        f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
         "eval_strategy": "steps",
         "eval_steps": 100,
         "save_steps": 100,
@@ -309,7 +415,7 @@ def build_train_arguments(output_path: str, **overrides) -> TrainingArguments:
         "dataloader_pin_memory": on_gpu,
         "report_to": "none",
     }
-    aliases = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": f"{checkpointing}_kwargs"}
+    aliases = {"gradient_checkpointing": CHECKPOINTING, "gradient_checkpointing_kwargs": f"{CHECKPOINTING}_kwargs"}
     args = FraudTrainingArguments(**{**settings, **{aliases.get(k, k): v for k, v in overrides.items()}})
     args._n_gpu = min(1, args.n_gpu)  # several GPUs mean DDP (accelerate launch), never DataParallel: 4-bit breaks it
     args._constructed = True
@@ -326,17 +432,21 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = _origin_of(train_dataset)
     if not isinstance(model, PeftModel):
+        set_seed(train_args.seed)  # Trainer does so too late for the adapters' first values
+        linear = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        if set(lora_config.target_modules) == set(TARGET_MODULES) and not set(TARGET_MODULES) <= linear:
+            lora_config.target_modules = "all-linear"  # Phi-3 and GPT-2 name their projections otherwise
         model = get_peft_model(model, lora_config)
     model.lineage = lineage
-    guard = _GradientGuard()
-    callbacks = [guard]
+    between = _Between()
+    callbacks = [between]
     if early_stopping_patience and train_args.eval_strategy != "no":
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience))
-    guard.trainer = LabelPositionTrainer(
+        callbacks.append(_EarlyStopping(early_stopping_patience))
+    between.trainer = LabelPositionTrainer(
         model=model, args=train_args, train_dataset=train_dataset, eval_dataset=eval_dataset,
         processing_class=tokenizer, data_collator=RightPaddingCollator(tokenizer.pad_token_id),
         callbacks=callbacks, lineage=lineage)
-    return guard.trainer
+    return between.trainer
 
 
 # ------------------------------------------------------------------------------------------ the command line
@@ -345,20 +455,25 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
 def train(args: argparse.Namespace, train_options: dict) -> Path:
     """What the command does; returns the best checkpoint's folder."""
     resume_from = _where_to_resume(args)
-    task = Task(neutral_speakers=not args.keep_speaker_names, max_length=args.max_length,
-                **({"instruction": args.instruction} if args.instruction else {}))
+    wording = {name: value for name, value in (("instruction", args.instruction), ("answers", args.answers)) if value}
+    task = Task(neutral_speakers=not args.keep_speaker_names, max_length=args.max_length, **wording)
     if args.device == "cpu":
         train_options["use_cpu"] = True
     model, tokenizer = load_model(args.model, args.device, quantization=args.quantization,
                                   double_quantization=args.double_quantization,
-                                  trust_remote_code=args.trust_remote_code)
+                                  trust_remote_code=args.trust_remote_code,
+                                  shardable=os.environ.get("ACCELERATE_USE_FSDP") == "true")
     train_dataset, eval_dataset = load_dataset(args.train, args.eval, tokenizer, task=task)
     lora_config = build_loraconfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
     trainer = build_trainer(model, tokenizer, build_train_arguments(args.output, **train_options), lora_config,
                             train_dataset, eval_dataset, early_stopping_patience=args.early_stopping_patience)
     trainer.model.print_trainable_parameters()
     trainer.train(resume_from_checkpoint=resume_from)
-    save_loss_curve(trainer.state.log_history, Path(args.output) / "loss_curve.png")
+    if trainer.is_world_process_zero():
+        try:
+            save_loss_curve(trainer.state.log_history, Path(args.output) / "loss_curve.png")
+        except OSError as error:
+            raise DataError(f"{args.output}/loss_curve.png: cannot be written ({error.strerror})") from error
     return Path(trainer.state.best_model_checkpoint or checkpoints_in(args.output)[-1])
 
 
@@ -394,6 +509,8 @@ def _parser() -> argparse.ArgumentParser:
     main.add_argument("--lora-dropout", type=float, default=0.2)
     main.add_argument("--early-stopping-patience", type=int, default=5, help="evaluations; 0 never stops early")
     main.add_argument("--instruction", help="text before the dialogue, instead of the project's own")
+    main.add_argument("--answers", nargs=2, metavar=("FRAUD", "HONEST"),
+                      help="label words, instead of the JSON; needs an --instruction that asks for them")
     main.add_argument("--max-length", type=int, default=Task.max_length, help="tokens a row; the dialogue is cut")
     main.add_argument("--keep-speaker-names", action="store_true", help="to show why names are made neutral")
     main.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
@@ -404,23 +521,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     train_options = {name: value for name, value in vars(args).items()
                      if name in ARGUMENT_NAMES and value is not None}
-    if "output_dir" in train_options:
-        print("trainer.py: use --output, not --output-dir", file=sys.stderr)
+    refused = "use --output, not --output-dir" if "output_dir" in train_options else ""
+    if args.answers and not args.instruction:
+        refused = "--answers needs an --instruction that asks for them"
+    if refused:
+        print(f"trainer.py: {refused}", file=sys.stderr)
         return 2
     disable_progress_bars()
     try:
-        best = train(args, train_options)
-    except (DataError, TrainingDiverged) as error:
-        print(error, file=sys.stderr)
-        return 2
+        with _others_silent():
+            best = train(args, train_options)
+    except (DataError, TrainingDiverged) as error:  # alike on all processes
+        return _stop(error if _speaks() else "")
+    except CheckpointNotWritten as error:
+        return _stop(f"{error}; make room, then go on with --resume")
+    except torch.OutOfMemoryError:
+        return _stop("out of memory: halve --per-device-train-batch-size and double --gradient-accumulation-steps, or "
+                     f"give --{CHECKPOINTING} true; {_what_is_kept(args.output)}, go on with --resume")
     except KeyboardInterrupt:
-        print(f"stopped; go on with --resume --output {args.output}", file=sys.stderr)
-        return 130
-    print(f"best checkpoint: {best}")
-    print(f"next: python evaluate.py --model {args.model} --checkpoint {best} --data {args.eval}")
+        kept = f"stopped; {_what_is_kept(args.output)}; go on with --resume --output {args.output}"
+        return _stop(kept if _speaks() else "", exit_code=130)
+    if _speaks():
+        print(f"best checkpoint: {best}")
+        print(f"next: python evaluate.py --model {args.model} --checkpoint {best} --data {args.eval}")
     return 0
+
+
+def _stop(line, exit_code: int = 2) -> int:
+    if line:
+        print(line, file=sys.stderr)
+    return exit_code
+
+
+def _speaks() -> bool:
+    """Whether this is the process that prints, of those that ``accelerate launch`` started on this machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _others_silent():
+    if _speaks():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 # %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
 if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers send it: stop as on Ctrl-C
+    code = main()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so do launchers once a process has ended: let this one end too
+    sys.exit(code)

@@ -31,7 +31,8 @@ def results_table() -> str:
                      + f" | {report['speakers_renamed']['recall']:.3f} |")
         tfidf = report["baselines"]["tfidf"]
         lines.append(f"| {data} | character TF-IDF, same train split | "
-                     + " | ".join(f"{tfidf[metric]:.3f}" for metric in ("precision", "recall", "f1")) + " | same text |")
+                     + " | ".join(f"{tfidf[metric]:.3f}" for metric in ("precision", "recall", "f1"))
+                     + " | same text |")
     return "\n".join(lines)
 
 
@@ -50,11 +51,11 @@ def reading() -> str:
     names = held_out["baselines"]["speaker_names"]["f1"]
     agreement = _load("standin_generate")["agreement_of_methods"]
     return "\n".join([
-        f"Read the article's eval set with care: {seen:.0%} of its rows share a whole line with our train split, since",
-        f"both come from one corpus. On dialogues that were held out, the stand-in **{verdict}** by F1",
-        f"(difference {difference['value']:+.3f}, 95 % interval of the paired bootstrap {low:+.3f} to {high:+.3f}). The",
-        "last column is what it does hold: who the speakers are called changes nothing. In this corpus the names alone,",
-        f"without a word of what is said, reach F1 {names:.3f}. Scored and written answers agreed on "
+        f"Read the article's eval set with care: {seen:.0%} of its rows share a whole line with our train split; both",
+        f"come from one corpus. On dialogues that were held out, the stand-in **{verdict}** by F1",
+        f"(difference {difference['value']:+.3f}, 95 % interval of the paired bootstrap {low:+.3f} to {high:+.3f}).",
+        "The last column is what it does hold: who the speakers are called changes nothing. In this corpus the names",
+        f"alone, without a word of what is said, reach F1 {names:.3f}. Scored and written answers agreed on",
         f"{agreement['agree']} of {agreement['rows']} test rows.",
     ])
 

@@ -1,0 +1,244 @@
+"""Our own sample corpus: Chinese dialogues of 17 kinds of scam and 17 kinds of honest talk, made from a seed.
+
+    python -m data.sample --output DIR [--dialogues N] [--seed S]
+
+Both kinds of talk are built from the same sentences (``sample_phrases.toml``). A swindler's demand stands in honest
+talk too, told of, warned of or denied, and an honest party's advice stands in scams, where the swindler talks people
+out of it. What decides is who asks whom for what: a dialogue is fraud when somebody in it is asked to take a
+dangerous step or hears a yes to the question whether to take it. Counting words does not settle that.
+"""
+
+import argparse
+import collections
+import functools
+import random
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from .records import DataError, Dialogue, Line, write_dialogues
+
+PHRASES = Path(__file__).with_name("sample_phrases.toml")
+SCENES = ("call", "chat", "meeting")
+NAME_STYLES = ("personal", "roles", "numbered")
+FIXED_SLOTS = ("shop", "item", "bank", "city", "app")  # one a dialogue: nobody changes banks between two sentences
+
+# Beside the one or two demands that decide, a dialogue holds one or two side moves: (how it is said, which step), weight.
+SIDE_MOVES = {
+    True: {("warned_of", "safe"): 3, ("denied", "safe"): 3, ("told_of", "safe"): 3,
+           ("warned_of", "danger"): 1, ("denied", "danger"): 1, ("told_of", "danger"): 1},
+    False: {("warned_of", "danger"): 3, ("denied", "danger"): 3, ("told_of", "danger"): 3,
+            ("denied", "safe"): 1, ("told_of", "safe"): 2},
+}
+
+PLAIN_SHARE = 0.5  # dialogues whose side moves are of the same kind as what is asked for
+LEAD_SHARE = 0.4  # longer sentences that begin with 嗯, 对了, ...: people do not repeat each other word for word
+
+Spoken = tuple[str, str, bool]  # who of host, guest, third; what; whether the scam is attempted in it
+
+
+@functools.cache
+def phrases() -> dict:
+    """The tables of ``sample_phrases.toml``."""
+    return tomllib.loads(PHRASES.read_text(encoding="utf-8"))
+
+
+def sample_dialogues(n: int = 2400, *, seed: int = 0) -> list[Dialogue]:
+    """`n` dialogues, half of them fraud, categories in turn; the same for the same seed on every machine.
+
+    Raises:
+        DataError: `n` is below 1.
+    """
+    if n < 1:
+        raise DataError(f"--dialogues must be at least 1, found {n}")
+    rng = random.Random(seed)
+    topics = phrases()["topics"]
+    numbers = collections.Counter()
+    dialogues = []
+    for i in range(n):
+        topic, fraud = topics[i // 2 % len(topics)], i % 2 == 0
+        category = topic["scam" if fraud else "honest"]
+        numbers[category] += 1
+        lines = _Writer(rng, topic, fraud).dialogue()
+        dialogues.append(Dialogue(f"{category}/{numbers[category]}", category, lines))
+    return dialogues
+
+
+class _Writer:
+    """Writes one dialogue between a host (who offers or asks), a guest and, in meetings, a third person."""
+
+    def __init__(self, rng: random.Random, topic: dict, fraud: bool) -> None:
+        self.rng = rng
+        self.topic = topic
+        self.fraud = fraud
+        self.scene = rng.choice(SCENES)
+        self.you = "大家" if self.scene == "meeting" else topic.get("you", "您")
+        self.fixed = {name: rng.choice(phrases()["slots"][name]) for name in FIXED_SLOTS}
+        self.steps = {kind: rng.sample(topic[kind], 4) for kind in ("danger", "safe")}
+
+    def dialogue(self) -> tuple[Line, ...]:
+        names = self._names()
+        spoken = [*getattr(self, f"_open_{self.scene}")(), *self._body(), *self._close()]
+        return tuple(Line(names[who], text, fraud) for who, text, fraud in spoken)
+
+    # ------------------------------------------------------------------------------------------------- parts
+
+    def _open_call(self) -> list[Spoken]:
+        return [self._line("host", self.topic["intros"]), *self._maybe(0.5, "guest", "filler"),
+                *self._maybe(0.3, "guest", "small"), self._line("host", self.topic["matters"]),
+                *self._maybe(0.6, "guest", "filler")]
+
+    def _open_chat(self) -> list[Spoken]:
+        return [*self._maybe(0.5, "host", "small"), *self._maybe(0.4, "guest", "small"),
+                self._line("guest", self.topic["tales"]), self._line("host", phrases()["talk"]["helper"]),
+                *self._maybe(0.3, "host", "comfort")]
+
+    def _open_meeting(self) -> list[Spoken]:
+        return [self._line("host", phrases()["talk"]["agenda"]), *self._maybe(0.6, "third", "business"),
+                *self._maybe(0.4, "guest", "business"), self._line("host", phrases()["talk"]["example"]),
+                *self._maybe(0.4, "third", "filler")]
+
+    def _body(self) -> list[Spoken]:
+        """The demands that decide and the side moves, in random order, with everyday lines between."""
+        asked = "danger" if self.fraud else "safe"
+        plain = self.rng.random() < PLAIN_SHARE
+        weights = {move: weight for move, weight in SIDE_MOVES[self.fraud].items() if not plain or asked in move}
+        sides = self.rng.choices(list(weights), weights=list(weights.values()), k=self.rng.choice((1, 2)))
+        moves = [self._move(self.rng.choice(("asked_for", "asked_for", "confirmed")), asked) + self._reaction()
+                 for _ in range(self.rng.choice((1, 2)))]
+        moves += [self._move(said, step) for said, step in sides]
+        if self.rng.random() < 0.5:
+            moves.append(self._haste())
+        self.rng.shuffle(moves)
+        return [line for move in moves for line in (*move, *self._between())]
+
+    def _move(self, said: str, step: str) -> list[Spoken]:
+        """Lines in which a step is asked for, told of, warned of, confirmed or denied."""
+        text = self._fill(self.steps[step].pop())
+        if said in ("confirmed", "denied"):
+            wrapped = phrases()["said"]
+            answer = wrapped["yes" if said == "confirmed" else "no"]
+            attempt = said == "confirmed" and step == "danger"
+            return [self._line("guest", wrapped["question"], text), self._line("host", answer, attempt=attempt)]
+        who = self.rng.choice(("host", "guest")) if said == "told_of" else "host"
+        return [self._line(who, phrases()["said"][said], text, attempt=said == "asked_for" and step == "danger")]
+
+    def _reaction(self) -> list[Spoken]:
+        """The guest is more often uneasy about a dangerous step than about a safe one."""
+        fitting, other = ("uneasy", "at_ease") if self.fraud else ("at_ease", "uneasy")
+        return self._maybe(0.6, "guest", fitting if self.rng.random() < 0.75 else other)
+
+    def _haste(self) -> list[Spoken]:
+        """Haste and secrecy are a swindler's own words or what somebody tells of him; calm the other way round."""
+        direct = self.rng.random() < 0.5
+        hurry = direct == self.fraud
+        text = self._fill(self.rng.choice(phrases()["talk"]["hurry" if hurry else "calm"]))
+        said = "asked_for" if direct else self.rng.choice(("told_of", "warned_of"))
+        return [self._line("host", phrases()["said"][said], text, attempt=direct and self.fraud)]
+
+    def _between(self) -> list[Spoken]:
+        return [*self._maybe(0.2, "guest", "filler"), *self._maybe(0.08, "guest", "doubt"),
+                *self._maybe(0.1, "host", "comfort"),
+                *(self._maybe(0.15, "third", "business") if self.scene == "meeting" else ())]
+
+    def _close(self) -> list[Spoken]:
+        return [*self._maybe(0.6, "guest", self.rng.choice(("agree", "agree", "refuse"))),
+                *self._maybe(0.4, "host", "bye")]
+
+    # ------------------------------------------------------------------------------------------------- words
+
+    def _maybe(self, probability: float, who: str, table: str) -> list[Spoken]:
+        return [self._line(who, phrases()["talk"][table])] if self.rng.random() < probability else []
+
+    def _line(self, who: str, table: Sequence[str], step: str = "", *, attempt: bool = False) -> Spoken:
+        text = self._fill(self.rng.choice(table), step)
+        if len(text) >= 10 and self.rng.random() < LEAD_SHARE:
+            text = self.rng.choice(phrases()["talk"]["lead"]) + text
+        return who, text, attempt
+
+    def _fill(self, text: str, step: str = "") -> str:
+        """`text` with every slot filled, those of the fillings too."""
+        while "{" in text:
+            text = re.sub(r"\{(\w+)\}", lambda match: self._slot(match.group(1), step), text)
+        return text
+
+    def _slot(self, name: str, step: str) -> str:
+        rng = self.rng
+        match name:
+            case "x":
+                return step
+            case "you":
+                return self.you
+            case "adv":
+                return "" if step.startswith(("先", "赶")) else rng.choice(phrases()["talk"]["adv"])
+            case "open" | "who":
+                return rng.choice(phrases()["talk"][name])
+            case "amt":
+                return rng.choice((str(rng.randrange(2, 100) * 100), str(rng.randrange(60, 999)),
+                                   f"{rng.randrange(1, 9)}万"))
+            case "few":
+                return str(rng.randrange(30, 600))
+            case "rent":
+                return str(rng.randrange(7, 60) * 100 + rng.choice((0, 0, 50, 80)))
+            case "num":
+                return str(rng.randrange(1000, 9999))
+            case "dd" | "mm":
+                return str(rng.randrange(1, 29 if name == "dd" else 13))
+            case "subject":
+                return self.topic["subject"]
+            case "tale":
+                return rng.choice(self.topic["tales"]).rstrip("。")
+            case "name":
+                return self._personal_name()
+        return self.fixed.get(name) or rng.choice(phrases()["slots"][name])
+
+    def _personal_name(self) -> str:
+        return self.rng.choice(phrases()["slots"]["surname"]) + self.rng.choice(phrases()["slots"]["given"])
+
+    def _names(self) -> dict[str, str]:
+        """A name for each person, in a style that has nothing to do with the label."""
+        style = self.rng.choice(NAME_STYLES)
+        if style == "numbered":
+            names = [f"发言人{i + 1}" for i in self.rng.sample(range(5), 3)]
+        elif style == "roles":
+            hosts, guests = self.topic["roles"][:2], self.topic["roles"][2:]
+            names = [self.rng.choice(hosts), self.rng.choice(guests), self._personal_name()]
+        else:
+            names = [self._personal_name() for _ in range(3)]
+        return dict(zip(("host", "guest", "third"), names, strict=True))
+
+
+def write_sample(output: str | Path, n: int = 2400, *, seed: int = 0) -> list[Path]:
+    """Writes one CSV a category into the folder `output`; returns their paths."""
+    by_category = collections.defaultdict(list)
+    for dialogue in sample_dialogues(n, seed=seed):
+        by_category[dialogue.category].append(dialogue)
+    paths = {category: Path(output) / f"{category}.csv" for category in by_category}
+    try:
+        for category, members in by_category.items():
+            write_dialogues(paths[category], members)
+    except OSError as error:
+        raise DataError(f"{output}: {error.strerror}; name a folder that can be written to") from None
+    return list(paths.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data.sample", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", required=True, help="folder for one CSV a category")
+    parser.add_argument("--dialogues", type=int, default=2400, help="how many in all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        paths = write_sample(args.output, args.dialogues, seed=args.seed)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{args.dialogues} dialogues of {len(paths)} kinds written to {args.output}; "
+          f"next: python -m data.prepare --source {args.output} --output outputs/data")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Makes the embedded default base model: a tiny Qwen2 that has read our sample dialogues, and no label.
+
+    python -m data.tiny_base --output DIR [--steps N] [--dialogues N] [--seed S]
+
+A byte-level BPE tokenizer and a `Qwen2ForCausalLM` of 0.7 M parameters (plus 0.4 M of embeddings), pretrained to
+predict the next token of raw dialogues. Their seeds are far from the small ones that demos and tests use, so no
+dialogue to be judged was ever read. Neither labels nor answers are part of the pretraining.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
+
+from .prompt import INSTRUCTION, Task
+from .records import DataError
+from .sample import sample_dialogues
+from .speakers import format_dialogue, neutral_speakers
+
+CORPUS_SEED = 10_000  # the first of the seeds that pretraining reads; demos and tests use those below 10
+VOCABULARY = 3072
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+         r"\s*[\r\n]+|\s+(?!\S)|\s+")  # how Qwen2 cuts texts into words
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHAPE = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 2048}  # multiples of 64: whole NF4 blocks
+BATCH = 16  # dialogues
+
+
+def corpus(n: int, *, seed: int) -> list[str]:
+    """Texts of `n` sample dialogues with neutral speakers, as the model will see them later."""
+    dialogues = sample_dialogues(n, seed=seed)
+    return [neutral_speakers(format_dialogue([(line.speaker, line.content) for line in dialogue.lines]))
+            for dialogue in dialogues]
+
+
+def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in the manner of Qwen2, in which the two answers differ in one token."""
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[PAD, START, END], show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    chat = [f"user\n{INSTRUCTION}", "assistant\n", *Task().answers] * 3000  # often enough to become few, long tokens
+    bpe.train_from_iterator([*texts, *chat], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE,
+                                   model_max_length=SHAPE["max_position_embeddings"])
+
+
+def build_model(tokenizer, *, seed: int = 0) -> Qwen2ForCausalLM:
+    """The tiny Qwen2 with random weights."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+                         eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **SHAPE)
+    return Qwen2ForCausalLM(config)
+
+
+def batches(rows: Sequence[Sequence[int]], pad: int, rng: random.Random) -> Iterator[torch.Tensor]:
+    """Endless ``[rows, tokens]`` of dialogues of similar length, each closed and padded by `pad`."""
+    while True:
+        order = rng.sample(range(len(rows)), len(rows))
+        for start in range(0, len(order) - BATCH + 1, 20 * BATCH):
+            group = sorted(order[start:start + 20 * BATCH], key=lambda i: len(rows[i]))
+            parts = [group[i:i + BATCH] for i in range(0, len(group) - BATCH + 1, BATCH)]
+            for part in rng.sample(parts, len(parts)):
+                width = max(len(rows[i]) for i in part) + 1
+                yield torch.tensor([[*rows[i], *[pad] * (width - len(rows[i]))] for i in part])
+
+
+def lm_loss(model, ids: torch.Tensor, pad: int) -> torch.Tensor:
+    """Mean cross-entropy of the next token, the first `pad` of each row counted, the others not."""
+    targets = ids[:, 1:].clone()
+    targets[(ids[:, 1:] == pad) & (ids[:, :-1] == pad)] = -100
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+
+def pretrain(model, tokenizer, texts: Sequence[str], *, steps: int, learning_rate: float = 3e-3,
+             device: str = "cpu", seed: int = 0) -> float:
+    """Trains in place to predict the next token; returns the mean loss of the last 50 steps."""
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    losses = []
+    stream = batches(rows, tokenizer.pad_token_id, random.Random(seed))
+    for _, ids in zip(progress := tqdm(range(steps), desc="pretraining"), stream):
+        loss = lm_loss(model, ids.to(device), tokenizer.pad_token_id)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        progress.set_postfix(loss=f"{losses[-1]:.3f}")
+    return sum(losses[-50:]) / len(losses[-50:])
+
+
+@torch.no_grad()
+def refresh_unread(model, tokenizer, texts: Sequence[str], *, seed: int = 0) -> None:
+    """Gives tokens that no dialogue holds (chat template, answers, rare bytes) embeddings like those of the others.
+
+    Pretraining only ever pushes them down together, until they are so alike that no adapter could choose one.
+    """
+    weight = model.get_input_embeddings().weight
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    read = torch.zeros(len(weight), dtype=torch.bool)
+    read[sorted({token for row in rows for token in row})] = True
+    read[tokenizer.pad_token_id] = True  # closes every dialogue
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    weight[~read] = weight[read].mean(0) + weight[read].std(0) * noise[~read]
+
+
+def make(output: str | Path, *, dialogues: int, steps: int, device: str, seed: int = 0) -> float:
+    """Writes tokenizer and pretrained model into `output`; returns the loss on dialogues it has not read."""
+    texts = corpus(dialogues, seed=CORPUS_SEED + seed)
+    tokenizer = build_tokenizer(texts[:10_000])
+    model = build_model(tokenizer, seed=seed)
+    pretrain(model, tokenizer, texts, steps=steps, device=device, seed=seed)
+    model = model.to("cpu")
+    refresh_unread(model, tokenizer, texts, seed=seed)
+    model = model.to(torch.bfloat16)
+    try:
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    except OSError as error:
+        raise DataError(f"{output}: {error.strerror}; name a folder that can be written to") from None
+    return held_out_loss(model.float(), tokenizer)
+
+
+@torch.no_grad()
+def held_out_loss(model, tokenizer, *, n: int = 200) -> float:
+    """Mean loss per batch on `n` dialogues of a seed that no training reads."""
+    rows = tokenizer(corpus(n, seed=CORPUS_SEED - 1), add_special_tokens=False)["input_ids"]
+    stream = batches(rows, tokenizer.pad_token_id, random.Random(0))
+    losses = [lm_loss(model.eval(), ids, tokenizer.pad_token_id).item() for _, ids in zip(range(n // BATCH), stream)]
+    return sum(losses) / len(losses)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data.tiny_base", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", required=True, help="folder for the model and its tokenizer")
+    parser.add_argument("--dialogues", type=int, default=48_000, help="to read in pretraining (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help=f"of {BATCH} dialogues (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        loss = make(args.output, dialogues=args.dialogues, steps=args.steps, device=args.device, seed=args.seed)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"loss on unseen dialogues: {loss:.3f} a token; written to {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
