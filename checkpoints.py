@@ -216,14 +216,23 @@ def find_checkpoint(path: str | Path) -> Path:
     folders = checkpoints_in(path)
     if (path / ADAPTER_FILE).is_file() or not folders:
         return path
-    newest = newest_complete_checkpoint(path)[0] or folders[-1]
+    for newest in reversed(folders):
+        try:
+            state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
+            best = path / f"checkpoint-{state['best_global_step']}"
+        except (OSError, ValueError, KeyError):
+            continue
+        if _is_sealed(newest):
+            return best if _is_whole(best) else newest
+    return folders[-1]
+
+
+def _is_whole(folder: Path) -> bool:
     try:
-        state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
-        best = path / f"checkpoint-{state['best_global_step']}"
-        read_checkpoint(best)
-    except (DataError, OSError, ValueError, KeyError):
-        return newest
-    return best
+        read_checkpoint(folder)
+    except DataError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------ fingerprints

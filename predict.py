@@ -38,7 +38,6 @@ OWN_KEYS = ("line", "error", "probability", "is_fraud")
 LEFT_OUT = ("input", "instruction", "label")  # all other keys of a row are carried over
 DIGITS = 6
 SHOWN_ERRORS = 5
-LONGEST_ERROR = 200  # characters
 PATIENCE = datetime.timedelta(days=1)  # with a process that has a chunk of long dialogues on a slow device
 
 
@@ -78,7 +77,7 @@ def predict_file(model, tokenizer, input_path: str | Path, output_path: str | Pa
         input_path: rows with ``input``; ``label`` is not needed, other keys are carried over to the output.
         output_path: gets one line for each line of the input, in its order; ``.meta.json`` is written beside it.
         threshold: probability from which on a dialogue is fraud; default: the checkpoint's.
-        batch_rows: rows that are read, sorted by length and written at a time; a kill loses no more than these.
+        batch_rows: rows a process reads, sorts by length and scores at a time; a kill loses no more than these.
         restart: throw away what an earlier run wrote.
 
     Returns:
@@ -229,7 +228,7 @@ def _score_chunk(model, encoder: PromptEncoder, chunk: Chunk, threshold: float) 
         try:
             row = parse_row(line, number)
         except ValueError as error:  # DataError, or a number of 5,000 digits
-            rows.append({"line": number, "error": str(error)[:LONGEST_ERROR]})
+            rows.append({"line": number, "error": str(error)})
             continue
         rows.append({"line": number, **{key: value for key, value in row.items() if key not in LEFT_OUT}})
         scored.append(rows[-1])

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.bases import table as bases_table
 from benchmarks.training import table as training_table
 
 ROOT = Path(__file__).parents[1]
@@ -76,11 +77,32 @@ def by_category_table() -> str:
     return "\n".join(lines)
 
 
+def scale_plan() -> str:
+    """What a hundred million dialogues would take at the measured rate, on paper."""
+    report = _load("standin_split_by_case")
+    rate = report["rows_per_second"]
+    hours = 1e8 / rate / 3600
+    return "\n".join([
+        f"On paper: the stand-in scored {rate:.0f} rows a second on an {report['provenance']['device']} that two other",
+        f"evaluations shared. A hundred million such rows are 1e8 / {rate:.0f} s = {hours:.0f} GPU-hours, or "
+        f"{hours / 8:.1f} hours on eight GPUs,",
+        "if reading and writing keep up; input and output are then about 100 GB and 10 GB at 1 kB and 100 bytes a row. "
+        "Qwen2-1.5B's",
+        "own rate is for you to measure: `--predict` prints it.",
+    ])
+
+
+def bases() -> str:
+    return bases_table(_load("bases"))
+
+
 TABLES = {
     "results": results_table,
     "reading": reading,
     "training": training_benchmark_table,
     "by_category": by_category_table,
+    "scale_plan": scale_plan,
+    "bases": bases,
 }
 
 

@@ -16,6 +16,7 @@ from .speakers import neutral_speakers
 
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
 DIALOGUE_MARK = "DIALOGUE-GOES-HERE"
+CHARACTERS_A_TOKEN = 16  # of room, at most; a Chinese dialogue has about two
 ANSWER_MARK = "ANSWER-GOES-HERE"
 # Some templates (Llama 3, SmolLM 3) write today's date; a prompt must be the same on the day after training.
 FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
@@ -84,10 +85,13 @@ class PromptEncoder:
 
     def prompts(self, dialogues: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompt of each dialogue, up to where the model's answer begins."""
+        longest = self.room * CHARACTERS_A_TOKEN  # cut before it is tokenised: a megabyte takes seconds and 300 MB
+        too_long = [len(text) > longest for text in dialogues]
+        dialogues = [text[:longest] for text in dialogues]
         if self.task.neutral_speakers:
             dialogues = [neutral_speakers(text) for text in dialogues]
         encoded = self._plain_ids(dialogues)
-        self.truncated += sum(len(ids) > self.room for ids in encoded)
+        self.truncated += sum(long or len(ids) > self.room for ids, long in zip(encoded, too_long, strict=True))
         return [self.head + ids[:self.room] + self.tail for ids in encoded]
 
     def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> list[dict[str, list[int]]]:

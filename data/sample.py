@@ -25,7 +25,7 @@ SCENES = ("call", "chat", "meeting")
 NAME_STYLES = ("personal", "roles", "numbered")
 FIXED_SLOTS = ("shop", "item", "bank", "city", "app")  # one a dialogue: nobody changes banks between two sentences
 
-# Beside the one or two demands that decide, a dialogue holds one or two side moves: (how it is said, which step), weight.
+# Beside one or two demands that decide, a dialogue holds one or two side moves: (how it is said, which step), weight.
 SIDE_MOVES = {
     True: {("warned_of", "safe"): 3, ("denied", "safe"): 3, ("told_of", "safe"): 3,
            ("warned_of", "danger"): 1, ("denied", "danger"): 1, ("told_of", "danger"): 1},
@@ -36,7 +36,8 @@ SIDE_MOVES = {
 PLAIN_SHARE = 0.5  # dialogues whose side moves are of the same kind as what is asked for
 LEAD_SHARE = 0.4  # longer sentences that begin with 嗯, 对了, ...: people do not repeat each other word for word
 
-Spoken = tuple[str, str, bool]  # who of host, guest, third; what; whether the scam is attempted in it
+# Who of host, guest, third; what; whether the scam is attempted in it; the step that is asked for in it, if any.
+Spoken = tuple[str, str, bool, str]
 
 
 @functools.cache
@@ -51,19 +52,24 @@ def sample_dialogues(n: int = 2400, *, seed: int = 0) -> list[Dialogue]:
     Raises:
         DataError: `n` is below 1.
     """
+    return [dialogue for dialogue, _ in dialogues_and_requests(n, seed=seed)]
+
+
+def dialogues_and_requests(n: int, *, seed: int) -> list[tuple[Dialogue, list[str]]]:
+    """Each dialogue with the steps that somebody in it is asked to take, dangerous or not, in order."""
     if n < 1:
         raise DataError(f"--dialogues must be at least 1, found {n}")
     rng = random.Random(seed)
     topics = phrases()["topics"]
     numbers = collections.Counter()
-    dialogues = []
+    made = []
     for i in range(n):
         topic, fraud = topics[i // 2 % len(topics)], i % 2 == 0
         category = topic["scam" if fraud else "honest"]
         numbers[category] += 1
-        lines = _Writer(rng, topic, fraud).dialogue()
-        dialogues.append(Dialogue(f"{category}/{numbers[category]}", category, lines))
-    return dialogues
+        lines, requests = _Writer(rng, topic, fraud).dialogue()
+        made.append((Dialogue(f"{category}/{numbers[category]}", category, lines), requests))
+    return made
 
 
 class _Writer:
@@ -78,10 +84,12 @@ class _Writer:
         self.fixed = {name: rng.choice(phrases()["slots"][name]) for name in FIXED_SLOTS}
         self.steps = {kind: rng.sample(topic[kind], 4) for kind in ("danger", "safe")}
 
-    def dialogue(self) -> tuple[Line, ...]:
+    def dialogue(self) -> tuple[tuple[Line, ...], list[str]]:
+        """The lines, and the steps asked for in them."""
         names = self._names()
         spoken = [*getattr(self, f"_open_{self.scene}")(), *self._body(), *self._close()]
-        return tuple(Line(names[who], text, fraud) for who, text, fraud in spoken)
+        lines = tuple(Line(names[who], text, fraud) for who, text, fraud, _ in spoken)
+        return lines, [request for *_, request in spoken if request]
 
     # ------------------------------------------------------------------------------------------------- parts
 
@@ -120,10 +128,13 @@ class _Writer:
         if said in ("confirmed", "denied"):
             wrapped = phrases()["said"]
             answer = wrapped["yes" if said == "confirmed" else "no"]
-            attempt = said == "confirmed" and step == "danger"
-            return [self._line("guest", wrapped["question"], text), self._line("host", answer, attempt=attempt)]
+            request = text if said == "confirmed" else ""
+            return [self._line("guest", wrapped["question"], text),
+                    self._line("host", answer, attempt=bool(request) and step == "danger", request=request)]
         who = self.rng.choice(("host", "guest")) if said == "told_of" else "host"
-        return [self._line(who, phrases()["said"][said], text, attempt=said == "asked_for" and step == "danger")]
+        request = text if said == "asked_for" else ""
+        return [self._line(who, phrases()["said"][said], text, attempt=bool(request) and step == "danger",
+                           request=request)]
 
     def _reaction(self) -> list[Spoken]:
         """The guest is more often uneasy about a dangerous step than about a safe one."""
@@ -136,7 +147,8 @@ class _Writer:
         hurry = direct == self.fraud
         text = self._fill(self.rng.choice(phrases()["talk"]["hurry" if hurry else "calm"]))
         said = "asked_for" if direct else self.rng.choice(("told_of", "warned_of"))
-        return [self._line("host", phrases()["said"][said], text, attempt=direct and self.fraud)]
+        return [self._line("host", phrases()["said"][said], text, attempt=direct and self.fraud,
+                           request=text if direct else "")]
 
     def _between(self) -> list[Spoken]:
         return [*self._maybe(0.2, "guest", "filler"), *self._maybe(0.08, "guest", "doubt"),
@@ -152,11 +164,12 @@ class _Writer:
     def _maybe(self, probability: float, who: str, table: str) -> list[Spoken]:
         return [self._line(who, phrases()["talk"][table])] if self.rng.random() < probability else []
 
-    def _line(self, who: str, table: Sequence[str], step: str = "", *, attempt: bool = False) -> Spoken:
+    def _line(self, who: str, table: Sequence[str], step: str = "", *, attempt: bool = False,
+              request: str = "") -> Spoken:
         text = self._fill(self.rng.choice(table), step)
         if len(text) >= 10 and self.rng.random() < LEAD_SHARE:
             text = self.rng.choice(phrases()["talk"]["lead"]) + text
-        return who, text, attempt
+        return who, text, attempt, request
 
     def _fill(self, text: str, step: str = "") -> str:
         """`text` with every slot filled, those of the fillings too."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import tiny_base
 from data.prompt import PromptEncoder, Task
+from data.sample import dialogues_and_requests
 
 FOLDER = Path(tiny_base.__file__).parent / "tiny-qwen2"
 
@@ -60,23 +61,38 @@ def test_any_text_comes_back_from_its_tokens(tokenizer):
 
 
 def test_it_predicts_unseen_dialogues_far_better_than_word_frequencies(model, tokenizer):
-    texts = tiny_base.corpus(300, seed=0)
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    counts = collections.Counter(token for row in rows[100:] for token in row)
+    rows = tiny_base.encode(tokenizer, tiny_base.corpus(300, seed=0))
+    counts = collections.Counter(token for ids, _ in rows[100:] for token in ids)
     total = sum(counts.values()) + len(tokenizer)
-    tokens = [token for row in rows[:100] for token in row]
+    tokens = [token for ids, _ in rows[:100] for token in ids]
     unigram = -sum(math.log((counts[token] + 1) / total) for token in tokens) / len(tokens)
     stream = tiny_base.batches(rows[:100], tokenizer.pad_token_id, random.Random(0))
     with torch.no_grad():
-        losses = [tiny_base.lm_loss(model, ids, tokenizer.pad_token_id).item() for _, ids in zip(range(5), stream)]
+        losses = [tiny_base.lm_loss(model, ids, (weights > 0).float()).item()
+                  for _, (ids, weights) in zip(range(5), stream)]
     assert sum(losses) / len(losses) < 0.5 * unigram
 
 
-def test_pretraining_reads_no_dialogue_that_is_judged_and_no_answer():
+def test_answers_weigh_more_and_padding_nothing(tokenizer):
+    rows = tiny_base.encode(tokenizer, [("问", "答案"), ("问题很长", "答")])
+    for (ids, weights), (user, assistant) in zip(rows, [("问", "答案"), ("问题很长", "答")]):
+        n_user = len(tokenizer(user)["input_ids"])
+        assert weights == [1.0] * n_user + [tiny_base.ANSWER_WEIGHT] * len(tokenizer(assistant)["input_ids"])
+        assert tokenizer.decode(ids) == user + assistant
+    many = rows * tiny_base.BATCH
+    ids, weights = next(tiny_base.batches(many, tokenizer.pad_token_id, random.Random(0)))
+    assert ids.shape == weights.shape and ((ids == tokenizer.pad_token_id) == (weights == 0)).all()
+
+
+def test_pretraining_reads_no_dialogue_that_is_judged_no_label_and_answers_every_request_alike():
     read = tiny_base.corpus(400, seed=tiny_base.CORPUS_SEED)
-    judged = {text for seed in range(3) for text in tiny_base.corpus(400, seed=seed)}
-    assert not judged & set(read)
-    assert not any("is_fraud" in text or "true" in text for text in read)
+    judged = {user for seed in range(3) for user, _ in tiny_base.corpus(400, seed=seed)}
+    assert not judged & {user for user, _ in read}
+    assert not any(word in text for pair in read for text in pair for word in ("is_fraud", "true", "false"))
+    for (dialogue, requests), (_, answer) in zip(dialogues_and_requests(400, seed=tiny_base.CORPUS_SEED), read):
+        said = "".join(line.content for line in dialogue.lines)
+        assert answer == f"<|im_start|>assistant\n{'；'.join(requests)}<|im_end|>"
+        assert requests and all(request in said for request in requests)
 
 
 def test_making_it_twice_gives_the_same_weights(tmp_path):
