@@ -161,7 +161,7 @@ def held_out_loss(model, tokenizer, *, n: int = 200) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.tiny_base", description=__doc__.split("\n")[0])
     parser.add_argument("--output", required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--dialogues", type=int, default=48_000, help="to read in pretraining (default: %(default)s)")
+    parser.add_argument("--dialogues", type=int, default=40_000, help="to read in pretraining (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2500, help=f"of {BATCH} dialogues (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
