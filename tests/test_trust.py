@@ -146,10 +146,13 @@ def test_code_that_comes_with_a_base_runs_only_if_asked_to(base_copy, mark, monk
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     config = json.loads((base_copy / "config.json").read_text())
     config |= {"model_type": model_type, "auto_map": {
-        "AutoConfig": "evil.Qwen2Config", "AutoModelForCausalLM": "evil.Qwen2ForCausalLM"}}
+        "AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (base_copy / "config.json").write_text(json.dumps(config))
     (base_copy / "evil.py").write_text(
-        f"from transformers import Qwen2Config, Qwen2ForCausalLM\nopen({str(mark)!r}, 'w').close()\n")
+        "from transformers import Qwen2Config, Qwen2ForCausalLM\n"
+        f"class Config(Qwen2Config):\n    model_type = {model_type!r}\n"  # its own: transformers marks them as custom
+        "class Model(Qwen2ForCausalLM):\n    config_class = Config\n"
+        f"open({str(mark)!r}, 'w').close()\n")
     if model_type == "qwen2":  # transformers has its own code for it
         load_model(str(base_copy), "", "cpu")
     else:
