@@ -62,7 +62,10 @@ def reading() -> str:
 
 
 def training_benchmark_table() -> str:
-    return training_table(_load("training_benchmark"))
+    report = _load("training_benchmark")
+    steps, rounds = report["provenance"]["steps"], report["provenance"]["rounds"]
+    return (f"{training_table(report)}\n\nMedians over {rounds} round(s) of {steps} timed steps on one "
+            f"{report['device']}; few steps, so take the speeds as a first reading.")
 
 
 def by_category_table() -> str:
