@@ -10,7 +10,7 @@ import torch
 from helpers import make_records, train_briefly
 from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen2Config, TrainerCallback
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, TrainerCallback
 
 import trainer as trainer_module
 from checkpoints import checkpoints_in, newest_complete_checkpoint
@@ -21,6 +21,7 @@ from trainer import (
     TrainingDiverged,
     build_loraconfig,
     build_train_arguments,
+    build_trainer,
     label_position_loss,
     load_dataset,
     load_model,
@@ -127,6 +128,16 @@ def test_lora_fields_may_be_assigned_afterwards(base):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     shapes = {tuple(p.shape)[0] for name, p in model.named_parameters() if "lora_A" in name}
     assert shapes == {4}
+
+
+def test_a_base_with_other_projections_gets_adapters_on_all_of_its_own(base, train_file, tmp_path):
+    _, tokenizer = load_model(base, "cpu")
+    dataset, _ = load_dataset(train_file, train_file, tokenizer)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=1, n_head=2))
+    args = build_train_arguments(str(tmp_path), use_cpu=True)
+    trained = build_trainer(gpt2, tokenizer, args, build_loraconfig(), dataset, dataset).model
+    adapted = {name.split(".lora_A")[0].split("h.0.")[1] for name, _ in trained.named_parameters() if "lora_A" in name}
+    assert adapted == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
 
 
 def test_train_arguments_are_the_articles(tmp_path):
