@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -21,8 +22,8 @@ OTHER_FORMATS = ["*/*", "consolidated*"]  # in subfolders, and in Mistral's layo
 PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
 
 
-def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4",
-               double_quantization: bool = False, shardable: bool = False, trust_remote_code: bool = False):
+def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4", double_quantization: bool = False,
+               dequantize: bool = False, shardable: bool = False, trust_remote_code: bool = False):
     """Loads a causal LM with 4-bit base weights, and its tokenizer.
 
     Args:
@@ -30,6 +31,7 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
         device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
         quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), or ``none`` for 16-bit weights.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
+        dequantize: keep the values that 4 bits can hold in 16 bit: the same results, faster, 2 bytes a weight.
         shardable: keep the 4-bit weights in tensors of the compute dtype, without which FSDP cannot shard them.
 
     Returns:
@@ -55,6 +57,8 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error
+    if dequantize and config is not None:
+        model = model.dequantize(dtype=dtype)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding comes after the last token and is never attended to
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -141,23 +145,29 @@ def one_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """[rows, tokens] of ids, padded with `value` to a multiple of 8 tokens."""
-    width = math.ceil(max(map(len, rows)) / PADDING_MULTIPLE) * PADDING_MULTIPLE
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = PADDING_MULTIPLE) -> torch.Tensor:
+    """[rows, tokens] of ids, padded with `value` to a multiple of so many tokens."""
+    padded = np.full((len(rows), round_up(max(map(len, rows)), multiple)), value)
+    for row, ids in zip(padded, rows):
+        row[:len(ids)] = ids
+    return torch.from_numpy(padded)
+
+
+def round_up(number: int, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple
 
 
 @contextlib.contextmanager
 def logits_only_at(model, positions: torch.Tensor):
-    """Within this context `model` computes logits only where `positions` ([rows, tokens] bool) is true.
+    """Within this context `model` computes logits only at `positions`: [n] token numbers, counted through the batch.
 
     The logits of Qwen2 are 151,936 numbers a token, several copies of them in training: 16 rows of 530 tokens
     fill tens of GB, and all but the label positions are thrown away. A hook on the output layer selects its
     inputs, so the model's own forward runs unchanged, inside autocast, PEFT and DDP; ``.logits`` becomes
-    [number of positions, vocabulary].
+    [n, vocabulary].
     """
     head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][positions],))
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(0, 1)[positions],))
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from peft.helpers import disable_input_dtype_casting
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
@@ -35,9 +36,9 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     with _inference(model), tqdm(total=len(unique), desc=progress, unit=" rows", disable=progress is None) as bar:
         for batch in _batches_by_tokens(unique, tokens_a_batch or TOKENS_A_BATCH[device.type]):
             input_ids = pad_right(batch, encoder.tokenizer.pad_token_id).to(device)
-            last = torch.tensor([len(row) - 1 for row in batch], device=device)
-            positions = torch.arange(input_ids.shape[1], device=device) == last[:, None]
-            with logits_only_at(model, positions):
+            width = input_ids.shape[1]
+            last = torch.tensor([row * width + len(ids) - 1 for row, ids in enumerate(batch)], device=device)
+            with logits_only_at(model, last):
                 logits = model(input_ids=input_ids, use_cache=False).logits
             pairs = logits[:, list(encoder.label_ids)].double().softmax(dim=-1)
             probability.update(zip(batch, pairs[:, 0].tolist(), strict=True))
@@ -107,8 +108,10 @@ def _inference(model):
     dtype = compute_dtype(str(model.device))
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(model.device.type, dtype=dtype,
-                                                    enabled=dtype is not torch.float32):
+        autocast = dtype is not torch.float32
+        # PEFT would make the inputs of its 32-bit adapters 32-bit, which autocast undoes at once.
+        with (torch.inference_mode(), torch.autocast(model.device.type, dtype=dtype, enabled=autocast),
+              disable_input_dtype_casting(model, active=autocast)):
             yield
     finally:
         model.train(was_training)

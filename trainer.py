@@ -18,13 +18,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import (
     EarlyStoppingCallback,
     HfArgumentParser,
@@ -46,12 +48,24 @@ from checkpoints import (
     save_task_file,
     seal_checkpoint,
 )
+from cuda_graphs import CapturedPass, compile_layers
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, read_records
 from figures import save_loss_curve
-from models import compute_dtype, default_device, load_model, logits_only_at, one_line, pad_right
+from models import (
+    PADDING_MULTIPLE,
+    compute_dtype,
+    default_device,
+    load_model,
+    logits_only_at,
+    one_line,
+    pad_right,
+    round_up,
+)
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CAPTURED_MULTIPLE = 16  # tokens: a CUDA graph for every 16th length, 2 % of padding more
+COMPILING_PAYS = 20_000  # rows, from which on compiled layers make up for the minute it takes to compile them
 GROUPED_BATCHES = 50  # rows of so many batches are sorted together: few padded tokens, yet a new mix every epoch
 SKIPPED_STEPS_LIMIT = 20  # fp16 loss scaling skips steps with infinite gradients while it finds its scale
 
@@ -63,9 +77,14 @@ LATE_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-ARGUMENT_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
-# Its second name is that before transformers 5.20.
-CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in ARGUMENT_NAMES)
+# The first is its name since transformers 5.20.
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
+                     if name in {field.name for field in dataclasses.fields(TrainingArguments)})
+RECIPES = {
+    "small": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
+    "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
+}
+FAST_NEEDS = 20 * 2**30  # bytes free: 17 GiB for Qwen2-1.5B, as `benchmarks.training` measures, and a reserve
 
 
 class TrainingDiverged(RuntimeError):
@@ -131,13 +150,18 @@ class RightPaddingCollator:
     keeps the fastest attention kernel. (Left padding needs a mask, and with SDPA it gave NaN gradients.)
     """
 
-    def __init__(self, pad_token_id: int) -> None:
+    def __init__(self, pad_token_id: int, multiple: int = PADDING_MULTIPLE) -> None:
         self.pad_token_id = pad_token_id
+        self.multiple = multiple
 
     def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """``input_ids`` and ``labels``, both [rows, tokens], tokens a multiple of 8."""
-        return {"input_ids": pad_right([example["input_ids"] for example in examples], self.pad_token_id),
-                "labels": pad_right([example["labels"] for example in examples], -100)}
+        """``input_ids`` and ``labels``, both [rows, tokens], tokens a multiple of `multiple`."""
+        fillers = {"input_ids": self.pad_token_id, "labels": -100}
+        return {name: pad_right([example[name] for example in examples], filler, self.multiple)
+                for name, filler in fillers.items()}
+
+
+BLANK_ROW = {"input_ids": [0], "labels": [-100]}
 
 
 class BlankRowAfter(torch.utils.data.Dataset):
@@ -147,14 +171,19 @@ class BlankRowAfter(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: Dataset) -> None:
-        self.rows = rows
-        self.lengths = [len(ids) for ids in rows["input_ids"]]
+        # Arrow takes 100 us to give a row: 2 ms of a step that lasts 40.
+        self.columns = {name: [np.array(ids, dtype=np.int32) for ids in rows[name]] for name in BLANK_ROW}
+        self.lengths = [len(ids) for ids in self.columns["input_ids"]]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lengths)
 
     def __getitem__(self, row: int) -> dict:
-        return self.rows[row] if row < len(self.rows) else {"input_ids": [0], "labels": [-100]}
+        return {name: column[row] for name, column in self.columns.items()} if row < len(self) else BLANK_ROW
+
+    def most_labels(self) -> int:
+        """The labels of the row that has most."""
+        return max(int((labels != -100).sum()) for labels in self.columns["labels"])
 
 
 def _filled_up(rows: int, batch_size: int) -> int:
@@ -199,24 +228,30 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
 # ------------------------------------------------------------------------------------------------ the training
 
 
-def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_labels=None) -> torch.Tensor:
+def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_labels=None,
+                        n_positions: int | None = None) -> torch.Tensor:
     """Cross-entropy of the labels that are not -100, equal to the model's own loss over all logits.
 
     Args:
         model: a causal LM, wrapped or not.
         input_ids, labels: [rows, tokens], padded on the right, labels -100 where there is nothing to learn.
         n_labels: what to divide the sum by; the labels of this batch unless gradients are accumulated.
+        n_positions: at how many tokens to compute logits, at least the number of labels. Without it they are
+            counted, for which the CPU waits for the GPU; a CUDA graph cannot.
 
     Returns:
         A scalar in fp32.
     """
-    positions = torch.zeros_like(labels, dtype=torch.bool)
-    positions[:, :-1] = labels[:, 1:] != -100  # the logits at a token predict the next one
+    targets = pad(labels[:, 1:], (0, 1), value=-100).flatten()  # the logits at a token predict the next one
+    learned = targets != -100
+    if n_positions is None:
+        positions = learned.nonzero().squeeze(1)
+    else:
+        positions = learned.to(torch.uint8).argsort(descending=True, stable=True)[:n_positions]
     with logits_only_at(_unwrapped(model), positions):
         logits = model(input_ids=input_ids, use_cache=False).logits
-    targets = labels[:, 1:][positions[:, :-1]]
-    loss = cross_entropy(logits.float(), targets, reduction="sum")
-    return loss / (n_labels if n_labels is not None else targets.numel())
+    loss = cross_entropy(logits.float(), targets[positions], reduction="sum")
+    return loss / (n_labels if n_labels is not None else learned.sum())
 
 
 def _unwrapped(model):
@@ -234,6 +269,10 @@ class LabelPositionTrainer(Trainer):
         self.lineage = lineage
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step
         self.skipped_steps = 0
+        self.loss_of_step = torch.zeros((), device=self.args.device)
+        self.unread: tuple[int, torch.Tensor, torch.cuda.Event] | None = None
+        self.captured_pass: CapturedPass | None = None
+        self.compiled: bool | None = None  # not known before the first step
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
@@ -249,10 +288,10 @@ class LabelPositionTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Adds to the sums of `evaluation_loop`, and never holds logits."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad():
-            loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], n_labels=1)
-        self.eval_sums += torch.stack([loss, (inputs["labels"] != -100).sum()])
+        for part in self._passes(self._prepare_inputs(inputs)):
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled for training only
+                loss = label_position_loss(model, part["input_ids"], part["labels"], n_labels=1)
+            self.eval_sums += torch.stack([loss, (part["labels"] != -100).sum()])
         return None, None, None
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
@@ -263,31 +302,99 @@ class LabelPositionTrainer(Trainer):
         output.metrics[f"{metric_key_prefix}_loss"] = loss / n_labels
         return output
 
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        over_all = self.accelerator.reduce(loss.detach(), "sum")  # one process must not stop alone: the rest would hang
-        if not torch.isfinite(over_all):
-            raise TrainingDiverged(self._divergence(f"loss {over_all.item()}"))
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward of a batch, in passes of at most ``tokens_per_pass`` tokens."""
+        inputs = self._prepare_inputs(inputs)
+        if self.compiled is None:
+            self.compiled = self._compile_if_it_pays()
+        one_pass = self._captured_pass if self.args.cuda_graphs else super().training_step
+        losses = [one_pass(model, part, num_items_in_batch) for part in self._passes(inputs)]
+        loss = torch.stack(losses).sum()
+        self.loss_of_step += loss
         return loss
 
+    def _passes(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """`inputs` cut into equal numbers of rows; the gradients add up to those of the whole batch."""
+        rows = self._rows_a_pass(*inputs["input_ids"].shape)
+        parts = zip(*(tensor.split(rows) for tensor in inputs.values()))
+        return [dict(zip(inputs, part)) for part in parts]
+
+    def _rows_a_pass(self, rows: int, width: int) -> int:
+        """The most rows, of those that divide a batch, with which a pass keeps to its tokens."""
+        limit = self.args.tokens_per_pass
+        if not limit or self.args.world_size > 1:  # a sharded model would wait for a pass that the others don't make
+            return rows
+        return next((n for n in range(rows, 0, -1) if rows % n == 0 and n * width <= limit), 1)
+
+    def _captured_pass(self, model, inputs, num_items_in_batch) -> torch.Tensor:
+        model.train()
+        if self.captured_pass is None:
+            self.captured_pass = self._capture(model)
+        return self.captured_pass(inputs["input_ids"], inputs["labels"], num_items_in_batch)
+
+    def _compile_if_it_pays(self) -> bool:
+        rows_to_come = (self.state.max_steps - self.state.global_step) * self.args.train_batch_size
+        pays = self.args.cuda_graphs and rows_to_come >= COMPILING_PAYS
+        wanted = pays if self.args.compile_layers is None else self.args.compile_layers
+        if wanted:
+            self.model.enable_input_require_grads()  # else the first layer is compiled for itself: its input has none
+            compile_layers(self.model)
+        return wanted
+
+    def _capture(self, model) -> CapturedPass:
+        rows, dataset, multiple = self.args.per_device_train_batch_size, self.train_rows, self.data_collator.multiple
+        widths = {round_up(length, multiple) for length in dataset.lengths}
+        shapes = [(self._rows_a_pass(rows, width), width) for width in widths]
+        most_labels = dataset.most_labels()
+
+        def loss(input_ids, labels, n_labels):
+            return label_position_loss(model, input_ids, labels, n_labels, n_positions=len(labels) * most_labels)
+
+        return CapturedPass(loss, [p for p in model.parameters() if p.requires_grad],
+                            largest=max(shapes, key=math.prod))
+
     def evaluate(self, *args, **kwargs):
+        self.read_unread()
         metrics = super().evaluate(*args, **kwargs)
         if not math.isfinite(metrics.get("eval_loss", 0.0)):
             raise TrainingDiverged(self._divergence(f"eval loss {metrics['eval_loss']}"))
         return metrics
 
     def require_finite_gradients(self) -> None:
-        """Stops before the optimiser takes a step on a gradient that is not finite."""
+        """Stops before the optimiser takes a step on a loss or a gradient that is not finite."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).to(self.args.device)
-        norm = self.accelerator.reduce(norm, "sum")  # FSDP: each process has a part of the gradients
-        self.skipped_steps = 0 if torch.isfinite(norm) else self.skipped_steps + 1
-        tolerated = SKIPPED_STEPS_LIMIT if self.args.fp16 else 0
-        if self.skipped_steps > tolerated:
-            raise TrainingDiverged(self._divergence(f"gradient norm {norm.item()}"))
+        # Over all processes: FSDP's have a part of the gradients each, and if one stopped alone the rest would hang.
+        found = self.accelerator.reduce(torch.stack([self.loss_of_step, norm]), "sum")
+        self.loss_of_step = torch.zeros_like(self.loss_of_step)
+        step = self.state.global_step + 1
+        if self.args.cuda_graphs and self.args.optim == "adamw_torch_fused":
+            # It skips such a step by itself, on the GPU, so that the CPU can go on while the GPU computes.
+            self.optimizer.optimizer.found_inf = (~found.isfinite().all()).float()
+            self.read_unread()
+            on_host = torch.empty(2, pin_memory=True).copy_(found, non_blocking=True)
+            self.unread = step, on_host, torch.cuda.current_stream().record_event()
+        else:
+            self._require_finite(step, *found.tolist())
 
-    def _divergence(self, what: str) -> str:
-        return (f"step {self.state.global_step + 1}: {what} is not finite, training stopped; "
+    def read_unread(self) -> None:
+        """Stops if the last step's loss or gradient, at which nobody looked yet, was not finite."""
+        if self.unread:
+            step, on_host, copied = self.unread
+            self.unread = None
+            copied.synchronize()
+            self._require_finite(step, *on_host.tolist())
+
+    def _require_finite(self, step: int, loss: float, norm: float) -> None:
+        self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
+        tolerated = SKIPPED_STEPS_LIMIT if self.args.fp16 else 0
+        if not math.isfinite(loss):
+            raise TrainingDiverged(self._divergence(f"loss {loss}", step))
+        if self.skipped_steps > tolerated:
+            raise TrainingDiverged(self._divergence(f"gradient norm {norm}", step))
+
+    def _divergence(self, what: str, step: int | None = None) -> str:
+        return (f"step {step or self.state.global_step + 1}: {what} is not finite, training stopped; "
                 f"{_what_is_kept(self.args.output_dir)}. Try a lower learning rate")
 
     def _get_dataloader(self, dataset, *args, **kwargs):
@@ -296,6 +403,7 @@ class LabelPositionTrainer(Trainer):
     def _get_train_sampler(self, train_dataset):
         rows_a_step = (self.args.per_device_train_batch_size * self.args.world_size
                        * self.args.gradient_accumulation_steps)
+        self.train_rows = train_dataset
         self.train_batches = LengthGroupedBatches(train_dataset.lengths, rows_a_step, self.args.seed)
         return self.train_batches
 
@@ -311,6 +419,7 @@ class LabelPositionTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Trainer's; then a list of the files proves that none is missing, and only then older checkpoints go."""
+        self.read_unread()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -362,12 +471,22 @@ class _Between(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.require_finite_gradients()
 
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.read_unread()
 
+
+@dataclass
 class FraudTrainingArguments(TrainingArguments):
-    """TrainingArguments whose fields may be assigned afterwards under the names of transformers 4 too.
+    """TrainingArguments and three of our own. Fields may be assigned afterwards, under transformers 4's names too.
 
     A name that this version of transformers does not know is refused; the base class would ignore it.
     """
+
+    cuda_graphs: bool = field(default=False, metadata={"help": "Replay each pass as a CUDA graph; one GPU, bf16."})
+    compile_layers: bool | None = field(default=None, metadata={
+        "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run."})
+    tokens_per_pass: int = field(default=0, metadata={
+        "help": "Cut a batch into passes of at most so many tokens, padding included; 0: one pass. Same gradients."})
 
     def __setattr__(self, name: str, value) -> None:
         if getattr(self, "_constructed", False) and not name.startswith("_") and name not in ARGUMENT_NAMES:
@@ -378,28 +497,36 @@ class FraudTrainingArguments(TrainingArguments):
         super().__setattr__(name, value)
 
 
-def build_train_arguments(output_path: str, **overrides) -> TrainingArguments:
+ARGUMENT_NAMES = {field.name for field in dataclasses.fields(FraudTrainingArguments)}
+
+
+def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides) -> TrainingArguments:
     """The article's recipe as `TrainingArguments`; any field may be overridden here or assigned afterwards.
 
-    Batch 16, learning rate 1e-4 with 5 % warm-up and cosine decay, weight decay 0.01, 3 epochs, paged 32-bit
-    AdamW, evaluation and checkpoint every 100 steps, the best checkpoint kept. ``use_cpu=True`` keeps off the GPU.
+    Batch 16, learning rate 1e-4 with 5 % warm-up and cosine decay, weight decay 0.01, 3 epochs, 32-bit AdamW,
+    evaluation and checkpoint every 100 steps, the best checkpoint kept. ``use_cpu=True`` keeps off the GPU.
+
+    Args:
+        recipe: how to compute it; the steps are the same. ``small``: checkpointed activations and the paged
+            optimiser, 3 GiB for Qwen2-1.5B. ``fast``: every pass a CUDA graph, fused optimiser. ``auto``:
+            ``fast`` where a single GPU has bf16 and 20 GiB free. One line on standard error says which and why.
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
+    recipe = _choose_recipe(recipe, on_gpu, dtype)
     settings = {
         "output_dir": str(output_path),
         "per_device_train_batch_size": 16,
-        "per_device_eval_batch_size": 16,
+        "per_device_eval_batch_size": 64 if on_gpu else 16,  # the loss is the same
         "num_train_epochs": 3,
         "learning_rate": 1e-4,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,  # below 1: a share of all steps
         "weight_decay": 0.01,
-        "optim": "paged_adamw_32bit",
+        **(RECIPES[recipe] if on_gpu else {"optim": "paged_adamw_32bit"}),
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
         "use_cpu": not on_gpu,
-        CHECKPOINTING: on_gpu,
         f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
         "eval_strategy": "steps",
         "eval_steps": 100,
@@ -413,6 +540,7 @@ def build_train_arguments(output_path: str, **overrides) -> TrainingArguments:
         "prediction_loss_only": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": on_gpu,
+        "accelerator_config": {"non_blocking": on_gpu},  # the next batch travels while the GPU computes
         "report_to": "none",
     }
     aliases = {"gradient_checkpointing": CHECKPOINTING, "gradient_checkpointing_kwargs": f"{CHECKPOINTING}_kwargs"}
@@ -422,6 +550,26 @@ def build_train_arguments(output_path: str, **overrides) -> TrainingArguments:
     return args
 
 
+def _choose_recipe(recipe: str, on_gpu: bool, dtype: torch.dtype) -> str:
+    """`recipe`, or the one for the memory that is free; says so in a line."""
+    if recipe not in ("auto", *RECIPES):
+        raise DataError(f"recipe must be auto, {' or '.join(RECIPES)}, not {recipe!r}")
+    if not on_gpu:
+        return "small"
+    free, _ = torch.cuda.mem_get_info()
+    one_gpu = os.environ.get("WORLD_SIZE", "1") == "1"
+    able = one_gpu and dtype is torch.bfloat16
+    if recipe == "auto":
+        recipe = "fast" if able and free >= FAST_NEEDS else "small"
+    elif recipe == "fast" and not able:
+        raise DataError("recipe fast needs a single GPU that computes in bf16; take recipe small")
+    settings = ", ".join(f"{name} {value}" for name, value in RECIPES[recipe].items())
+    if _speaks():
+        print(f"recipe {recipe} ({free / 2**30:.0f} GiB free on {torch.cuda.get_device_name()}): {settings}",
+              file=sys.stderr)
+    return recipe
+
+
 def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: LoraConfig, train_dataset: Dataset,
                   eval_dataset: Dataset, *, early_stopping_patience: int = 5) -> LabelPositionTrainer:
     """Attaches LoRA adapters and makes the trainer; ``trainer.train()`` does the rest.
@@ -429,6 +577,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     Training stops early when the eval loss has not improved for `early_stopping_patience` evaluations (0: never).
     ``trainer.model`` ends as the best checkpoint, and remembers its task for `evaluate_with_model`.
     """
+    _require_capturable(train_args)
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = _origin_of(train_dataset)
     if not isinstance(model, PeftModel):
@@ -444,9 +593,25 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
         callbacks.append(_EarlyStopping(early_stopping_patience))
     between.trainer = LabelPositionTrainer(
         model=model, args=train_args, train_dataset=train_dataset, eval_dataset=eval_dataset,
-        processing_class=tokenizer, data_collator=RightPaddingCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        data_collator=RightPaddingCollator(tokenizer.pad_token_id,
+                                           CAPTURED_MULTIPLE if train_args.cuda_graphs else PADDING_MULTIPLE),
         callbacks=callbacks, lineage=lineage)
     return between.trainer
+
+
+def _require_capturable(train_args: TrainingArguments) -> None:
+    """Raises DataError where CUDA graphs are asked for and cannot be captured."""
+    if not train_args.cuda_graphs:
+        return
+    reasons = {"the computation is not on a GPU": train_args.device.type != "cuda",
+               "they compute in bf16 only": not train_args.bf16,
+               "there are several processes": train_args.world_size > 1,
+               f"{CHECKPOINTING} draws random numbers anew; give a smaller tokens_per_pass instead":
+                   getattr(train_args, CHECKPOINTING)}
+    for reason, holds in reasons.items():
+        if holds:
+            raise DataError(f"cuda_graphs cannot be used: {reason}")
 
 
 # ------------------------------------------------------------------------------------------ the command line
@@ -460,13 +625,14 @@ def train(args: argparse.Namespace, train_options: dict) -> Path:
     if args.device == "cpu":
         train_options["use_cpu"] = True
     model, tokenizer = load_model(args.model, args.device, quantization=args.quantization,
-                                  double_quantization=args.double_quantization,
+                                  double_quantization=args.double_quantization, dequantize=args.dequantize,
                                   trust_remote_code=args.trust_remote_code,
                                   shardable=os.environ.get("ACCELERATE_USE_FSDP") == "true")
     train_dataset, eval_dataset = load_dataset(args.train, args.eval, tokenizer, task=task)
     lora_config = build_loraconfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
-    trainer = build_trainer(model, tokenizer, build_train_arguments(args.output, **train_options), lora_config,
-                            train_dataset, eval_dataset, early_stopping_patience=args.early_stopping_patience)
+    train_args = build_train_arguments(args.output, recipe=args.recipe, **train_options)
+    trainer = build_trainer(model, tokenizer, train_args, lora_config, train_dataset, eval_dataset,
+                            early_stopping_patience=args.early_stopping_patience)
     trainer.model.print_trainable_parameters()
     trainer.train(resume_from_checkpoint=resume_from)
     if trainer.is_world_process_zero():
@@ -490,7 +656,7 @@ def _where_to_resume(args: argparse.Namespace) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = HfArgumentParser(TrainingArguments, prog="trainer.py", description=__doc__, allow_abbrev=False,
+    parser = HfArgumentParser(FraudTrainingArguments, prog="trainer.py", description=__doc__, allow_abbrev=False,
                               formatter_class=argparse.RawDescriptionHelpFormatter,
                               usage="trainer.py --model M --train F --eval F --output DIR [--resume] [options]")
     # Only what the user gives counts: the defaults are the article's, in build_train_arguments.
@@ -501,9 +667,12 @@ def _parser() -> argparse.ArgumentParser:
     main.add_argument("--eval", required=True, help="JSONL records for eval loss, best checkpoint, early stopping")
     main.add_argument("--output", required=True, help="folder for checkpoints and the loss curve")
     main.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in OUTPUT")
+    main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="for the memory that there is; the "
+                      "steps are the same: small needs 3 GiB for Qwen2-1.5B, fast 20 (default: by what is free)")
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
     main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
     main.add_argument("--double-quantization", action="store_true")
+    main.add_argument("--dequantize", action="store_true", help="keep the 4-bit values in 16 bit: faster, more memory")
     main.add_argument("--lora-r", type=int, default=16)
     main.add_argument("--lora-alpha", type=int, default=32)
     main.add_argument("--lora-dropout", type=float, default=0.2)
@@ -536,8 +705,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CheckpointNotWritten as error:
         return _stop(f"{error}; make room, then go on with --resume")
     except torch.OutOfMemoryError:
-        return _stop("out of memory: halve --per-device-train-batch-size and double --gradient-accumulation-steps, or "
-                     f"give --{CHECKPOINTING} true; {_what_is_kept(args.output)}, go on with --resume")
+        return _stop("out of memory: take --recipe small, or a smaller --tokens-per-pass; "
+                     f"{_what_is_kept(args.output)}, go on with --resume")
     except KeyboardInterrupt:
         kept = f"stopped; {_what_is_kept(args.output)}; go on with --resume --output {args.output}"
         return _stop(kept if _speaks() else "", exit_code=130)

@@ -4,7 +4,8 @@
 
 MODEL is a folder with Qwen2-1.5B-Instruct, or with its config and tokenizer alone: memory and speed do not depend on
 what the weights are, so random ones stand in for missing ones. Rounds of all recipes follow each other, so that a
-drift of the machine meets every recipe; each figure is the median over rounds.
+drift of the machine meets every recipe. In a round every recipe sees the same rows: once to warm up, then timed; each
+figure is the median over rounds. Compiling and capturing are not in the speed, but given beside it.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from checkpoints import source_commit, versions
+from cuda_graphs import CapturedPass, compile_layers
 from data.records import DataError, write_json
 from models import default_device, load_model
 from trainer import (
@@ -42,36 +44,57 @@ from trainer import (
     load_dataset,
 )
 
-WARMUP_STEPS = 6
+ROWS_A_STEP = 16
+# What `build_train_arguments` is told, beside ``model`` (what `load_model` is told), ``rows`` (which rows, if not
+# the first ones) and ``lora``. The ones below `fast` change one thing each, to show what it is worth.
 RECIPES = {
-    "article": {},
-    "small": {},
-    "small_fused_adamw": {"optim": "adamw_torch_fused"},
-    "small_batch_64": {"per_device_train_batch_size": 64},
-    "no_checkpointing": {"gradient_checkpointing": False, "optim": "adamw_torch_fused"},
+    "article": {"recipe": "small", "tokens_per_pass": 0},
+    "small": {"recipe": "small"},
+    "fast": {"recipe": "fast", "compile_layers": True},
+    "fast_dequantized": {"recipe": "fast", "compile_layers": True, "model": {"dequantize": True}},
+    "fast_6_gb": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 1024},
+    "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
+    "fast_not_compiled": {"recipe": "fast", "compile_layers": False},
+    "fast_without_dropout": {"recipe": "fast", "compile_layers": True, "lora": {"lora_dropout": 0.0}},
+    "fast_batch_64": {"recipe": "fast", "compile_layers": True, "per_device_train_batch_size": 64},
+    "fast_longest_rows": {"recipe": "fast", "compile_layers": True, "rows": "longest"},
+    "small_fused_adamw": {"recipe": "small", "optim": "adamw_torch_fused"},
+    "small_compiled": {"recipe": "small", "compile_layers": True},
+    "small_whole_batch": {"recipe": "small", "tokens_per_pass": 0},
+    "small_longest_rows": {"recipe": "small", "rows": "longest"},
+    "no_checkpointing": {"recipe": "small", "gradient_checkpointing": False, "optim": "adamw_torch_fused"},
 }
+EPOCHS_TIMED = 4  # of the fast recipes: their epoch of a dozen steps lasts half a second
 
 
-class StepClock(TrainerCallback):
-    """Seconds of every step, the device's work included."""
+class EpochClock(TrainerCallback):
+    """Seconds from the end of the first epoch, which warms up, to the end of training; the device's work included.
 
-    def __init__(self) -> None:
-        self.marks: list[float] = []
+    In between nothing waits for the device that would not in earnest.
+    """
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if not self.marks:
-            self._mark()
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.marks = {"start": time.perf_counter()}
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._mark()
+        if "first_step" not in self.marks:
+            self._mark("first_step")
 
-    def _mark(self) -> None:
-        if torch.cuda.is_available():
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if state.epoch and "warm" not in self.marks:
+            self._mark("warm")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._mark("end")
+
+    def _mark(self, name: str) -> None:
+        if self.device != "cpu":
             torch.cuda.synchronize()
-        self.marks.append(time.perf_counter())
+        self.marks[name] = time.perf_counter()
 
-    def seconds(self) -> list[float]:
-        return [end - start for start, end in zip(self.marks, self.marks[1:])]
+    def seconds(self, start: str, end: str) -> float:
+        return self.marks[end] - self.marks[start]
 
 
 def article_trainer(model, tokenizer, train_args, train_dataset: Dataset) -> Trainer:
@@ -82,56 +105,145 @@ def article_trainer(model, tokenizer, train_args, train_dataset: Dataset) -> Tra
                    data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True))
 
 
-def measure(recipe: str, folder: str, data: str, steps: int, device: str) -> dict:
-    """One short training run of a recipe, from loading the model on."""
-    _free_memory()
-    model, tokenizer = load_model(folder, device)
-    train_dataset, _ = load_dataset(data, data, tokenizer)
+def measure(recipe: str, folder: str, rows: Dataset, device: str, epochs: int) -> dict:
+    """One short training run of a recipe: an epoch to warm up, `epochs` timed."""
+    free_memory()
+    options = dict(RECIPES[recipe])
+    model, tokenizer = load_model(folder, device, **options.pop("model", {}))
+    lora_config = build_loraconfig(**options.pop("lora", {}))
+    options.pop("rows", None)
     with tempfile.TemporaryDirectory() as output:
         train_args = build_train_arguments(
-            output, max_steps=WARMUP_STEPS + steps, eval_strategy="no", save_strategy="no", logging_steps=1,
-            load_best_model_at_end=False, disable_tqdm=True, use_cpu=device == "cpu", **RECIPES[recipe])
+            output, num_train_epochs=1 + epochs, eval_strategy="no", save_strategy="no", logging_steps=len(rows),
+            logging_first_step=False, load_best_model_at_end=False, disable_tqdm=True, use_cpu=device == "cpu",
+            **_for(device, options))
         if recipe == "article":
-            trainer = article_trainer(model, tokenizer, train_args, train_dataset)
+            trainer = article_trainer(model, tokenizer, train_args, rows)
         else:
-            trainer = build_trainer(model, tokenizer, train_args, build_loraconfig(), train_dataset, train_dataset)
-        clock = StepClock()
+            trainer = build_trainer(model, tokenizer, train_args, lora_config, rows, rows)
+        clock = EpochClock(device)
         trainer.add_callback(clock)
         trainer.train()
-    seconds = clock.seconds()[WARMUP_STEPS:]
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    rows = train_args.per_device_train_batch_size
-    found = {
-        "samples_per_second": rows * len(seconds) / sum(seconds),
-        "median_step_seconds": statistics.median(seconds),
-        "loss": statistics.fmean(losses[WARMUP_STEPS:]),
-    }
+    seconds, n_rows = clock.seconds("warm", "end"), len(rows) * epochs
+    tokens = sum(map(len, rows["input_ids"])) * epochs
+    found = {"samples_per_second": n_rows / seconds, "real_tokens_per_second": tokens / seconds,
+             "seconds_to_first_step": clock.seconds("start", "first_step"),
+             "warm_up_seconds": clock.seconds("start", "warm"), "loss": trainer.state.log_history[-1]["train_loss"]}
     if device != "cpu":
         found["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
         found["peak_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
     return found
 
 
-def loss_difference(folder: str, data: str, device: str, batches: int = 8) -> float:
+def _for(device: str, options: dict) -> dict:
+    """`options`, or what is left of them on a CPU, where there are no CUDA graphs and nothing is compiled in a test."""
+    if device != "cpu":
+        return options
+    return {name: value for name, value in options.items() if name not in ("recipe", "compile_layers", "optim")}
+
+
+def loss_difference(folder: str, rows: Dataset, device: str) -> float:
     """Largest difference between our loss and the model's own over all logits, on the same batches of 16."""
-    _free_memory()
+    free_memory()
     model, tokenizer = load_model(folder, device)
-    dataset, _ = load_dataset(data, data, tokenizer)
-    collate = RightPaddingCollator(tokenizer.pad_token_id)
     differences = []
-    for start in range(0, min(len(dataset), 16 * batches), 16):
-        batch = {name: tensor.to(device) for name, tensor in
-                 collate([dataset[i] for i in range(start, min(start + 16, len(dataset)))]).items()}
-        mask = (torch.arange(batch["input_ids"].shape[1], device=device)
-                < (batch["labels"] != -100).cumsum(1).argmax(1)[:, None] + 1).long()
+    for start in range(0, min(len(rows), 4 * ROWS_A_STEP), ROWS_A_STEP):
+        input_ids, labels = _batch(rows, start, tokenizer, device)
+        length = (labels != -100).cumsum(1).argmax(1) + 1
+        mask = (torch.arange(labels.shape[1], device=device) < length[:, None]).long()
         with torch.no_grad():
-            full = model(**batch, attention_mask=mask).loss
-            ours = label_position_loss(model, batch["input_ids"], batch["labels"])
+            full = model(input_ids=input_ids, labels=labels, attention_mask=mask).loss
+            ours = label_position_loss(model, input_ids, labels)
         differences.append(abs(full.item() - ours.item()))
     return max(differences)
 
 
-def _free_memory() -> None:
+def captured_against_eager(folder: str, rows: Dataset) -> dict:
+    """Whether the compiled, captured pass computes what the eager one does, on one batch; on a GPU.
+
+    Returns:
+        relative differences of loss and gradients, without dropout: of the captured pass to the eager one and, to see
+        what 16-bit rounding does, of the eager one in two halves; and, with dropout, the loss's change along the
+        gradient over what the gradient promises, which is 1 if the backward pass drops what the forward pass did.
+    """
+    probe = _GradientProbe(folder, rows, dropout=0.0)
+    captured = probe.captured()  # before any other backward, see `CapturedPass`
+    with torch.compiler.set_stance("force_eager"):
+        whole, halves = probe.eager(1), probe.eager(2)
+    found = {"captured": _relative_difference(captured, whole), "in_two_halves": _relative_difference(halves, whole)}
+    del probe, captured, whole, halves
+    probe = _GradientProbe(folder, rows, dropout=0.2)
+    _, gradient = probe.captured()
+    promised = 0.05  # of a loss of about ten: a small step, yet well above 16-bit noise
+    ahead, behind = (probe.captured(step * promised / gradient.square().sum(), gradient)[0] for step in (0.5, -0.5))
+    return {**found, "change_of_loss_over_promised_with_dropout": (ahead - behind) / promised}
+
+
+class _GradientProbe:
+    """Loss and gradients of one batch under LoRA with random values, eager or captured."""
+
+    def __init__(self, folder: str, rows: Dataset, dropout: float) -> None:
+        free_memory()
+        base, tokenizer = load_model(folder, "cuda")
+        torch.manual_seed(0)
+        self.model = get_peft_model(base, build_loraconfig(lora_dropout=dropout)).train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for parameter in self.parameters:
+                parameter.normal_(std=0.02)  # LoRA's B starts at zero, which would hide A's gradients
+        self.input_ids, self.labels = _batch(rows, 0, tokenizer, "cuda", multiple=16)
+        self.n_labels = (self.labels != -100).sum()
+        self.most_labels = int((self.labels != -100).sum(1).max())
+        self.pass_: CapturedPass | None = None
+
+    def loss(self, input_ids, labels, n_labels):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return label_position_loss(self.model, input_ids, labels, n_labels, self.most_labels * len(labels))
+
+    def eager(self, parts: int) -> tuple[float, torch.Tensor]:
+        self.model.zero_grad()
+        halves = zip(self.input_ids.chunk(parts), self.labels.chunk(parts))
+        losses = [self.loss(*part, self.n_labels) for part in halves]
+        for loss in losses:
+            loss.backward()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
+        self.model.zero_grad()
+        return sum(losses).item(), gradients
+
+    def captured(self, step: float = 0.0, direction: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
+        """With the same dropout at every call; at parameters moved by ``step * direction``."""
+        if self.pass_ is None:
+            self.model.enable_input_require_grads()
+            compile_layers(self.model)
+            self.pass_ = CapturedPass(self.loss, self.parameters, tuple(self.labels.shape))
+        kept = [parameter.detach().clone() for parameter in self.parameters]
+        with torch.no_grad():
+            if direction is not None:
+                sizes = [parameter.numel() for parameter in self.parameters]
+                for parameter, part in zip(self.parameters, direction.split(sizes)):
+                    parameter.add_(part.view_as(parameter), alpha=float(step))
+        self.model.zero_grad()
+        torch.manual_seed(0)
+        loss = self.pass_(self.input_ids, self.labels, self.n_labels).item()
+        with torch.no_grad():
+            for parameter, values in zip(self.parameters, kept):
+                parameter.copy_(values)
+        return loss, self.pass_.buffer.clone()
+
+
+def _relative_difference(one: tuple[float, torch.Tensor], other: tuple[float, torch.Tensor]) -> dict:
+    return {"loss": abs(one[0] - other[0]) / other[0],
+            "gradients": ((one[1] - other[1]).norm() / other[1].norm()).item()}
+
+
+def _batch(rows: Dataset, start: int, tokenizer, device: str, **padding) -> tuple[torch.Tensor, torch.Tensor]:
+    collate = RightPaddingCollator(tokenizer.pad_token_id, **padding)
+    batch = collate([rows[i] for i in range(start, min(start + ROWS_A_STEP, len(rows)))])
+    return batch["input_ids"].to(device), batch["labels"].to(device)
+
+
+def free_memory() -> None:
+    """Gives back what nothing refers to any more, and starts the peaks anew."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -150,34 +262,52 @@ def folder_with_weights(model: str, scratch: str, device: str) -> str:
     return scratch
 
 
-def run(model: str, data: str, *, recipes: Sequence[str], steps: int, rounds: int, device: str) -> dict:
-    """Every recipe `rounds` times in turn; the median of each figure."""
+def choose_rows(rows: Dataset, which: str, steps: int, round_: int = 0) -> Dataset:
+    """The rows of a round: the first ones, the next ones in the next round; or the longest ones."""
+    n = min(steps * ROWS_A_STEP, len(rows))
+    if which == "longest":
+        lengths = torch.tensor([len(ids) for ids in rows["input_ids"]])
+        longest = lengths.argsort(descending=True)[:ROWS_A_STEP].tolist()
+        return rows.select((longest * n)[:n])
+    start = round_ * n % (len(rows) - n + 1)
+    return rows.select(range(start, start + n))
+
+
+def run(model: str, data: str, *, recipes: Sequence[str], steps: int, rounds: int, device: str, output: str) -> dict:
+    """Every recipe `rounds` times in turn; the median of each figure. Written after every measurement."""
+    report = {"recipes": {}, "rounds": {recipe: [] for recipe in recipes},
+              "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+              "provenance": {"model": Path(model).name, "data": Path(data).name, "steps": steps, "rounds": rounds,
+                             "versions": versions(), "commit": source_commit(),
+                             "date": datetime.date.today().isoformat()}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(model, scratch, device)
-        measured = {recipe: [] for recipe in recipes}
-        for recipe in tqdm([recipe for _ in range(rounds) for recipe in recipes], desc="recipes"):
-            measured[recipe].append(measure(recipe, folder, data, steps, device))
-        difference = loss_difference(folder, data, device)
-    return {
-        "recipes": {recipe: {key: statistics.median(found[key] for found in runs) for key in runs[0]}
-                    for recipe, runs in measured.items()},
-        "rounds": {recipe: runs for recipe, runs in measured.items()},
-        "max_loss_difference_on_the_same_batches": difference,
-        "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
-        "provenance": {"model": Path(model).name, "data": Path(data).name, "steps": steps, "rounds": rounds,
-                       "versions": versions(), "commit": source_commit(), "date": datetime.date.today().isoformat()},
-    }
+        dataset, _ = load_dataset(data, data, AutoTokenizer.from_pretrained(folder))
+        first = choose_rows(dataset, "first", steps)
+        report["max_loss_difference_on_the_same_batches"] = loss_difference(folder, first, device)
+        for round_, recipe in tqdm([(round_, recipe) for round_ in range(rounds) for recipe in recipes]):
+            rows = choose_rows(dataset, RECIPES[recipe].get("rows", "first"), steps, round_)
+            epochs = EPOCHS_TIMED if RECIPES[recipe]["recipe"] == "fast" else 1
+            report["rounds"][recipe].append(measure(recipe, folder, rows, device, epochs))
+            runs = report["rounds"][recipe]
+            report["recipes"][recipe] = {key: statistics.median(found[key] for found in runs) for key in runs[0]}
+            write_json(output, report)
+        if device != "cpu":
+            report["captured_against_eager"] = captured_against_eager(folder, first)
+            write_json(output, report)
+    return report
 
 
 def table(report: dict) -> str:
     """The measured recipes as a Markdown table."""
-    lines = ["| recipe | peak allocated, GiB | peak reserved, GiB | samples/s | against the article's |",
-             "|---|---|---|---|---|"]
+    lines = ["| recipe | peak allocated, GiB | peak reserved, GiB | samples/s | real tokens/s | against article |",
+             "|---|---|---|---|---|---|"]
     base = report["recipes"].get("article", {}).get("samples_per_second")
     for name, found in report["recipes"].items():
         memory = [f"{found[key]:.1f}" if key in found else "-" for key in ("peak_allocated_gib", "peak_reserved_gib")]
         ratio = f"{found['samples_per_second'] / base:.1f}x" if base else "-"
-        lines.append(f"| {name} | {memory[0]} | {memory[1]} | {found['samples_per_second']:.1f} | {ratio} |")
+        lines.append(f"| {name} | {memory[0]} | {memory[1]} | {found['samples_per_second']:.1f} "
+                     f"| {found['real_tokens_per_second']:,.0f} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -186,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder with Qwen2-1.5B, or with its config and tokenizer")
     parser.add_argument("--data", required=True, help="JSONL records to train on")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each run, after a warm-up")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each run, after as many to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/training_benchmark.json")
@@ -194,11 +324,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bars()
     try:
         report = run(args.model, args.data, recipes=args.recipes, steps=args.steps, rounds=args.rounds,
-                     device=args.device)
+                     device=args.device, output=args.output)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
-    write_json(args.output, report)
     print(table(report))
     print(f"largest difference of the two losses on the same batches: "
           f"{report['max_loss_difference_on_the_same_batches']:.2e}; written to {args.output}")

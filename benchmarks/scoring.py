@@ -1,0 +1,160 @@
+"""Ways to score the same dialogues with one model, side by side: rows a second, and whether they agree.
+
+    python -m benchmarks.scoring --model MODEL [--checkpoint DIR] --data F --output results/scoring_benchmark.json
+
+MODEL may be config and tokenizer alone, as for `benchmarks.training`; the adapter is then random too, and what is
+measured is speed. Tokenising is part of every figure. ``generate`` is the article's way; it runs on a few rows.
+"""
+
+import argparse
+import datetime
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import disable_progress_bars
+from peft import PeftModel, get_peft_model
+from tqdm.auto import tqdm
+
+from benchmarks.training import folder_with_weights, free_memory
+from checkpoints import lineage_of, read_checkpoint, source_commit, versions
+from cuda_graphs import compile_layers
+from data.prompt import PromptEncoder
+from data.records import DataError, Skipped, read_records, write_json
+from models import default_device, load_model
+from scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
+from trainer import build_loraconfig
+
+GENERATED_ROWS = 64
+RUNS = 3
+BORDERLINE = (0.49, 0.51)  # where rounding may decide
+# How the model is prepared for each method; every one but the first is compared with `score`.
+METHODS = {
+    "generate": {},
+    "score": {},
+    "score_dequantized": {"dequantize": True},
+    "score_dequantized_compiled": {"dequantize": True, "compile": True},
+    "score_merged": {"dequantize": True, "merge": True},
+    "score_merged_compiled": {"dequantize": True, "merge": True, "compile": True},
+}
+
+
+def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = False, merge: bool = False,
+            compile: bool = False):
+    """(model, encoder): base and adapter as a method wants them."""
+    base, tokenizer = load_model(folder, device, dequantize=dequantize)
+    if checkpoint:
+        model = PeftModel.from_pretrained(base, checkpoint)
+        task = read_checkpoint(Path(checkpoint)).task
+    else:
+        torch.manual_seed(0)
+        model = get_peft_model(base, build_loraconfig())
+        task = lineage_of(base).task
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.005)
+    if merge:
+        model = model.merge_and_unload()
+    if compile:
+        compile_layers(model)
+    return model.eval(), PromptEncoder(tokenizer, task)
+
+
+def time_generate(model, encoder: PromptEncoder, dialogues: Sequence[str]) -> dict:
+    """Rows a second of writing the answer out, 8 rows at a time, on the first rows."""
+    some = dialogues[:GENERATED_ROWS]
+    started = time.perf_counter()
+    generate_answers(model, encoder, encoder.prompts(some), rows_a_batch=GENERATE_ROWS_A_BATCH)
+    return {"rows": len(some), "rows_per_second": len(some) / (time.perf_counter() - started)}
+
+
+def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str]) -> tuple[dict, np.ndarray]:
+    """Rows a second of scoring, the median of a few runs after one that warms up; and the scores."""
+    seconds = []
+    for _ in range(1 + RUNS):
+        started = time.perf_counter()
+        scores = score_prompts(model, encoder, encoder.prompts(dialogues))
+        seconds.append(time.perf_counter() - started)
+    return {"rows": len(dialogues), "rows_per_second": len(dialogues) / statistics.median(seconds[1:]),
+            "first_run_seconds": seconds[0]}, scores
+
+
+def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], device: str, output: str) -> dict:
+    """Every method on the rows of `data`; written after each."""
+    dialogues = [record["input"] for record in read_records(data, Skipped())]
+    report = {"methods": {}, "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+              "provenance": {"model": Path(model).name, "checkpoint": Path(checkpoint).name if checkpoint else "random",
+                             "data": Path(data).name, "versions": versions(), "commit": source_commit(),
+                             "date": datetime.date.today().isoformat()}}
+    plain = None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder_with_weights(model, scratch, device)
+        for method in tqdm(methods, desc="methods"):
+            free_memory()
+            loaded, encoder = prepare(folder, checkpoint, device, **METHODS[method])
+            if method == "generate":
+                found = time_generate(loaded, encoder, dialogues)
+            else:
+                found, scores = time_score(loaded, encoder, dialogues)
+                plain = scores if plain is None else plain
+                found.update(agreement(scores, plain))
+            if device != "cpu":
+                found["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            report["methods"][method] = found
+            del loaded
+            write_json(output, report)
+    return report
+
+
+def agreement(scores: np.ndarray, plain: np.ndarray) -> dict:
+    """How far probabilities lie apart, and how many labels differ that are no borderline cases in `plain`."""
+    difference = np.abs(scores - plain)
+    clear = (plain < BORDERLINE[0]) | (plain > BORDERLINE[1])
+    return {"max_probability_difference": float(difference.max()),
+            "p99_probability_difference": float(np.quantile(difference, 0.99)),
+            "labels_flipped": int(((scores >= 0.5) != (plain >= 0.5)).sum()),
+            "labels_flipped_beyond_borderline": int((((scores >= 0.5) != (plain >= 0.5)) & clear).sum())}
+
+
+def table(report: dict) -> str:
+    """The methods as a Markdown table."""
+    lines = ["| method | rows/s | against generate | peak, GiB | largest change of a probability | labels flipped |",
+             "|---|---|---|---|---|---|"]
+    base = report["methods"].get("generate", {}).get("rows_per_second")
+    for name, found in report["methods"].items():
+        ratio = f"{found['rows_per_second'] / base:.0f}x" if base else "-"
+        memory = f"{found['peak_allocated_gib']:.1f}" if "peak_allocated_gib" in found else "-"
+        change = f"{found['max_probability_difference']:.4f}" if "max_probability_difference" in found else "-"
+        flipped = found.get("labels_flipped", "-")
+        lines.append(f"| {name} | {found['rows_per_second']:.1f} | {ratio} | {memory} | {change} | {flipped} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="folder with a model, or with its config and tokenizer")
+    parser.add_argument("--checkpoint", default="", help="folder of an adapter; default: a random one")
+    parser.add_argument("--data", required=True, help="JSONL records to score")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--output", default="results/scoring_benchmark.json")
+    args = parser.parse_args(argv)
+    disable_progress_bars()
+    try:
+        report = run(args.model, args.checkpoint, args.data, methods=args.methods, device=args.device,
+                     output=args.output)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
