@@ -88,7 +88,7 @@ class CapturedPass:
     def _capture(self, shape: tuple[int, int], warm_up_passes: int = 0) -> None:
         """Captures a shape; leaves gradients and random state as they were."""
         inputs = self._inputs(shape)
-        kept = self.buffer.clone()
+        kept = self.buffer.cpu()  # where it costs the GPU no memory
         self._lend_gradients()
         with torch.random.fork_rng([self.buffer.device]), without_masks():
             self.stream.wait_stream(torch.cuda.current_stream())

@@ -10,7 +10,7 @@ BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#dd6b20", "#718096", "#2f855a", "#c
 def _figure(*, columns: int = 1):
     from matplotlib.figure import Figure  # slow to import, and most commands draw nothing
 
-    figure = Figure(figsize=(FIGURE_SIZE[0] * (1 if columns == 1 else 1.6), FIGURE_SIZE[1]), layout="constrained")
+    figure = Figure(figsize=(FIGURE_SIZE[0] * (0.4 + 0.6 * columns), FIGURE_SIZE[1]), layout="constrained")
     return figure, figure.subplots(1, columns)
 
 
@@ -50,10 +50,11 @@ def save_loss_curve(log_history: Sequence[dict], path: str | Path) -> Path:
 
 
 def report_figure(report: dict):
-    """F1 of the model beside the baselines, and what each threshold gives, from an evaluation report."""
-    figure, (left, right) = _figure(columns=2)
+    """F1 of the model beside the baselines, what each threshold gives, and calibration, from an evaluation report."""
+    figure, (left, middle, right) = _figure(columns=3)
     _draw_f1(left, report)
-    _draw_thresholds(right, report)
+    _draw_thresholds(middle, report)
+    _draw_reliability(right, report)
     return figure
 
 
@@ -79,6 +80,20 @@ def _draw_thresholds(axes, report: dict) -> None:
     axes.axvline(report["threshold"], color=GREY, linestyle="--", linewidth=1, label="threshold in use")
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, loc="lower left")
+
+
+def _draw_reliability(axes, report: dict) -> None:
+    """The share of fraud among dialogues of about the same probability; the diagonal is where it should lie."""
+    _style(axes, "Does the probability mean what it says?", "mean probability", "share of fraud")
+    axes.plot((0, 1), (0, 1), color=GREY, linewidth=1)
+    drawn = {"before": ("temperature 1", ORANGE), "after": (f"temperature {report['temperature']:.2f}", BLUE)}
+    for name, (label, color) in list(drawn.items())[report["temperature"] == 1.0:]:
+        found = report["calibration"][name]
+        points = [(row["mean_probability"], row["fraud_share"]) for row in found["bins"]]
+        axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4,
+                  label=f"{label}, calibration error {found['ece']:.3f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(frameon=False, loc="upper left")
 
 
 def save_report_figure(report: dict, path: str | Path) -> Path:

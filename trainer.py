@@ -80,11 +80,16 @@ LATE_NAMES = {
 # The first is its name since transformers 5.20.
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
                      if name in {field.name for field in dataclasses.fields(TrainingArguments)})
+# Ways to compute the same steps.
 RECIPES = {
-    "small": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
+    "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
+    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True},
     "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
 }
-FAST_NEEDS = 20 * 2**30  # bytes free: 17 GiB for Qwen2-1.5B, as `benchmarks.training` measures, and a reserve
+# What Qwen2-1.5B needs, see results/training_benchmark.json.
+BYTES_A_TOKEN = 3.5 * 2**20  # of a pass, compiled or not
+BYTES_APART = 3 * 2**30  # weights, adapters, optimiser, and a reserve
+ROOMY = 1024  # tokens a pass, from which on there is room for the optimiser's state too
 
 
 class TrainingDiverged(RuntimeError):
@@ -507,13 +512,14 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     evaluation and checkpoint every 100 steps, the best checkpoint kept. ``use_cpu=True`` keeps off the GPU.
 
     Args:
-        recipe: how to compute it; the steps are the same. ``small``: checkpointed activations and the paged
-            optimiser, 3 GiB for Qwen2-1.5B. ``fast``: every pass a CUDA graph, fused optimiser. ``auto``:
-            ``fast`` where a single GPU has bf16 and 20 GiB free. One line on standard error says which and why.
+        recipe: how to compute it; the steps are the same. ``fast``: every pass is replayed as a CUDA graph, fused
+            optimiser; 14 GiB for Qwen2-1.5B. ``small``: smaller passes, and the paged optimiser; 3.5 GiB.
+            ``plain``: no graphs, but checkpointed activations, for every GPU. ``auto``: graphs where a single
+            GPU has bf16, with passes as large as the free memory allows. One line on standard error says so.
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
-    recipe = _choose_recipe(recipe, on_gpu, dtype)
+    chosen = _choose_recipe(recipe, dtype) if on_gpu else {"optim": "paged_adamw_32bit"}
     settings = {
         "output_dir": str(output_path),
         "per_device_train_batch_size": 16,
@@ -523,7 +529,7 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,  # below 1: a share of all steps
         "weight_decay": 0.01,
-        **(RECIPES[recipe] if on_gpu else {"optim": "paged_adamw_32bit"}),
+        **chosen,
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
         "use_cpu": not on_gpu,
@@ -550,24 +556,27 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     return args
 
 
-def _choose_recipe(recipe: str, on_gpu: bool, dtype: torch.dtype) -> str:
-    """`recipe`, or the one for the memory that is free; says so in a line."""
+def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
+    """The settings of `recipe`, or those for the memory that is free; says so in a line."""
     if recipe not in ("auto", *RECIPES):
-        raise DataError(f"recipe must be auto, {' or '.join(RECIPES)}, not {recipe!r}")
-    if not on_gpu:
-        return "small"
+        raise DataError(f"recipe must be auto, {', '.join(RECIPES)}, not {recipe!r}")
     free, _ = torch.cuda.mem_get_info()
     one_gpu = os.environ.get("WORLD_SIZE", "1") == "1"
-    able = one_gpu and dtype is torch.bfloat16
     if recipe == "auto":
-        recipe = "fast" if able and free >= FAST_NEEDS else "small"
-    elif recipe == "fast" and not able:
-        raise DataError("recipe fast needs a single GPU that computes in bf16; take recipe small")
-    settings = ", ".join(f"{name} {value}" for name, value in RECIPES[recipe].items())
+        settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
+    else:
+        settings = RECIPES[recipe]
     if _speaks():
-        print(f"recipe {recipe} ({free / 2**30:.0f} GiB free on {torch.cuda.get_device_name()}): {settings}",
-              file=sys.stderr)
-    return recipe
+        print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: "
+              + ", ".join(f"{name} {value}" for name, value in settings.items()), file=sys.stderr)
+    return settings
+
+
+def settings_for(free: int) -> dict:
+    """CUDA graphs with passes as large as `free` bytes allow; the paged optimiser where that is little."""
+    tokens = int((free - BYTES_APART) / BYTES_A_TOKEN) // 512 * 512
+    tokens = min(max(tokens, RECIPES["small"]["tokens_per_pass"]), RECIPES["fast"]["tokens_per_pass"])
+    return {**RECIPES["fast" if tokens >= ROOMY else "small"], "tokens_per_pass": tokens}
 
 
 def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: LoraConfig, train_dataset: Dataset,
@@ -667,8 +676,8 @@ def _parser() -> argparse.ArgumentParser:
     main.add_argument("--eval", required=True, help="JSONL records for eval loss, best checkpoint, early stopping")
     main.add_argument("--output", required=True, help="folder for checkpoints and the loss curve")
     main.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in OUTPUT")
-    main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="for the memory that there is; the "
-                      "steps are the same: small needs 3 GiB for Qwen2-1.5B, fast 20 (default: by what is free)")
+    main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="how to compute: fast "
+                      "(14 GiB for Qwen2-1.5B), small (3.5), plain (any GPU); auto: by the memory that is free")
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
     main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
     main.add_argument("--double-quantization", action="store_true")
@@ -705,7 +714,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CheckpointNotWritten as error:
         return _stop(f"{error}; make room, then go on with --resume")
     except torch.OutOfMemoryError:
-        return _stop("out of memory: take --recipe small, or a smaller --tokens-per-pass; "
+        return _stop("out of memory: take --recipe plain, or a smaller --tokens-per-pass; "
                      f"{_what_is_kept(args.output)}, go on with --resume")
     except KeyboardInterrupt:
         kept = f"stopped; {_what_is_kept(args.output)}; go on with --resume --output {args.output}"

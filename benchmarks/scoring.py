@@ -30,7 +30,7 @@ from models import default_device, load_model
 from scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
 from trainer import build_loraconfig
 
-GENERATED_ROWS = 40
+GENERATED_ROWS = 32
 RUNS = 3
 BORDERLINE = (0.49, 0.51)  # where rounding may decide
 # How the model is prepared for each method; every one but the first is compared with `score`.

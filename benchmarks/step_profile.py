@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = folder_with_weights(args.model, scratch, "cuda")
             dataset, _ = load_dataset(args.data, args.data, AutoTokenizer.from_pretrained(folder))
             for recipe in RECIPES_SHOWN:
-                report["recipes"][recipe] = measure(recipe, folder, choose_rows(dataset, "first", 4))
+                report["recipes"][recipe] = measure(recipe, folder, choose_rows(dataset, "first", 64))
                 write_json(args.output, report)
     except DataError as error:
         print(error, file=sys.stderr)

@@ -3,9 +3,10 @@
     python -m benchmarks.training --model MODEL --data train.jsonl --output results/training_benchmark.json
 
 MODEL is a folder with Qwen2-1.5B-Instruct, or with its config and tokenizer alone: memory and speed do not depend on
-what the weights are, so random ones stand in for missing ones. Rounds of all recipes follow each other, so that a
-drift of the machine meets every recipe. In a round every recipe sees the same rows: once to warm up, then timed; each
-figure is the median over rounds. Compiling and capturing are not in the speed, but given beside it.
+what the weights are, so random ones stand in for missing ones. Rounds of the recipes follow each other, so that a
+drift of the machine meets all of them; each figure is the median over rounds. In a round all recipes draw their
+batches of 16 from the same rows. Compiling and capturing are not in the speed, but given as the seconds to the first
+step.
 """
 
 import argparse
@@ -45,57 +46,46 @@ from trainer import (
 )
 
 ROWS_A_STEP = 16
-# What `build_train_arguments` is told, beside ``model`` (what `load_model` is told), ``rows`` (which rows, if not
-# the first ones) and ``lora``. The ones below `fast` change one thing each, to show what it is worth.
+# What `build_train_arguments` is told, beside ``model`` (what `load_model` is told) and ``rows`` (if not the first
+# ones). Those below `fast` change one thing each, to show what it is worth.
 RECIPES = {
-    "article": {"recipe": "small", "tokens_per_pass": 0},
-    "small": {"recipe": "small"},
+    "article": {"recipe": "plain", "tokens_per_pass": 0},
+    "small": {"recipe": "small", "compile_layers": True},
     "fast": {"recipe": "fast", "compile_layers": True},
-    "fast_dequantized": {"recipe": "fast", "compile_layers": True, "model": {"dequantize": True}},
-    "fast_6_gb": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 1024},
-    "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
+    "plain": {"recipe": "plain"},
+    "plain_not_checkpointed": {"recipe": "plain", "gradient_checkpointing": False, "optim": "adamw_torch_fused"},
     "fast_not_compiled": {"recipe": "fast", "compile_layers": False},
-    "fast_without_dropout": {"recipe": "fast", "compile_layers": True, "lora": {"lora_dropout": 0.0}},
-    "fast_batch_64": {"recipe": "fast", "compile_layers": True, "per_device_train_batch_size": 64},
+    "fast_dequantized": {"recipe": "fast", "compile_layers": True, "model": {"dequantize": True}},
+    "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
+    "fast_6_gb": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 1024},
+    "small_longest_rows": {"recipe": "small", "compile_layers": True, "rows": "longest"},
     "fast_longest_rows": {"recipe": "fast", "compile_layers": True, "rows": "longest"},
-    "small_fused_adamw": {"recipe": "small", "optim": "adamw_torch_fused"},
-    "small_compiled": {"recipe": "small", "compile_layers": True},
-    "small_whole_batch": {"recipe": "small", "tokens_per_pass": 0},
-    "small_longest_rows": {"recipe": "small", "rows": "longest"},
-    "no_checkpointing": {"recipe": "small", "gradient_checkpointing": False, "optim": "adamw_torch_fused"},
 }
 MAIN_RECIPES = ("article", "small", "fast")  # measured in every round, the others in the first
-EPOCHS_TIMED = 4  # of the fast recipes: their epoch of a dozen steps lasts half a second
+WARM_UP_STEPS = 4  # of what is not captured
+EPOCHS_TIMED = 3  # of what is: its epoch lasts a second or two
 
 
-class EpochClock(TrainerCallback):
-    """Seconds from the end of the first epoch, which warms up, to the end of training; the device's work included.
+class Clock(TrainerCallback):
+    """Seconds from the end of the warm-up to the end of training, the device's work included.
 
     In between nothing waits for the device that would not in earnest.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, warm_up_steps: int) -> None:
         self.device = device
-        self.marks = {"start": time.perf_counter()}
+        self.warm_up_steps = warm_up_steps
+        self.marks = {0: time.perf_counter()}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if "first_step" not in self.marks:
-            self._mark("first_step")
+        if state.global_step in (1, self.warm_up_steps, state.max_steps):
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+            self.marks[state.global_step] = time.perf_counter()
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if state.epoch and "warm" not in self.marks:
-            self._mark("warm")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._mark("end")
-
-    def _mark(self, name: str) -> None:
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-        self.marks[name] = time.perf_counter()
-
-    def seconds(self, start: str, end: str) -> float:
-        return self.marks[end] - self.marks[start]
+    def seconds(self, first: int, last: int) -> float:
+        """From the end of step `first` to that of step `last`; 0 is before the first."""
+        return self.marks[last] - self.marks[first]
 
 
 def article_trainer(model, tokenizer, train_args, train_dataset: Dataset) -> Trainer:
@@ -106,30 +96,30 @@ def article_trainer(model, tokenizer, train_args, train_dataset: Dataset) -> Tra
                    data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True))
 
 
-def measure(recipe: str, folder: str, rows: Dataset, device: str, epochs: int) -> dict:
-    """One short training run of a recipe: an epoch to warm up, `epochs` timed."""
+def measure(recipe: str, folder: str, rows: Dataset, device: str, steps: int) -> dict:
+    """One short training run of a recipe; a captured one warms up for an epoch, in which all shapes occur."""
     free_memory()
     options = dict(RECIPES[recipe])
     model, tokenizer = load_model(folder, device, **options.pop("model", {}))
-    lora_config = build_loraconfig(**options.pop("lora", {}))
     options.pop("rows", None)
+    captured = options["recipe"] in ("small", "fast") and device != "cpu"
+    epoch = len(rows) // ROWS_A_STEP
+    warm_up, timed = (epoch, EPOCHS_TIMED * epoch) if captured else (min(WARM_UP_STEPS, steps), steps)
     with tempfile.TemporaryDirectory() as output:
         train_args = build_train_arguments(
-            output, num_train_epochs=1 + epochs, eval_strategy="no", save_strategy="no", logging_steps=len(rows),
-            logging_first_step=False, load_best_model_at_end=False, disable_tqdm=True, use_cpu=device == "cpu",
-            **_for(device, options))
+            output, max_steps=warm_up + timed, eval_strategy="no", save_strategy="no", logging_steps=10**6,
+            load_best_model_at_end=False, disable_tqdm=True, use_cpu=device == "cpu", **_for(device, options))
         if recipe == "article":
             trainer = article_trainer(model, tokenizer, train_args, rows)
         else:
-            trainer = build_trainer(model, tokenizer, train_args, lora_config, rows, rows)
-        clock = EpochClock(device)
+            trainer = build_trainer(model, tokenizer, train_args, build_loraconfig(), rows, rows)
+        clock = Clock(device, warm_up)
         trainer.add_callback(clock)
         trainer.train()
-    seconds, n_rows = clock.seconds("warm", "end"), len(rows) * epochs
-    tokens = sum(map(len, rows["input_ids"])) * epochs
-    found = {"samples_per_second": n_rows / seconds, "real_tokens_per_second": tokens / seconds,
-             "seconds_to_first_step": clock.seconds("start", "first_step"),
-             "warm_up_seconds": clock.seconds("start", "warm"), "loss": trainer.state.log_history[-1]["train_loss"]}
+    rows_a_second = ROWS_A_STEP * timed / clock.seconds(warm_up, warm_up + timed)
+    found = {"samples_per_second": rows_a_second,
+             "real_tokens_per_second": rows_a_second * statistics.fmean(map(len, rows["input_ids"])),
+             "seconds_to_first_step": clock.seconds(0, 1), "loss": trainer.state.log_history[-1]["train_loss"]}
     if device != "cpu":
         found["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
         found["peak_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
@@ -263,9 +253,9 @@ def folder_with_weights(model: str, scratch: str, device: str) -> str:
     return scratch
 
 
-def choose_rows(rows: Dataset, which: str, steps: int, round_: int = 0) -> Dataset:
-    """The rows of a round: the first ones, the next ones in the next round; or the longest ones."""
-    n = min(steps * ROWS_A_STEP, len(rows))
+def choose_rows(rows: Dataset, which: str, n: int, round_: int = 0) -> Dataset:
+    """`n` rows for a round: the first ones, the next ones in the next round; or 16 of the longest, over and over."""
+    n = min(n, len(rows) // ROWS_A_STEP * ROWS_A_STEP)
     if which == "longest":
         lengths = torch.tensor([len(ids) for ids in rows["input_ids"]])
         longest = lengths.argsort(descending=True)[:ROWS_A_STEP].tolist()
@@ -274,25 +264,25 @@ def choose_rows(rows: Dataset, which: str, steps: int, round_: int = 0) -> Datas
     return rows.select(range(start, start + n))
 
 
-def run(model: str, data: str, *, recipes: Sequence[str], steps: int, rounds: int, device: str, output: str) -> dict:
+def run(model: str, data: str, *, recipes: Sequence[str], rows: int, steps: int, rounds: int, device: str,
+        output: str) -> dict:
     """The recipes in turn, `rounds` times; the median of each figure. Written after every measurement."""
     report = {"recipes": {}, "rounds": {recipe: [] for recipe in recipes},
               "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
-              "provenance": {"model": Path(model).name, "data": Path(data).name, "steps": steps, "rounds": rounds,
-                             "versions": versions(), "commit": source_commit(),
+              "provenance": {"model": Path(model).name, "data": Path(data).name, "rows": rows, "steps": steps,
+                             "rounds": rounds, "versions": versions(), "commit": source_commit(),
                              "date": datetime.date.today().isoformat()}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(model, scratch, device)
         dataset, _ = load_dataset(data, data, AutoTokenizer.from_pretrained(folder))
-        first = choose_rows(dataset, "first", steps)
+        first = choose_rows(dataset, "first", rows)
         report["max_loss_difference_on_the_same_batches"] = loss_difference(folder, first, device)
         in_turn = [(round_, recipe) for round_ in range(rounds) for recipe in recipes
                    if round_ == 0 or recipe in MAIN_RECIPES]
         for round_, recipe in tqdm(in_turn, desc="runs"):
-            rows = choose_rows(dataset, RECIPES[recipe].get("rows", "first"), steps, round_)
-            epochs = EPOCHS_TIMED if RECIPES[recipe]["recipe"] == "fast" else 1
-            report["rounds"][recipe].append(measure(recipe, folder, rows, device, epochs))
+            chosen = choose_rows(dataset, RECIPES[recipe].get("rows", "first"), rows, round_)
             runs = report["rounds"][recipe]
+            runs.append(measure(recipe, folder, chosen, device, steps))
             report["recipes"][recipe] = {key: statistics.median(found[key] for found in runs) for key in runs[0]}
             write_json(output, report)
         if device != "cpu":
@@ -319,14 +309,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder with Qwen2-1.5B, or with its config and tokenizer")
     parser.add_argument("--data", required=True, help="JSONL records to train on")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--steps", type=int, default=12, help="timed steps of each run, after as many to warm up")
+    parser.add_argument("--rows", type=int, default=640, help="to train on, in each round others")
+    parser.add_argument("--steps", type=int, default=16, help="timed steps of each run; captured ones do whole epochs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/training_benchmark.json")
     args = parser.parse_args(argv)
     disable_progress_bars()
     try:
-        report = run(args.model, args.data, recipes=args.recipes, steps=args.steps, rounds=args.rounds,
+        report = run(args.model, args.data, recipes=args.recipes, rows=args.rows, steps=args.steps, rounds=args.rounds,
                      device=args.device, output=args.output)
     except DataError as error:
         print(error, file=sys.stderr)
