@@ -2,13 +2,19 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test notebooks page clean
 
 demo: $(VENV)/installed  ## the whole job on the sample corpus and a tiny Qwen2: CPU, three minutes
 	$(PY) demo.py --output outputs/demo
 
 test: $(VENV)/installed  ## all tests
 	$(PY) -m pytest
+
+notebooks: $(VENV)/installed  ## the whole series afresh, outputs kept in the notebooks
+	$(PY) notebooks/run.py
+
+page: $(VENV)/installed  ## outputs/page/index.html, from the notebooks as they are
+	$(PY) notebooks/run.py --no-run --page
 
 # The stamp comes last, so that an interrupted installation is taken up again.
 $(VENV)/installed: requirements.txt

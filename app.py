@@ -20,12 +20,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from checkpoints import lineage_of
-from data.prompt import PromptEncoder
 from data.records import DataError
 from data.speakers import neutral_speakers, split_lines
+from early_warning import GrowingDialogue
 from evaluate import load_model
 from models import default_device
-from scoring import score_prompts
 
 PAGE = Path(__file__).with_name("app.html")
 ADDRESS = "127.0.0.1"
@@ -74,18 +73,19 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
 
     The last is what `evaluate` gives for the whole dialogue, blank space around it aside.
     """
-    task = lineage_of(model).task
-    lines = dialogue.strip().split("\n")
-    spoken = [number for number, line in enumerate(lines) if line.strip()]
-    if not spoken:
+    if not dialogue.strip():
         return []
-    encoder = PromptEncoder(tokenizer, task)
-    prompts = encoder.prompts(["\n".join(lines[:number + 1]) for number in spoken])
-    scores = score_prompts(model, encoder, prompts).tolist()
-    seen = split_lines(neutral_speakers("\n".join(lines)) if task.neutral_speakers else "\n".join(lines))
-    whole = len(spoken) - encoder.truncated  # a beginning is never longer than what it begins
-    return [ScoredLine(*seen[number], probability, row >= whole)
-            for row, (number, probability) in enumerate(zip(spoken, scores))]
+    lines = dialogue.strip().split("\n")
+    growing = GrowingDialogue(model, tokenizer)
+    neutral = growing.encoder.task.neutral_speakers
+    seen = split_lines(neutral_speakers("\n".join(lines)) if neutral else "\n".join(lines))
+    scored, start = [], 0
+    for number, line in enumerate(lines, start=1):
+        if line.strip():  # a blank line is no turn; it comes with the next
+            probability = growing.add("\n".join(lines[start:number]))
+            scored.append(ScoredLine(*seen[number - 1], probability, growing.cut))
+            start = number
+    return scored
 
 
 def probabilities_by_line(model, tokenizer, dialogue: str) -> list[float]:

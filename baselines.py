@@ -1,6 +1,6 @@
 """What is reached without a language model: the bar to clear, trained on the model's own train split."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from sklearn.dummy import DummyClassifier
@@ -11,6 +11,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from data.speakers import neutral_speakers, split_lines
+from metrics import classification_metrics, f1_difference
 
 
 def build_baselines() -> dict[str, Pipeline | DummyClassifier]:
@@ -26,8 +27,13 @@ def build_baselines() -> dict[str, Pipeline | DummyClassifier]:
                                   DecisionTreeClassifier(max_depth=1, random_state=0)),
         "speaker_names": make_pipeline(FunctionTransformer(_names), _char_tfidf((1, 3)), _logistic_regression()),
         "length": make_pipeline(FunctionTransformer(_lengths), StandardScaler(), _logistic_regression()),
-        "tfidf": make_pipeline(FunctionTransformer(_neutral), _char_tfidf((1, 4)), _logistic_regression()),
+        "tfidf": build_tfidf(),
     }
+
+
+def build_tfidf() -> Pipeline:
+    """The strongest of them, unfitted."""
+    return make_pipeline(FunctionTransformer(_neutral), _char_tfidf((1, 4)), _logistic_regression())
 
 
 def fit_baselines(train: Sequence[dict]) -> dict[str, Pipeline | DummyClassifier]:
@@ -39,6 +45,31 @@ def fit_baselines(train: Sequence[dict]) -> dict[str, Pipeline | DummyClassifier
 def fraud_probability(classifier: Pipeline | DummyClassifier, dialogues: Sequence[str]) -> np.ndarray:
     """[dialogues] probability of fraud."""
     return classifier.predict_proba(list(dialogues))[:, list(classifier.classes_).index(True)]
+
+
+def against_baselines(records: Sequence[dict], answers: Sequence[bool], train: Sequence[dict] | None, *,
+                      untuned: np.ndarray | None = None, groups: Sequence[Hashable] | None = None) -> dict | None:
+    """Each baseline's metrics on `records`, and how far the F1 of `answers` lies above its own.
+
+    Args:
+        answers: [records] the model's.
+        train: the train split that baselines are fitted on; None to do without them.
+        untuned: [records] probabilities of the model without its adapter.
+        groups: [records] the dialogue of each; see `metrics.bootstrap`.
+
+    Returns:
+        by baseline; None where there is none. All have the threshold 0.5: only the model's is chosen.
+    """
+    dialogues, y_true = [record["input"] for record in records], [record["label"] for record in records]
+    fitted = fit_baselines(train) if train else {}
+    scores = {"untuned": untuned} if untuned is not None else {}
+    scores.update({name: fraud_probability(classifier, dialogues) for name, classifier in fitted.items()})
+    found = {name: {**classification_metrics(y_true, score >= 0.5, score),
+                    "model_f1_minus_this": f1_difference(y_true, answers, score >= 0.5, groups)}
+             for name, score in scores.items()}
+    if fitted:
+        found["one_word"]["rule"] = describe_one_word_rule(fitted["one_word"])
+    return found or None
 
 
 def describe_one_word_rule(fitted: Pipeline) -> str:

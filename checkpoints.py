@@ -37,6 +37,7 @@ class Lineage:
         base: ``name`` and ``fingerprint`` of the base model.
         quantization: ``type`` (nf4, fp4 or none) and ``double`` of the base weights.
         train_data: ``name``, ``path``, ``sha256`` and ``rows`` of the train file, where known.
+        calibration: on what data temperature and threshold of the task were found, and how that went.
         adapter_sha256: of the saved adapter; empty before it is saved.
         checkpoint: the folder's name; empty for an untuned model.
     """
@@ -45,6 +46,7 @@ class Lineage:
     base: dict = dataclasses.field(default_factory=dict)
     quantization: dict = dataclasses.field(default_factory=dict)
     train_data: dict = dataclasses.field(default_factory=dict)
+    calibration: dict = dataclasses.field(default_factory=dict)
     adapter_sha256: str = ""
     checkpoint: str = ""
 
@@ -88,6 +90,19 @@ def seal_checkpoint(folder: str | Path) -> None:
             os.fsync(file.fileno())  # a list that reaches the disk before its files proves nothing
     saved["files"] = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     write_json(folder / TASK_FILE, saved)
+
+
+def save_calibration(folder: str | Path, task: Task, calibration: dict) -> None:
+    """Rewrites task and calibration in a checkpoint's ``fraud_task.json``, in one stroke; its seal stays as it is.
+
+    Raises:
+        DataError: no such file (plain PEFT wrote the checkpoint), or it cannot be written.
+    """
+    path = Path(folder) / TASK_FILE
+    if read_task_file(path) is None:
+        raise DataError(f"{folder}: no {TASK_FILE} to keep a calibration in; train it with trainer.py")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**saved, "task": dataclasses.asdict(task), "calibration": calibration})
 
 
 def require_complete(folder: str | Path) -> None:

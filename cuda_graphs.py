@@ -6,13 +6,12 @@ layers first (torch.compile) fuses what is small in them: casts, dropout, norms,
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-WARM_UP_PASSES = 2  # kernels are compiled and libraries initialised here, which a capture must not do
 
 
 def compile_layers(model) -> None:
@@ -38,17 +37,19 @@ class CapturedPass:
     """Loss and gradients of a batch, by replaying the CUDA graph of its shape.
 
     Gradients accumulate in one buffer that all graphs write to; ``.grad`` of the parameters are views of it. Graphs
-    share one memory pool, so that all of them need as much as the largest, which is captured first.
+    share one memory pool, so that all of them need as much as the largest, which is captured first; the others are
+    captured when they occur.
     """
 
     def __init__(self, loss: Callable[..., torch.Tensor], parameters: Sequence[torch.nn.Parameter],
-                 largest: tuple[int, int]) -> None:
+                 shapes: Sequence[tuple[int, int]]) -> None:
         """
         Args:
             loss: ``loss(input_ids, labels, n_labels)``, in which nothing waits for the device.
             parameters: what is trained, all of one dtype.
-            largest: rows and tokens a row of the shape with most tokens; no shape may have more.
+            shapes: rows and tokens a row of the batches that may come.
         """
+        largest = max(shapes, key=math.prod)
         self.loss = loss
         self.parameters = list(parameters)
         first = self.parameters[0]
@@ -61,7 +62,8 @@ class CapturedPass:
         self.stream = torch.cuda.Stream()  # every backward runs on it: a capture refuses what began on another
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._capture(largest, WARM_UP_PASSES)
+        self._warm_up([largest, *shapes])
+        self._capture(largest)
 
     def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor, n_labels) -> torch.Tensor:
         """The loss of a batch, [rows, tokens]; adds its gradients to those since the last ``zero_grad()``."""
@@ -85,17 +87,27 @@ class CapturedPass:
         for parameter, gradient in zip(self.parameters, self.gradients):
             parameter.grad = gradient
 
-    def _capture(self, shape: tuple[int, int], warm_up_passes: int = 0) -> None:
+    def _warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Runs a pass of each shape: kernels are compiled and libraries initialised, which a capture must not do.
+
+        Every shape, since some are compiled apart (a single row, a row longer than a sliding window); and before the
+        first capture, while the memory is not yet the graphs'.
+        """
+        self._lend_gradients()
+        with torch.random.fork_rng([self.buffer.device]), without_masks():
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                for shape in shapes:
+                    self.loss(*self._inputs(shape)).backward()
+            torch.cuda.current_stream().wait_stream(self.stream)
+        self.buffer.zero_()
+
+    def _capture(self, shape: tuple[int, int]) -> None:
         """Captures a shape; leaves gradients and random state as they were."""
         inputs = self._inputs(shape)
         kept = self.buffer.cpu()  # where it costs the GPU no memory
         self._lend_gradients()
         with torch.random.fork_rng([self.buffer.device]), without_masks():
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                for _ in range(warm_up_passes):
-                    self.loss(*inputs).backward()
-            torch.cuda.current_stream().wait_stream(self.stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 loss = self.loss(*inputs)

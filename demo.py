@@ -27,7 +27,7 @@ DIALOGUES = 6000
 PIECE_LENGTHS = (500,)  # characters; the sample dialogues are short and judged whole
 SHARES = (0.9, 0.05, 0.05)
 # A tiny model needs larger steps than Qwen2-1.5B, and has nothing to gain from dropout.
-TRAINING = {"num_train_epochs": 1.5, "learning_rate": 3e-3, "eval_steps": 100, "save_steps": 100,
+TRAINING = {"num_train_epochs": 1.5, "learning_rate": 3e-3, "eval_steps": 200, "save_steps": 200,
             "per_device_eval_batch_size": 64, "use_cpu": True}
 LORA_DROPOUT = 0.0
 

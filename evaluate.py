@@ -1,6 +1,7 @@
 """Scores dialogues with a base model or a checkpoint, and reports what the scores are worth.
 
     python evaluate.py --model MODEL --checkpoint DIR --data F [--method score|generate] [--output report.json]
+    python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--wanted-precision 0.95]
     python evaluate.py --model MODEL --checkpoint DIR --predict IN.jsonl --output OUT.jsonl [--restart]
 
 One forward pass a dialogue compares the two words that continue the answer to "fraud" and to "not fraud", which
@@ -11,6 +12,7 @@ gives a probability; ``--method generate`` lets the model write its answer inste
 import argparse
 import builtins
 import datetime
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from baselines import describe_one_word_rule, fit_baselines, fraud_probability
+from calibration import at_prevalence, calibrate, calibrated, reliability
 from checkpoints import (
     TASK_FILE,
     Lineage,
@@ -32,40 +34,41 @@ from checkpoints import (
     read_checkpoint,
     read_task_file,
     require_same_base,
+    save_calibration,
     source_commit,
     versions,
 )
+from cuda_graphs import compile_layers
 from data.leakage import overlap
 from data.prompt import PromptEncoder
-from data.records import DataError, Skipped, read_records, write_json
-from data.speakers import swap_speakers
+from data.records import DataError, Skipped, read_numbered_records, read_records, write_json
+from error_analysis import error_report
 from figures import save_report_figure
-from metrics import (
-    classification_metrics,
-    confidence_intervals,
-    f1_difference,
-    metrics_by,
-    threshold_table,
-)
+from metrics import classification_metrics, confidence_intervals, threshold_table
 from models import default_device, locate_model, one_line
 from models import load_model as load_base_model
-from predict import BATCH_ROWS, predict_file, require_paths
+from predict import BATCH_ROWS, predict_file, require_input, require_paths
+from probes import probe_report
 from scoring import GENERATE_ROWS_A_BATCH, generate_answers, parse_answer, score_prompts
 
 METHODS = ("score", "generate")
+WISHES = ("wanted_precision", "wanted_recall", "cost_ratio")
 
 
 # --------------------------------------------------------------------------------------------------- the model
 
 
 def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda", *, quantization: str | None = None,
-               trust_remote_code: bool = False):
+               fast: bool = False, trust_remote_code: bool = False):
     """Loads a base model and, if given, the adapter of a checkpoint (or of the best one of a training run).
 
     Args:
         model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
         checkpoint_path: ``outputs/run/checkpoint-N`` or ``outputs/run``; empty for the untuned model.
         quantization: of the base weights, ``nf4``, ``fp4`` or ``none``; default: as the adapter was trained.
+        fast: for many dialogues. The weights are kept in 16 bit, the adapter is merged into them, and on a GPU the
+            layers are compiled, which takes half a minute. Probabilities change by 16-bit rounding, the answers of
+            borderline cases with them: see results/scoring_benchmark.json.
 
     Returns:
         (model, tokenizer), the model in eval mode.
@@ -77,11 +80,12 @@ def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda",
     if not checkpoint_path:
         folder = locate_model(model_path, with_code=trust_remote_code)
         exported = read_task_file(Path(folder) / TASK_FILE)  # by export.py: knows its task, is not quantised again
-        model, tokenizer = load_base_model(folder, device, trust_remote_code=trust_remote_code,
+        model, tokenizer = load_base_model(folder, device, trust_remote_code=trust_remote_code, dequantize=fast,
                                            quantization=quantization or ("none" if exported else "nf4"))
         if exported:
             model.lineage.task, model.lineage.train_data = exported.task, exported.train_data
-        return model.eval(), tokenizer
+            model.lineage.calibration = exported.calibration
+        return _for_many(model) if fast else model.eval(), tokenizer
     folder = find_checkpoint(checkpoint_path)
     lineage = read_checkpoint(folder)
     base_folder = locate_model(model_path, with_code=trust_remote_code)
@@ -89,7 +93,8 @@ def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda",
     require_same_base(lineage, loaded, folder)  # before gigabytes are loaded
     saved = lineage.quantization or {"type": "nf4", "double": False}
     base, tokenizer = load_base_model(base_folder, device, quantization=quantization or saved["type"],
-                                      double_quantization=saved["double"], trust_remote_code=trust_remote_code)
+                                      double_quantization=saved["double"], dequantize=fast,
+                                      trust_remote_code=trust_remote_code)
     try:
         model = PeftModel.from_pretrained(base, str(folder))
     except (ValueError, KeyError, RuntimeError) as error:
@@ -97,7 +102,19 @@ def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda",
     model.lineage = lineage
     lineage.base = base.lineage.base
     lineage.quantization = base.lineage.quantization
-    return model.eval(), tokenizer
+    return _for_many(model) if fast else model.eval(), tokenizer
+
+
+def _for_many(model):
+    """`model` with its adapter merged, and compiled on a GPU; it remembers its task."""
+    lineage = model.lineage
+    lineage.quantization = {**lineage.quantization, "merged": True}  # other probabilities: say so in every report
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+        model.lineage = lineage
+    if model.device.type == "cuda":
+        compile_layers(model)
+    return model.eval()
 
 
 # -------------------------------------------------------------------------------------------------- the report
@@ -105,7 +122,7 @@ def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda",
 
 def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cuda", batch: bool = False,
                         debug: bool = False, *, method: str = "score", threshold: float | None = None,
-                        train_path: str | None = None, progress: bool = True) -> dict:
+                        train_path: str | None = None, with_text: bool = False, progress: bool = True) -> dict:
     """Evaluates a loaded model on a JSONL file; prints precision, recall and accuracy, returns the whole report.
 
     Args:
@@ -118,26 +135,28 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         threshold: probability from which on a dialogue is fraud; default: the checkpoint's.
         train_path: the train file, for the baselines and the overlap with it; default: the one that the
             checkpoint names, if it is there.
+        with_text: show the dialogues of the worst errors in the report; without it, it holds none.
 
     Returns:
         the report, the same in Python and in JSON; see the README for its fields.
     """
+    from label_audit import audit_labels  # scikit-learn takes a second to import; scoring a file needs none of it
+
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     lineage = lineage_of(model)
     threshold = lineage.task.threshold if threshold is None else threshold
-    skipped = Skipped()
-    records = read_records(testdata_path, skipped)
-    if skipped:
-        print(skipped.summary(), file=sys.stderr)
+    numbered, skipped = _read(testdata_path)
+    records = [record for _, record in numbered]
     train = _train_records(train_path, lineage)
     encoder = PromptEncoder(tokenizer, lineage.task)
     prompts = encoder.prompts([record["input"] for record in records])
     truncated = encoder.truncated
 
     started = time.perf_counter()
-    scores = score_prompts(model, encoder, prompts, progress="scoring" if progress else None)
+    raw_scores = score_prompts(model, encoder, prompts, progress="scoring" if progress else None)
     seconds = time.perf_counter() - started
+    scores = calibrated(raw_scores, lineage.task.temperature)
     answers: list[bool | None] = (scores >= threshold).tolist()
     agreement = None
     if method == "generate":
@@ -148,20 +167,27 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         scored, answers = answers, [parse_answer(text, lineage.task) for text in written]
         agreement = _agreement(answers, scored)
 
+    y_true = [record["label"] for record in records]
+    probes = probe_report(model, encoder, records, prompts, scores, threshold=threshold, groups=_groups(records),
+                          progress="probing" if progress else None)
     report = {
-        **_metrics_with_intervals(records, answers, scores),
+        **_judged_by_answers(model, encoder, records, prompts, answers, scores, train),
         "method": method,
         "threshold": threshold,
+        "temperature": lineage.task.temperature,
+        "calibration": {"before": reliability(y_true, raw_scores), "after": reliability(y_true, scores),
+                        "fitted_on": lineage.calibration or None},
         "agreement_of_methods": agreement,
         "truncated": truncated,
         "skipped": len(skipped),
-        "speakers_renamed": _with_speakers_renamed(model, encoder, records, prompts, scores, threshold),
-        "baselines": _against_baselines(model, encoder, records, prompts, answers, threshold, train),
+        "speakers_renamed": {name: value for name, value in probes["speakers_renamed"].items() if name != "change"},
+        "probes": probes,
         "overlap_with_train": overlap(records, train) if train else None,
-        "by_category": _by_category(records, answers),
-        "thresholds": threshold_table([record["label"] for record in records], scores),
+        **error_report(numbered, answers, scores, [len(prompt) for prompt in prompts], with_text=with_text),
+        "label_audit": audit_labels(records, answers),
+        "thresholds": threshold_table(y_true, scores),
         "rows_per_second": len(records) / seconds,
-        "provenance": _provenance(model, lineage, testdata_path, len(records)),
+        "provenance": provenance_of(model, testdata_path, len(records)),
     }
     print_summary(report, debug=debug)
     return report
@@ -174,18 +200,72 @@ def evaluate(model_path: str, checkpoint_path: str, testdata_path: str, device: 
     return evaluate_with_model(model, tokenizer, testdata_path, device, batch, debug, **options)
 
 
-def _metrics_with_intervals(records: list[dict], answers: list[bool | None], scores: np.ndarray) -> dict:
-    """n, counts, rates and intervals over the rows that were answered; the others are counted as ``unparsed``."""
-    answered = [i for i, answer in enumerate(answers) if answer is not None]
-    y_true = [records[i]["label"] for i in answered]
-    y_pred = [answers[i] for i in answered]
-    groups = _groups([records[i] for i in answered])
+def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, device: str = "cuda", *,
+                         quantization: str | None = None, trust_remote_code: bool = False, progress: bool = True,
+                         **wish: float | None) -> dict:
+    """Finds temperature and threshold on eval dialogues and keeps them in the checkpoint; see `calibration.calibrate`.
+
+    Args:
+        data_path: the eval split: neither what the model was trained on nor what it will be judged on.
+        wish: ``wanted_precision``, ``wanted_recall`` or ``cost_ratio``.
+
+    Returns:
+        what was found, as it is kept in ``fraud_task.json``.
+
+    Raises:
+        DataError: the checkpoint or the data is not fit for it, or the wish cannot be met.
+    """
+    numbered, _ = _read(data_path)
+    records = [record for _, record in numbered]
+    folder = find_checkpoint(checkpoint_path)
+    model, tokenizer = load_model(model_path, str(folder), device, quantization=quantization,
+                                  trust_remote_code=trust_remote_code)
+    lineage = lineage_of(model)
+    data = _anonymous(describe_data(data_path, len(records)))
+    if data["sha256"] == lineage.train_data.get("sha256"):
+        raise DataError(f"{data_path}: the checkpoint was trained on it; calibrate on the eval split")
+    encoder = PromptEncoder(tokenizer, lineage.task)
+    scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in records]),
+                           progress="scoring" if progress else None)
+    try:
+        task, found = calibrate([record["label"] for record in records], scores, lineage.task, **wish)
+    except DataError as error:
+        raise DataError(f"{data_path}: {error}") from None
+    save_calibration(folder, task, {**found, "data": data})
+    return {**found, "data": data, "checkpoint": str(folder)}
+
+
+def _read(path: str) -> tuple[list[tuple[int, dict]], Skipped]:
+    """(line number, record) of all records with a dialogue, and the others, which are named on standard error."""
+    skipped = Skipped()
+    numbered = read_numbered_records(path, skipped)
+    if skipped:
+        print(skipped.summary(), file=sys.stderr)
+    return numbered, skipped
+
+
+def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: list[bool | None], scores: np.ndarray,
+                       train: list[dict] | None) -> dict:
+    """Metrics, intervals and baselines over the rows that were answered; the others are counted as ``unparsed``."""
+    from baselines import against_baselines
+
+    untuned = None
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            untuned = score_prompts(model, encoder, prompts)
+    rows = [row for row, answer in enumerate(answers) if answer is not None]
+    answered = [records[row] for row in rows]
+    y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
+    groups = _groups(answered)
     return {
         "n": len(records),
-        "unparsed": len(records) - len(answered),
-        **classification_metrics(y_true, y_pred, scores[answered]),
-        "intervals": {**confidence_intervals(y_true, y_pred, scores[answered], groups),
+        "unparsed": len(records) - len(rows),
+        **classification_metrics(y_true, y_pred, scores[rows]),
+        "intervals": {**confidence_intervals(y_true, y_pred, scores[rows], groups),
                       "resampled": "rows" if groups is None else "dialogues"},
+        "at_prevalence": at_prevalence(y_true, y_pred, groups),
+        "baselines": against_baselines(answered, y_pred, train, groups=groups,
+                                       untuned=None if untuned is None else untuned[rows]),
     }
 
 
@@ -200,47 +280,6 @@ def _agreement(written: list[bool | None], scored: list[bool]) -> dict:
     return {"rows": len(both), "agree": same, "share": same / len(both) if both else None}
 
 
-def _with_speakers_renamed(model, encoder, records, prompts, scores, threshold) -> dict:
-    """The metrics with every name exchanged: a meeting's 发言人N for personal names, all others the other way."""
-    renamed = encoder.prompts([swap_speakers(record["input"]) for record in records])
-    if renamed == prompts:  # neutral roles: the same tokens, hence the same scores
-        renamed_scores = scores
-    else:
-        renamed_scores = score_prompts(model, encoder, renamed)
-    y_true = [record["label"] for record in records]
-    return {**classification_metrics(y_true, renamed_scores >= threshold, renamed_scores),
-            "max_probability_change": float(np.abs(renamed_scores - scores).max())}
-
-
-def _against_baselines(model, encoder, records, prompts, answers, threshold, train: list[dict] | None) -> dict | None:
-    """Each baseline's metrics, and how far the model's F1 lies above its own; None where there is none."""
-    scores = {}
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            scores["untuned"] = score_prompts(model, encoder, prompts)
-    fitted = fit_baselines(train) if train else {}
-    dialogues = [record["input"] for record in records]
-    scores.update({name: fraud_probability(classifier, dialogues) for name, classifier in fitted.items()})
-
-    answered = [i for i, answer in enumerate(answers) if answer is not None]
-    y_true, y_pred = [records[i]["label"] for i in answered], [answers[i] for i in answered]
-    groups = _groups([records[i] for i in answered])
-    found = {}
-    for name, score in scores.items():
-        baseline_pred = score[answered] >= (threshold if name == "untuned" else 0.5)
-        found[name] = {**classification_metrics(y_true, baseline_pred, score[answered]),
-                       "model_f1_minus_this": f1_difference(y_true, y_pred, baseline_pred, groups)}
-    if fitted:
-        found["one_word"]["rule"] = describe_one_word_rule(fitted["one_word"])
-    return found or None
-
-
-def _by_category(records: list[dict], answers: list[bool | None]) -> dict | None:
-    known = [(record["category"], record["label"], answer) for record, answer in zip(records, answers)
-             if "category" in record and answer is not None]
-    return metrics_by(*zip(*known)) if known else None
-
-
 def _train_records(train_path: str | None, lineage: Lineage) -> list[dict] | None:
     """Records of the train file: the one named, or the one that the checkpoint names if it lies there unchanged."""
     if train_path is None:
@@ -252,10 +291,9 @@ def _train_records(train_path: str | None, lineage: Lineage) -> list[dict] | Non
     return read_records(train_path, Skipped())
 
 
-def _provenance(model, lineage, testdata_path: str, rows: int) -> dict:
-    data, train_data = describe_data(testdata_path, rows), dict(lineage.train_data)
-    for description in (data, train_data):
-        description.pop("path", None)  # where a file lay on somebody's disk is nobody's business
+def provenance_of(model, data_path: str | Path, rows: int) -> dict:
+    """What a figure was measured with: model, checkpoint, data, device, versions, commit."""
+    lineage = lineage_of(model)
     device = model.device
     return {
         "model": {**lineage.base, "quantization": lineage.quantization},
@@ -263,8 +301,8 @@ def _provenance(model, lineage, testdata_path: str, rows: int) -> dict:
         else None,
         "neutral_speakers": lineage.task.neutral_speakers,
         "max_length": lineage.task.max_length,
-        "data": data,
-        "train_data": train_data or None,
+        "data": _anonymous(describe_data(data_path, rows)),
+        "train_data": _anonymous(lineage.train_data) or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": versions(),
         "commit": source_commit(),
@@ -272,8 +310,13 @@ def _provenance(model, lineage, testdata_path: str, rows: int) -> dict:
     }
 
 
+def _anonymous(description: dict) -> dict:
+    """A data file's description without its path: where it lay on somebody's disk is nobody's business."""
+    return {key: value for key, value in description.items() if key != "path"}
+
+
 def print_summary(report: dict, *, debug: bool = False) -> None:
-    """The article's lines, then what they leave out: intervals, renamed speakers, the strongest baseline."""
+    """The article's lines, then what they leave out: intervals, rare fraud, probes, baselines."""
     if debug:
         print(f"tn：{report['tn']}, fp:{report['fp']}, fn:{report['fn']}, tp:{report['tp']}")
     print(f"precision: {report['precision']}, recall: {report['recall']}, accuracy: {report['accuracy']}")
@@ -281,8 +324,17 @@ def print_summary(report: dict, *, debug: bool = False) -> None:
         print(f"unparsed: {report['unparsed']} of {report['n']} answers are neither of the two and count nowhere above")
     for name in ("precision", "recall", "f1", "average_precision"):
         print(f"  {name:<18} {_figure(report[name])}  95 % interval {_interval(report['intervals'][name])}")
-    renamed = report["speakers_renamed"]
-    print(f"  speakers renamed   recall {_figure(renamed['recall'])}, f1 {_figure(renamed['f1'])}")
+    for rare in report["at_prevalence"]["prevalences"]:
+        print(f"  if {rare['prevalence']:.1%} are fraud  precision {_figure(rare['precision'])}, "
+              f"{_figure(rare['alarms_per_thousand'])} alarms in a thousand calls")
+    fitted_on = (report["calibration"]["fitted_on"] or {}).get("data", {})
+    if fitted_on.get("sha256") == report["provenance"]["data"]["sha256"]:
+        print("  these are the dialogues that temperature and threshold were found on; judge them on others")
+    print(f"  calibration error  {report['calibration']['after']['ece']:.4f}, temperature {report['temperature']:.3f}")
+    for name, probe in report["probes"].items():
+        change = probe["change"]["recall"]
+        print(f"  {name:<24} recall {_figure(probe['recall'])}, f1 {_figure(probe['f1'])}; "
+              f"recall changes by {_interval(change['interval'])}")
     if report["overlap_with_train"]:
         shared = report["overlap_with_train"]
         print(f"  seen in training   {shared['near_duplicates']} rows nearly, "
@@ -323,7 +375,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", help="train file for the baselines (default: the one the checkpoint names)")
     parser.add_argument("--method", choices=METHODS, default="score")
     parser.add_argument("--threshold", type=float, help="probability of fraud to call it one (default: as trained)")
+    calibration = parser.add_argument_group(
+        "calibration", "temperature and threshold, found on eval data and kept in the checkpoint")
+    calibration.add_argument("--calibrate", action="store_true", help="on --data, which must be the eval split")
+    wish = calibration.add_mutually_exclusive_group()
+    wish.add_argument("--wanted-precision", type=_share, help="the most recall with at least this precision")
+    wish.add_argument("--wanted-recall", type=_share, help="the fewest alarms with at least this recall")
+    wish.add_argument("--cost-ratio", type=_positive, help="a missed fraud costs this many times a false alarm")
+    parser.add_argument("--show-text", action="store_true", help="show the dialogues of the worst errors in the report")
     parser.add_argument("--quantization", choices=("nf4", "fp4", "none"), help="default: as trained")
+    parser.add_argument("--fast", action="store_true", help="for many dialogues: merged, compiled, in 16 bit")
     parser.add_argument("--output", help="where to write the report (a picture goes beside it), or the predictions")
     parser.add_argument("--batch-rows", type=int, default=BATCH_ROWS,
                         help="of --predict: rows to read, sort and write at a time (default: %(default)s)")
@@ -338,17 +399,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.predict is not None and (not args.output or args.method != "score"):
         parser.error("--predict needs --output, and scores only")
+    if args.calibrate and (args.data is None or not args.checkpoint or args.method != "score"):
+        parser.error("--calibrate needs --data and --checkpoint, and scores only")
+    if not args.calibrate and any(getattr(args, wish) is not None for wish in WISHES):
+        parser.error("--wanted-precision, --wanted-recall and --cost-ratio belong to --calibrate")
     try:
         if args.predict is not None:
             return _predict(args)
-        model, tokenizer = load_model(args.model, args.checkpoint, args.device, quantization=args.quantization,
-                                      trust_remote_code=args.trust_remote_code)
-        report = evaluate_with_model(model, tokenizer, args.data, args.device, batch=True, debug=True,
-                                     method=args.method, threshold=args.threshold, train_path=args.train)
-        if args.output:
-            write_json(args.output, report)
-            picture = save_report_figure(report, Path(args.output).with_suffix(".png"))
-            print(f"report: {args.output}, picture: {picture}")
+        require_input(args.data)  # before gigabytes are loaded
+        (_calibrate if args.calibrate else _evaluate)(args)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
@@ -357,11 +416,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _evaluate(args: argparse.Namespace) -> None:
+    model, tokenizer = load_model(args.model, args.checkpoint, args.device, quantization=args.quantization,
+                                  fast=args.fast, trust_remote_code=args.trust_remote_code)
+    report = evaluate_with_model(model, tokenizer, args.data, args.device, batch=True, debug=True, method=args.method,
+                                 threshold=args.threshold, train_path=args.train, with_text=args.show_text)
+    if args.output:
+        write_json(args.output, report)
+        picture = save_report_figure(report, Path(args.output).with_suffix(".png"))
+        print(f"report: {args.output}, picture: {picture}")
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    found = calibrate_checkpoint(args.model, args.checkpoint, args.data, args.device, quantization=args.quantization,
+                                 trust_remote_code=args.trust_remote_code,
+                                 **{wish: getattr(args, wish) for wish in WISHES})
+    if args.output:
+        write_json(args.output, found)
+    unsure = "" if found["temperature"] != 1.0 else " (no error here to learn one from)"
+    print(f"temperature {found['temperature']:.4f}{unsure}: calibration error {found['ece_before']:.4f} before, "
+          f"{found['ece_after']:.4f} after")
+    print(f"threshold {found['threshold']:.6f}: precision {_figure(found['precision'])}, recall "
+          f"{_figure(found['recall'])} on the {found['data']['rows']} dialogues they were found on")
+    print(f"kept in {found['checkpoint']}; now judge it on dialogues it has not seen: --data test.jsonl")
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
 def _predict(args: argparse.Namespace) -> int:
     """Scores the file of ``--predict``; the exit code says whether every row of it was good."""
     require_paths(args.predict, args.output)  # before gigabytes are loaded
     model, tokenizer = load_model(args.model, args.checkpoint, args.device, quantization=args.quantization,
-                                  trust_remote_code=args.trust_remote_code)
+                                  fast=args.fast, trust_remote_code=args.trust_remote_code)
     done = predict_file(model, tokenizer, args.predict, args.output, threshold=args.threshold,
                         batch_rows=args.batch_rows, restart=args.restart)
     return 2 if done["errors"] else 0

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, GenerationConfig
 
 import evaluate
+from calibration import calibrated
 from checkpoints import (
     TASK_FILE,
     Lineage,
@@ -161,7 +162,7 @@ def save_model(model, tokenizer, lineage: Lineage, folder: Path) -> None:
 def score_model(model, tokenizer, task: Task, dialogues: Sequence[str]) -> np.ndarray:
     """[dialogues] probability of fraud."""
     encoder = PromptEncoder(tokenizer, task)
-    return score_prompts(model, encoder, encoder.prompts(dialogues))
+    return calibrated(score_prompts(model, encoder, encoder.prompts(dialogues)), task.temperature)
 
 
 def compare(reference: np.ndarray, merged: np.ndarray, threshold: float) -> dict:

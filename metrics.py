@@ -4,7 +4,6 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -36,6 +35,8 @@ def _ratio(part: float, whole: float) -> float:
 
 def average_precision(y_true: Sequence[bool], y_score: Sequence[float], weights: np.ndarray | None = None) -> float:
     """Area under the precision-recall curve; NaN where there is nothing to find."""
+    from sklearn.metrics import average_precision_score  # slow to import, and only reports need it
+
     if not np.any(np.asarray(y_true) if weights is None else weights[np.asarray(y_true)]):
         return float("nan")
     return float(average_precision_score(y_true, y_score, sample_weight=weights))
@@ -89,15 +90,27 @@ def _rows_of(proportion: str, y_true: np.ndarray, y_pred: np.ndarray) -> np.ndar
     return {"precision": y_pred, "recall": y_true, "accuracy": np.ones_like(y_true)}[proportion]
 
 
+def rate_differences(y_true: Sequence[bool], y_pred: Sequence[bool], other: Sequence[bool],
+                     groups: Sequence[Hashable] | None = None,
+                     names: Sequence[str] = ("precision", "recall", "f1")) -> dict[str, dict]:
+    """Each rate of `y_pred` minus that of `other`: ``value``, and ``interval`` (95 %, paired bootstrap).
+
+    The two answers of a row are drawn together, so that what makes a row hard for both cancels out.
+    """
+
+    def differences(weights: np.ndarray | None) -> dict[str, float]:
+        first, second = (rates(confusion_counts(y_true, answers, weights)) for answers in (y_pred, other))
+        return {name: first[name] - second[name] for name in names}
+
+    intervals = bootstrap(differences, len(y_true), groups)
+    return {name: {"value": none_if_nan(value), "interval": intervals[name]}
+            for name, value in differences(None).items()}
+
+
 def f1_difference(y_true: Sequence[bool], y_pred: Sequence[bool], other: Sequence[bool],
                   groups: Sequence[Hashable] | None = None) -> dict:
     """F1 of `y_pred` minus F1 of `other` on the same rows, with the 95 % interval of the paired bootstrap."""
-
-    def difference(weights: np.ndarray | None) -> dict[str, float]:
-        first, second = (rates(confusion_counts(y_true, answers, weights))["f1"] for answers in (y_pred, other))
-        return {"f1": first - second}
-
-    return {"value": none_if_nan(difference(None)["f1"]), "interval": bootstrap(difference, len(y_true), groups)["f1"]}
+    return rate_differences(y_true, y_pred, other, groups, names=("f1",))["f1"]
 
 
 def bootstrap(statistics: Callable[[np.ndarray], dict[str, float]], n_rows: int,

@@ -25,9 +25,10 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
+from calibration import calibrated
 from checkpoints import Lineage, file_sha256, lineage_of, versions
-from data.prompt import PromptEncoder
-from data.records import DataError, write_json
+from data.prompt import PromptEncoder, Task
+from data.records import DataError, parse_object, write_json
 from scoring import score_prompts
 
 BATCH_ROWS = 4096  # enough to sort by length with little padding; half a minute's work of one GPU
@@ -104,7 +105,7 @@ def predict_file(model, tokenizer, input_path: str | Path, output_path: str | Pa
         with report:
             while share := list(itertools.islice(chunks, processes.count)):
                 mine = share[processes.rank:processes.rank + 1]
-                rows = [row for chunk in mine for row in _score_chunk(model, encoder, chunk, threshold)]
+                rows = [row for chunk in mine for row in _score_chunk(model, encoder, chunk, lineage.task, threshold)]
                 written = processes.gather(rows)
                 if processes.rank == 0:
                     output.append(written)
@@ -115,12 +116,16 @@ def predict_file(model, tokenizer, input_path: str | Path, output_path: str | Pa
 
 def require_paths(input_path: str | Path, output_path: str | Path) -> None:
     """Refuses, before a model is loaded, an input that is not there and an output that is the input."""
-    if not os.path.isfile(input_path):
-        raise DataError(f"{input_path}: no such file")
+    require_input(input_path)
     if os.path.isdir(output_path):
         raise DataError(f"{output_path}: is a folder; name a file")
     if os.path.exists(output_path) and os.path.samefile(input_path, output_path):
         raise DataError(f"{output_path}: is the input; name another file for the output")
+
+
+def require_input(path: str | Path) -> None:
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
 
 
 def _describe_job(model, lineage: Lineage, input_path: str | Path, threshold: float, batch_rows: int) -> dict:
@@ -181,60 +186,37 @@ def parse_row(line: bytes | None, number: int) -> dict:
         raise DataError(f"longer than {LONGEST_LINE // 2**20} MiB")
     try:
         text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
-        if not text.strip():
-            raise DataError("blank line")
-        row = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique_keys)
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg} at column {error.colno})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except UnicodeEncodeError:
-        raise DataError("holds half a surrogate pair, which is not text") from None
-    except RecursionError:
-        raise DataError("nested too deeply") from None
-    _require_input(row)
-    return row
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise DataError("a key appears twice")
-    return row
-
-
-def _require_input(row: object) -> None:
-    if not isinstance(row, dict):
-        raise DataError("expected a JSON object")
-    if "input" not in row:
-        raise DataError("key 'input' is missing")
-    if not isinstance(row["input"], str):
-        raise DataError("key 'input' must be a string")
+    if not text.strip():
+        raise DataError("blank line")
+    row = parse_object(text, required={"input": str})
     if not row["input"].strip():
         raise DataError("'input' is empty")
     taken = [key for key in OWN_KEYS if key in row]
     if taken:
         raise DataError(f"key '{taken[0]}' is one that the output needs; rename it")
+    return row
 
 
 # --------------------------------------------------------------------------------------------------- the scores
 
 
-def _score_chunk(model, encoder: PromptEncoder, chunk: Chunk, threshold: float) -> list[dict]:
+def _score_chunk(model, encoder: PromptEncoder, chunk: Chunk, task: Task, threshold: float) -> list[dict]:
     """One row of the output for each line of a chunk."""
     rows, scored, dialogues = [], [], []
     for number, line in enumerate(chunk.lines, start=chunk.first):
         try:
             row = parse_row(line, number)
-        except ValueError as error:  # DataError, or a number of 5,000 digits
+        except DataError as error:
             rows.append({"line": number, "error": str(error)})
             continue
         rows.append({"line": number, **{key: value for key, value in row.items() if key not in LEFT_OUT}})
         scored.append(rows[-1])
         dialogues.append(row["input"])
     prompts = [prompt for group in _groups(dialogues) for prompt in encoder.prompts(group)]
-    for row, score in zip(scored, score_prompts(model, encoder, prompts, require_finite=False), strict=True):
+    scores = calibrated(score_prompts(model, encoder, prompts, require_finite=False), task.temperature)
+    for row, score in zip(scored, scores, strict=True):
         row.update(_verdict(float(score), threshold))
     return rows
 

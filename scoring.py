@@ -33,7 +33,7 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     device = model.device
     unique = list(dict.fromkeys(tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts))
     probability = {}
-    with _inference(model), tqdm(total=len(unique), desc=progress, unit=" rows", disable=progress is None) as bar:
+    with inference(model), tqdm(total=len(unique), desc=progress, unit=" rows", disable=progress is None) as bar:
         for batch in _batches_by_tokens(unique, tokens_a_batch or TOKENS_A_BATCH[device.type]):
             input_ids = pad_right(batch, encoder.tokenizer.pad_token_id).to(device)
             width = input_ids.shape[1]
@@ -70,7 +70,7 @@ def generate_answers(model, encoder: PromptEncoder, prompts: Sequence[Sequence[i
                               pad_token_id=pad)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
-    with _inference(model), tqdm(total=len(prompts), desc=progress, unit=" rows", disable=progress is None) as bar:
+    with inference(model), tqdm(total=len(prompts), desc=progress, unit=" rows", disable=progress is None) as bar:
         for start in range(0, len(order), rows_a_batch):
             rows = order[start:start + rows_a_batch]
             width = max(len(prompts[row]) for row in rows)
@@ -102,7 +102,7 @@ def parse_answer(text: str, task: Task) -> bool | None:
 
 
 @contextlib.contextmanager
-def _inference(model):
+def inference(model):
     """Eval mode, no gradients, and the autocast that training ran under; the model's mode is put back."""
     was_training = model.training
     dtype = compute_dtype(str(model.device))

@@ -80,16 +80,15 @@ LATE_NAMES = {
 # The first is its name since transformers 5.20.
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
                      if name in {field.name for field in dataclasses.fields(TrainingArguments)})
-# Ways to compute the same steps.
+# Two ways to compute the same steps: little memory and no demands on the GPU, or speed.
 RECIPES = {
-    "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
-    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True},
+    "small": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
     "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
 }
-# What Qwen2-1.5B needs, see results/training_benchmark.json.
-BYTES_A_TOKEN = 3.5 * 2**20  # of a pass, compiled or not
-BYTES_APART = 3 * 2**30  # weights, adapters, optimiser, and a reserve
-ROOMY = 1024  # tokens a pass, from which on there is room for the optimiser's state too
+# What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json, with a reserve.
+BYTES_A_TOKEN = 3.5 * 2**20  # of a pass
+BYTES_APART = 3 * 2**30  # weights, adapters, optimiser
+FEWEST_TOKENS = 1024  # a pass; with less, too many passes a step
 
 
 class TrainingDiverged(RuntimeError):
@@ -349,14 +348,13 @@ class LabelPositionTrainer(Trainer):
     def _capture(self, model) -> CapturedPass:
         rows, dataset, multiple = self.args.per_device_train_batch_size, self.train_rows, self.data_collator.multiple
         widths = {round_up(length, multiple) for length in dataset.lengths}
-        shapes = [(self._rows_a_pass(rows, width), width) for width in widths]
+        shapes = [(self._rows_a_pass(rows, width), width) for width in sorted(widths)]
         most_labels = dataset.most_labels()
 
         def loss(input_ids, labels, n_labels):
             return label_position_loss(model, input_ids, labels, n_labels, n_positions=len(labels) * most_labels)
 
-        return CapturedPass(loss, [p for p in model.parameters() if p.requires_grad],
-                            largest=max(shapes, key=math.prod))
+        return CapturedPass(loss, [p for p in model.parameters() if p.requires_grad], shapes)
 
     def evaluate(self, *args, **kwargs):
         self.read_unread()
@@ -377,8 +375,7 @@ class LabelPositionTrainer(Trainer):
             # It skips such a step by itself, on the GPU, so that the CPU can go on while the GPU computes.
             self.optimizer.optimizer.found_inf = (~found.isfinite().all()).float()
             self.read_unread()
-            on_host = torch.empty(2, pin_memory=True).copy_(found, non_blocking=True)
-            self.unread = step, on_host, torch.cuda.current_stream().record_event()
+            self.unread = step, *_on_the_way_to_the_host(found)
         else:
             self._require_finite(step, *found.tolist())
 
@@ -449,6 +446,12 @@ class LabelPositionTrainer(Trainer):
         super()._load_best_model()
 
 
+def _on_the_way_to_the_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+    """A copy that arrives while the CPU goes on; it may be read once the event is over."""
+    copy = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+    return copy, torch.cuda.current_stream().record_event()
+
+
 def _what_is_kept(output: str) -> str:
     folder, _ = newest_complete_checkpoint(output)
     return f"{folder} is intact" if folder else "no checkpoint was written yet"
@@ -512,10 +515,10 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     evaluation and checkpoint every 100 steps, the best checkpoint kept. ``use_cpu=True`` keeps off the GPU.
 
     Args:
-        recipe: how to compute it; the steps are the same. ``fast``: every pass is replayed as a CUDA graph, fused
-            optimiser; 14 GiB for Qwen2-1.5B. ``small``: smaller passes, and the paged optimiser; 3.5 GiB.
-            ``plain``: no graphs, but checkpointed activations, for every GPU. ``auto``: graphs where a single
-            GPU has bf16, with passes as large as the free memory allows. One line on standard error says so.
+        recipe: how to compute it; the steps are the same. ``small``: checkpointed activations and the paged
+            optimiser, for every GPU. ``fast``: each pass a CUDA graph, activations kept, fused optimiser.
+            ``auto``: ``fast`` where a single GPU has bf16, with passes as large as the free memory allows, else
+            ``small``. A line on standard error says what was chosen.
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
@@ -563,7 +566,7 @@ def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
     free, _ = torch.cuda.mem_get_info()
     one_gpu = os.environ.get("WORLD_SIZE", "1") == "1"
     if recipe == "auto":
-        settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
+        settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["small"]
     else:
         settings = RECIPES[recipe]
     if _speaks():
@@ -573,10 +576,9 @@ def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
 
 
 def settings_for(free: int) -> dict:
-    """CUDA graphs with passes as large as `free` bytes allow; the paged optimiser where that is little."""
-    tokens = int((free - BYTES_APART) / BYTES_A_TOKEN) // 512 * 512
-    tokens = min(max(tokens, RECIPES["small"]["tokens_per_pass"]), RECIPES["fast"]["tokens_per_pass"])
-    return {**RECIPES["fast" if tokens >= ROOMY else "small"], "tokens_per_pass": tokens}
+    """CUDA graphs with passes as large as `free` bytes allow, or the recipe for little memory."""
+    tokens = min(int((free - BYTES_APART) / BYTES_A_TOKEN) // 512 * 512, RECIPES["fast"]["tokens_per_pass"])
+    return {**RECIPES["fast"], "tokens_per_pass": tokens} if tokens >= FEWEST_TOKENS else RECIPES["small"]
 
 
 def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: LoraConfig, train_dataset: Dataset,
@@ -676,8 +678,8 @@ def _parser() -> argparse.ArgumentParser:
     main.add_argument("--eval", required=True, help="JSONL records for eval loss, best checkpoint, early stopping")
     main.add_argument("--output", required=True, help="folder for checkpoints and the loss curve")
     main.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in OUTPUT")
-    main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="how to compute: fast "
-                      "(14 GiB for Qwen2-1.5B), small (3.5), plain (any GPU); auto: by the memory that is free")
+    main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="how to compute the steps: small "
+                      "(3 GiB for Qwen2-1.5B), fast (14), auto: fast as far as the free memory allows it")
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
     main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
     main.add_argument("--double-quantization", action="store_true")
@@ -714,7 +716,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CheckpointNotWritten as error:
         return _stop(f"{error}; make room, then go on with --resume")
     except torch.OutOfMemoryError:
-        return _stop("out of memory: take --recipe plain, or a smaller --tokens-per-pass; "
+        return _stop("out of memory: take --recipe small, or a smaller --tokens-per-pass; "
                      f"{_what_is_kept(args.output)}, go on with --resume")
     except KeyboardInterrupt:
         kept = f"stopped; {_what_is_kept(args.output)}; go on with --resume --output {args.output}"

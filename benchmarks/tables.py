@@ -1,20 +1,24 @@
-"""The README's tables, made from results/.
+"""The tables of README.md and benchmarks/README.md, made from results/.
 
-    python -m benchmarks.tables            # rewrites README.md between its <!-- table: NAME --> marks
-    python -m benchmarks.tables --check    # exit code 1 where README.md differs from results/
+    python -m benchmarks.tables            # rewrites both between their <!-- table: NAME --> marks
+    python -m benchmarks.tables --check    # exit code 1 where one differs from results/
 """
 
 import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.bases import table as bases_table
+from benchmarks.scoring import table as scoring_table
 from benchmarks.training import table as training_table
 
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 ARTICLE = {"tn": 1143, "fp": 22, "fn": 215, "tp": 968}  # as published, on eval0819
 
 
@@ -61,11 +65,120 @@ def reading() -> str:
     ])
 
 
-def training_benchmark_table() -> str:
+def training_table_of(*names: str) -> str:
+    """The recipes of the training benchmark, all of them or those named."""
     report = _load("training_benchmark")
-    steps, rounds = report["provenance"]["steps"], report["provenance"]["rounds"]
-    return (f"{training_table(report)}\n\nMedians over {rounds} round(s) of {steps} timed steps on one "
-            f"{report['device']}; few steps, so take the speeds as a first reading.")
+    recipes = {name: report["recipes"][name] for name in names or report["recipes"]}
+    provenance = report["provenance"]
+    return (f"{training_table({'recipes': recipes})}\n\n" + _paragraph(
+        f"One {report['device']}, one run, {provenance['steps'] * 16} rows a round; medians of {provenance['rounds']} "
+        f"rounds (the recipes below the first three: one). Commit {provenance['commit'][:7]}."))
+
+
+def training_reading() -> str:
+    """What the training benchmark says."""
+    recipes = _load("training_benchmark")["recipes"]
+    article, small, fast = (recipes[name] for name in ("article", "small", "fast"))
+    frugal, dequantized = recipes["fast_6_gb"], recipes["fast_dequantized"]
+
+    def times(found: dict) -> str:
+        return f"{found['samples_per_second'] / article['samples_per_second']:.1f} times"
+
+    def gib(found: dict) -> str:
+        return f"{found['peak_allocated_gib']:.1f} GiB"
+
+    return _paragraph(
+        f"`small` allocates {gib(small)} where the article's recipe allocates {gib(article)}, and reserves "
+        f"{small['peak_reserved_gib']:.1f} GiB where that reserves {article['peak_reserved_gib']:.1f}. It is as fast "
+        f"({times(small)}): on a GPU like this a step lasts as long as the CPU needs to launch its kernels. `fast` "
+        f"replays them as CUDA graphs: {times(fast)} the article's samples a second in {gib(fast)}, "
+        f"{times(dequantized)} "
+        f"in {gib(dequantized)} with `--dequantize`, and {times(frugal)} in {gib(frugal)} with `--tokens-per-pass "
+        "1024`, "
+        f"for a card of 6 GB. Its first run compiles, {fast['seconds_to_first_step']:.0f} s until the first step. The "
+        "rows of this benchmark are few, so its batches are more uneven, and padded more, than those of a real run.")
+
+
+def captured_reading() -> str:
+    """Whether the fast path computes the same."""
+    report = _load("training_benchmark")
+    found = report["captured_against_eager"]
+    return _paragraph(
+        "On the same batches our loss differs from the model's own over all logits by at most "
+        f"{report['max_loss_difference_on_the_same_batches']:.4f} (bf16). The gradients of the compiled, captured pass "
+        f"differ from the eager one's by {found['captured']['gradients']:.1%} of their norm; those of the eager "
+        "pass in "
+        f"two halves, which is the same sum, by {found['in_two_halves']['gradients']:.1%}: that is what 16 bits do. "
+        "With "
+        "dropout, a small step along the gradient changes the loss by "
+        f"{found['change_of_loss_over_promised_with_dropout']:.2f} of what the gradient promises; 1 would be exact.")
+
+
+def scoring_methods() -> str:
+    report = _load("scoring_benchmark")
+    provenance = report["provenance"]
+    return f"{scoring_table(report)}\n\n" + _paragraph(
+        f"One {report['device']}, {report['methods']['score']['rows']} rows of {provenance['data']}, tokenising "
+        "included, "
+        f"commit {provenance['commit'][:7]}. Weights and adapter are random here, so that the last two columns say "
+        "what "
+        "rounding does to a model that is undecided; a trained one was not measured yet.")
+
+
+def scoring_reading() -> str:
+    methods = _load("scoring_benchmark")["methods"]
+    fast, plain, generate = (methods[name] for name in ("score_merged_compiled", "score", "generate"))
+    return _paragraph(
+        f"Qwen2-1.5B's architecture, with random weights, scores {plain['rows_per_second']:.0f} rows a second on an "
+        "H100 "
+        f"in a plain pass, and {fast['rows_per_second']:,.0f} with `--fast`; writing the answers out, 8 at a time, "
+        "gives "
+        f"{generate['rows_per_second']:.1f}. `--fast` keeps the weights in 16 bit, merges the adapter into them and "
+        "compiles the layers: for many rows, since compiling takes up to half a minute, and at the price of rounding, "
+        f"which moved probabilities of that undecided model by up to {fast['max_probability_difference']:.2f}. See "
+        "[`benchmarks/`](benchmarks).")
+
+
+def quantization_table() -> str:
+    lines = ["| base weights | bits a weight | error | weights, GiB | load, s | peak of a pass, GiB | pass, s |",
+             "|---|---|---|---|---|---|---|"]
+    for name, row in _load("studies")["quantization"].items():
+        lines.append(f"| {name} | {row['bits_per_weight']:.2f} | {row['relative_error']:.1%} "
+                     f"| {row['weights_gib']:.2f} | {row['load_seconds']:.1f} | {row['peak_gib']:.2f} "
+                     f"| {row['seconds']:.2f} |")
+    return "\n".join(lines)
+
+
+def optimizers_table() -> str:
+    lines = ["| optimiser | step, ms | state on the GPU, MiB | paged, MiB |", "|---|---|---|---|"]
+    for name, row in _load("studies")["optimizers"].items():
+        lines.append(f"| {name} | {1000 * row['seconds']:.1f} | {row['state_bytes_on_device'] / 2**20:.0f} "
+                     f"| {row['state_bytes_managed'] / 2**20:.0f} |")
+    return "\n".join(lines)
+
+
+def lengths_table() -> str:
+    lines = ["| tokens a row | all logits, GiB | s | label positions, GiB | s |", "|---|---|---|---|---|"]
+    for tokens, row in _load("studies")["lengths"].items():
+        cells = [f"{row[loss]['peak_gib']:.1f} | {row[loss]['seconds']:.2f}" if row.get(loss) else "- | -"
+                 for loss in ("all_logits", "label_positions")]
+        lines.append(f"| {tokens} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def lengths_reading() -> str:
+    lengths = _load("studies")["lengths"]
+    growth = {loss: (lengths["512"][loss]["peak_gib"] - lengths["64"][loss]["peak_gib"]) * 1024 / (512 - 64)
+              for loss in ("all_logits", "label_positions")}
+    return _paragraph(f"A token more in each of 16 rows costs {growth['all_logits']:.0f} MiB with the logits of all "
+                      f"tokens, and {growth['label_positions']:.1f} MiB without them.")
+
+
+def batch_sizes_table() -> str:
+    lines = ["| rows | peak, GiB | pass, s | samples/s |", "|---|---|---|---|"]
+    for rows, row in _load("studies")["batch_sizes"].items():
+        lines.append(f"| {rows} | {row['peak_gib']:.1f} | {row['seconds']:.2f} | {row['samples_per_second']:.1f} |")
+    return "\n".join(lines)
 
 
 def by_category_table() -> str:
@@ -102,11 +215,25 @@ def bases() -> str:
 TABLES = {
     "results": results_table,
     "reading": reading,
-    "training": training_benchmark_table,
+    "training": partial(training_table_of, "article", "small", "fast", "fast_6_gb", "fast_dequantized"),
+    "training_reading": training_reading,
+    "training_all": training_table_of,
+    "captured": captured_reading,
+    "scoring": scoring_reading,
+    "scoring_methods": scoring_methods,
+    "quantization": quantization_table,
+    "optimizers": optimizers_table,
+    "lengths": lengths_table,
+    "lengths_reading": lengths_reading,
+    "batch_sizes": batch_sizes_table,
     "by_category": by_category_table,
     "scale_plan": scale_plan,
     "bases": bases,
 }
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
 
 
 def _load(name: str) -> dict:
@@ -122,16 +249,15 @@ def with_tables(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where README.md differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a page differs")
     args = parser.parse_args(argv)
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if args.check:
-        if with_tables(text) != text:
-            print("README.md differs from results/: python -m benchmarks.tables", file=sys.stderr)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        made = with_tables(text)
+        if args.check and made != text:
+            print(f"{page.relative_to(ROOT)} differs from results/: python -m benchmarks.tables", file=sys.stderr)
             return 1
-        return 0
-    readme.write_text(with_tables(text), encoding="utf-8")
+        page.write_text(made, encoding="utf-8")
     return 0
 
 

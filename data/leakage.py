@@ -47,11 +47,12 @@ def _shingles(text: str) -> set[str]:
 
 def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list[bool]:
     """For each record, whether a whole line of at least 10 characters stands in some other record too."""
-    seen = set().union(*(_lines(other["input"]) for other in others)) if others else set()
-    return [not seen.isdisjoint(_lines(record["input"])) for record in records]
+    seen = set().union(*(whole_lines(other["input"]) for other in others)) if others else set()
+    return [not seen.isdisjoint(whole_lines(record["input"])) for record in records]
 
 
-def _lines(text: str) -> set[str]:
+def whole_lines(text: str) -> set[str]:
+    """What is said in a dialogue's lines of at least 10 characters."""
     return {content for _, content in split_lines(text) if len(content) >= LINE_OF_SOME_LENGTH}
 
 

@@ -1,10 +1,11 @@
 """Dialogues (CSV) to train.jsonl, eval.jsonl, test.jsonl, split by dialogue, with a leakage report.
 
-    python -m data.prepare --source DIR --output DIR
+    python -m data.prepare --source DIR --output DIR [--augment 0.5]
 
 The article cuts every dialogue three times, shuffles the pieces and splits those, so almost every eval piece
 has its sentences in the train set too. Here whole dialogues are dealt to the splits, pieces that nearly repeat a
-piece of another split are removed, only the train set is rebalanced, and ``leakage.json`` counts what is left.
+piece of another split are removed, only the train set is rebalanced (and, on request, augmented with noise), and
+``leakage.json`` counts what is left.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .leakage import leakage_report, near_duplicates
+from .noise import add_asr_noise
 from .records import DataError, Dialogue, Line, Skipped, read_dialogues, write_json, write_records
 from .speakers import format_dialogue
 
@@ -32,11 +34,18 @@ def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS) -> 
     Cuts fall between lines; only a line that is longer by itself is cut, at the end of a sentence where it has
     one. A piece is fraud when one of its lines is. A piece that two lengths cut alike appears once.
     """
-    pieces = {piece: None for length in lengths for piece in _pieces(dialogue.lines, length)}
-    return [_record(dialogue, piece) for piece in pieces]
+    whole = max(1, sum(len(line.content) for line in dialogue.lines))
+    starts: dict[tuple[Line, ...], int] = {}
+    for length in lengths:
+        start = 0
+        for piece in cut_lines(dialogue.lines, length):
+            starts.setdefault(piece, start)
+            start += sum(len(line.content) for line in piece)
+    return [_record(dialogue, piece, round(start / whole, 3)) for piece, start in starts.items()]
 
 
-def _pieces(lines: Sequence[Line], length: int) -> Iterable[tuple[Line, ...]]:
+def cut_lines(lines: Sequence[Line], length: int) -> Iterable[tuple[Line, ...]]:
+    """Consecutive pieces of a dialogue of no more than `length` characters each; see `cut_dialogue`."""
     piece, size = [], 0
     for part in (part for line in lines for part in _parts(line, length)):
         if piece and size + len(part.content) > length:
@@ -59,13 +68,14 @@ def _parts(line: Line, length: int) -> Iterable[Line]:
     yield Line(line.speaker, rest, line.is_fraud)
 
 
-def _record(dialogue: Dialogue, piece: Sequence[Line]) -> dict:
+def _record(dialogue: Dialogue, piece: Sequence[Line], position: float) -> dict:
     return {
         "input": format_dialogue([(line.speaker, line.content) for line in piece]),
         "label": any(line.is_fraud for line in piece),
         "fraud_speaker": next((line.speaker for line in piece if line.is_fraud), ""),
         "case": dialogue.case,
         "category": dialogue.category,
+        "position": position,  # share of the dialogue's characters before the piece
     }
 
 
@@ -96,7 +106,9 @@ def remove_near_duplicates(splits: dict[str, list[dict]], *, threshold: float = 
     Returns how many pieces each split lost. The rarer split keeps its pieces: a test set is dearer than a train
     set.
     """
-    removed = {"test": 0}
+    removed = {"test": 0, "eval": 0, "train": 0}
+    if threshold > 1:
+        return removed
     for name, others in (("eval", ["test"]), ("train", ["eval", "test"])):
         held_out = [record["input"] for other in others for record in splits[other]]
         repeats = near_duplicates([record["input"] for record in splits[name]], held_out, threshold=threshold)
@@ -105,28 +117,73 @@ def remove_near_duplicates(splits: dict[str, list[dict]], *, threshold: float = 
     return removed
 
 
-def rebalance(records: Sequence[dict], *, negatives_per_positive: float = 1.0, seed: int = 0) -> list[dict]:
-    """Drops records of the more frequent label at random until the ratio holds; keeps the order of the rest."""
+def rebalance(records: Sequence[dict], *, negatives_per_positive: float = 1.0, balance_sources: bool = False,
+              seed: int = 0) -> list[dict]:
+    """Drops records of the more frequent label at random until the ratio holds; keeps the order of the rest.
+
+    With `balance_sources`, as many negatives stay that are harmless slices of scams as ones that are not, as far as
+    they go: otherwise a meeting of an hour gives dozens and a scam's harmless opening gives one.
+    """
     positives = [i for i, record in enumerate(records) if record["label"]]
     negatives = [i for i, record in enumerate(records) if not record["label"]]
     rng = random.Random(seed)
     n_negatives = min(len(negatives), round(len(positives) * negatives_per_positive))
     n_positives = min(len(positives), round(n_negatives / negatives_per_positive))
-    kept = sorted(rng.sample(positives, n_positives) + rng.sample(negatives, n_negatives))
-    return [records[i] for i in kept]
+    hard = set(hard_negatives(records))
+    sources = [[i for i in negatives if i in hard], [i for i in negatives if i not in hard]]
+    kept = rng.sample(positives, n_positives)
+    kept += _draw_evenly(sources if balance_sources else [negatives], n_negatives, rng)
+    return [records[i] for i in sorted(kept)]
+
+
+def hard_negatives(records: Sequence[dict]) -> list[int]:
+    """The numbers of the harmless records of categories that have frauds: mostly harmless slices of scams."""
+    scams = {record["category"] for record in records if record["label"] and "category" in record}
+    return [i for i, record in enumerate(records) if not record["label"] and record.get("category") in scams]
+
+
+def _draw_evenly(groups: Sequence[list[int]], n: int, rng: random.Random) -> list[int]:
+    """`n` members in all, from each group as many as from the others as far as it goes."""
+    drawn = []
+    for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=len)):
+        drawn += rng.sample(group, min(len(group), (n - len(drawn)) // left))
+    return drawn
+
+
+def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
+    """`records` and, of a share of them drawn at random, a second copy as a speech recogniser might have written it."""
+    drawn = random.Random(seed).sample(list(records), round(share * len(records)))
+    return [*records, *({**record, "input": add_asr_noise(record["input"], seed=seed)} for record in drawn)]
 
 
 def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = PIECE_LENGTHS,
-            shares: Sequence[float] = SHARES, negatives_per_positive: float = 1.0, seed: int = 0) -> dict:
-    """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes."""
+            shares: Sequence[float] = SHARES, negatives_per_positive: float = 1.0, balance_sources: bool = False,
+            keep_hard_negatives: bool = True, near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0,
+            seed: int = 0) -> dict:
+    """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes.
+
+    Args:
+        lengths: of the pieces, in characters.
+        shares: of the dialogues, for train, eval and test.
+        negatives_per_positive, balance_sources: see `rebalance`; of train only.
+        keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
+        near_duplicate: similarity from which on a piece repeats a held-out one; above 1, none does.
+        augment: share of the train records that get a noisy copy; see `data.noise`.
+    """
     skipped = Skipped()
     dialogues = read_dialogues(source, skipped)
     cases = split_by_case(dialogues, shares=shares, seed=seed)
     splits = {name: [record for dialogue in cases[name] for record in cut_dialogue(dialogue, lengths)]
               for name in SPLITS}
     cut = {name: len(records) for name, records in splits.items()}
-    removed = remove_near_duplicates(splits)
-    splits["train"] = rebalance(splits["train"], negatives_per_positive=negatives_per_positive, seed=seed)
+    removed = remove_near_duplicates(splits, threshold=near_duplicate)
+    if not keep_hard_negatives:
+        hard = set(hard_negatives(splits["train"]))
+        splits["train"] = [record for i, record in enumerate(splits["train"]) if i not in hard]
+    splits["train"] = rebalance(splits["train"], negatives_per_positive=negatives_per_positive,
+                                balance_sources=balance_sources, seed=seed)
+    kept = {name: len(records) for name, records in splits.items()}
+    splits["train"] = add_noisy_copies(splits["train"], augment, seed=seed)
     for name in SPLITS:
         if len({record["label"] for record in splits[name]}) < 2:
             raise DataError(f"{source}: the {name} split would have one label only; it needs more dialogues "
@@ -134,10 +191,11 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
         random.Random(seed).shuffle(splits[name])
     report = {
         "settings": {"lengths": list(lengths), "shares": list(shares), "seed": seed,
-                     "negatives_per_positive": negatives_per_positive, "near_duplicate": NEAR_DUPLICATE},
+                     "negatives_per_positive": negatives_per_positive, "balance_sources": balance_sources,
+                     "keep_hard_negatives": keep_hard_negatives, "near_duplicate": near_duplicate, "augment": augment},
         "skipped_lines": len(skipped),
         "skipped": [Path(place).name for place in skipped.places],
-        "splits": {name: _counts(splits[name], cut[name], removed[name]) for name in SPLITS},
+        "splits": {name: _counts(splits[name], cut[name], removed[name], kept[name]) for name in SPLITS},
         **leakage_report(splits, seed=seed),
     }
     for name in SPLITS:
@@ -146,14 +204,15 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
     return report
 
 
-def _counts(records: Sequence[dict], cut: int, removed: int) -> dict:
+def _counts(records: Sequence[dict], cut: int, removed: int, kept: int) -> dict:
     return {
         "records": len(records),
         "fraud": sum(record["label"] for record in records),
         "cases": len({record["case"] for record in records}),
         "cut": cut,
         "removed_as_near_duplicates": removed,
-        "removed_by_rebalancing": cut - removed - len(records),
+        "removed_by_rebalancing": cut - removed - kept,
+        "noisy_copies": len(records) - kept,
     }
 
 
@@ -183,13 +242,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="piece lengths in characters (default: %(default)s)")
     parser.add_argument("--shares", type=float, nargs=3, default=list(SHARES), metavar=("TRAIN", "EVAL", "TEST"))
     parser.add_argument("--negatives-per-positive", type=float, default=1.0, help="in train only (default: 1)")
+    parser.add_argument("--balance-sources", action="store_true",
+                        help="in train, as many harmless slices of scams as other negatives, as far as they go")
+    parser.add_argument("--augment", type=float, default=0.0, metavar="SHARE",
+                        help="of the train records, to add once more with a speech recogniser's noise (default: none)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if not all(0 < value < math.inf for value in (*args.lengths, *args.shares, args.negatives_per_positive)):
         parser.error("lengths, shares and --negatives-per-positive must be above zero")
+    if not 0 <= args.augment <= 1:
+        parser.error("--augment must be from 0 to 1")
     try:
         report = prepare(args.source, args.output, lengths=args.lengths, shares=args.shares,
-                         negatives_per_positive=args.negatives_per_positive, seed=args.seed)
+                         negatives_per_positive=args.negatives_per_positive, balance_sources=args.balance_sources,
+                         augment=args.augment, seed=args.seed)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

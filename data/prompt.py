@@ -5,6 +5,7 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 ``<|im_end|>`` inside a dialogue stays plain text and can end no turn.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Task:
         neutral_speakers: whether speaker names become roles; off only to show why it is there.
         max_length: tokens of prompt and completion together; longer dialogues lose their end.
         threshold: probability of fraud from which on a dialogue is called one.
+        temperature: what the log-odds of a score are divided by to become a probability; see ``calibration.py``.
     """
 
     instruction: str = INSTRUCTION
@@ -39,11 +41,14 @@ class Task:
     neutral_speakers: bool = True
     max_length: int = 2048
     threshold: float = 0.5
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON gives a list back
         if len(self.answers) != 2 or not all(isinstance(answer, str) for answer in self.answers):
             raise DataError(f"answers must be two texts, fraud's first, not {self.answers}")
+        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
+            raise DataError(f"temperature must be a number above zero, not {self.temperature!r}")
 
 
 class PromptEncoder:
@@ -59,7 +64,7 @@ class PromptEncoder:
         truncated: how many dialogues were cut so far.
     """
 
-    def __init__(self, tokenizer, task: Task, *, window: int | None = None) -> None:
+    def __init__(self, tokenizer, task: Task) -> None:
         self.tokenizer = tokenizer
         self.task = task
         self.end_id = tokenizer.eos_token_id
@@ -76,7 +81,7 @@ class PromptEncoder:
         self.answer_prefix = fraud[:shared]
         self.label_ids = (fraud[shared], honest[shared])
         self.control_tokens = _control_tokens(tokenizer)
-        window = min(n for n in (task.max_length, window, tokenizer.model_max_length) if n is not None)
+        window = min(task.max_length, tokenizer.model_max_length)  # the latter bounded by the model's own
         self.room = window - len(self.head) - len(self.tail) - max(map(len, self.completions.values()))
         if self.room < 1:
             raise DataError(f"max_length {window} leaves no room for a dialogue after instruction and answer; "

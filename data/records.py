@@ -1,9 +1,10 @@
 """Read and write the two file formats of the project, strictly.
 
 *Records* are JSONL, one object a line: ``input`` (str) and ``label`` (bool), optionally ``instruction``,
-``case``, ``category`` and ``fraud_speaker`` (str). *Dialogues* are CSV, one spoken line a row:
-``case, speaker, content, is_fraud``. Nothing is coerced, dropped or defaulted in silence: a bad file raises
-`DataError`, whose one line names the file, the line, the key and the remedy.
+``case``, ``category``, ``fraud_speaker`` and ``source`` (str), and ``position`` (the share of a dialogue that
+comes before the piece, 0 to 1). *Dialogues* are CSV, one spoken line a row: ``case, speaker, content, is_fraud``.
+Nothing is coerced, dropped or defaulted in silence: a bad file raises `DataError`, whose one line names the file,
+the line, the key and the remedy.
 """
 
 import codecs
@@ -14,13 +15,16 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 CSV_COLUMNS = ("case", "speaker", "content", "is_fraud")
 REQUIRED_KEYS = {"input": str, "label": bool}
-OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speaker": str}
+OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speaker": str, "source": str,
+                 "position": float}
+KINDS = {str: "a string", bool: "true or false, without quotes", float: "a number"}
 CSV_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
 
 
@@ -67,7 +71,12 @@ class Skipped:
 
 
 def read_records(path: str | Path, skipped: Skipped | None = None) -> list[dict]:
-    """All records of a JSONL file.
+    """All records of a JSONL file; see `read_numbered_records`."""
+    return [record for _, record in read_numbered_records(path, skipped)]
+
+
+def read_numbered_records(path: str | Path, skipped: Skipped | None = None) -> list[tuple[int, dict]]:
+    """(line number from 1, record) of all records of a JSONL file.
 
     Args:
         path: the file; UTF-8, with or without a byte-order mark, LF or CRLF.
@@ -80,7 +89,7 @@ def read_records(path: str | Path, skipped: Skipped | None = None) -> list[dict]
     for number, text in numbered_lines(path):
         record = parse_record(text, f"{path}:{number}")
         if record["input"].strip():
-            records.append(record)
+            records.append((number, record))
         elif skipped is None:
             raise DataError(f"{path}:{number}: 'input' is empty; remove the line or give it a dialogue")
         else:
@@ -115,23 +124,38 @@ def _decode(line: bytes, place: str) -> str:
 def parse_record(text: str, place: str) -> dict:
     """One record from its JSON text; `place` (``path:line``) opens every error."""
     try:
-        record = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # a key twice; a number of 5,000 digits; 1,000 brackets
+        return parse_object(text, required=REQUIRED_KEYS, optional=OPTIONAL_KEYS)
+    except DataError as error:
         raise DataError(f"{place}: {error}") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: expected a JSON object, found {_kind(record)}")
-    for key, kind in REQUIRED_KEYS.items():
-        if key not in record:
-            raise DataError(f"{place}: key '{key}' is missing")
-        _check_kind(record[key], kind, key, place)
-    for key, kind in OPTIONAL_KEYS.items():
-        if key in record:
-            _check_kind(record[key], kind, key, place)
-    for key, value in record.items():
-        _check_writable(key, value, place)
-    return record
+
+
+def parse_object(text: str, *, required: Mapping[str, type], optional: Mapping[str, type] = MappingProxyType({})
+                 ) -> dict:
+    """The JSON object in `text`, with the keys it must and may have; others are let through.
+
+    Raises:
+        DataError: it is none, has a key twice or of another kind, or cannot be written again.
+    """
+    try:
+        found = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise DataError("nested too deeply") from None
+    except ValueError as error:  # a key twice; a number of 5,000 digits
+        raise DataError(str(error)) from None
+    if not isinstance(found, dict):
+        raise DataError(f"expected a JSON object, found {_kind(found)}")
+    for key, kind in required.items():
+        if key not in found:
+            raise DataError(f"key '{key}' is missing")
+        _check_kind(found[key], kind, key)
+    for key, kind in optional.items():
+        if key in found:
+            _check_kind(found[key], kind, key)
+    for key, value in found.items():
+        _check_writable(key, value)
+    return found
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -143,11 +167,13 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return record
 
 
-def _check_kind(value: object, kind: type, key: str, place: str) -> None:
-    if isinstance(value, kind):
-        return
-    wanted = "true or false, without quotes" if kind is bool else "a string"
-    raise DataError(f"{place}: key '{key}' must be {wanted}, found {_kind(value)}")
+def _check_kind(value: object, kind: type, key: str) -> None:
+    # True is an int to Python, and JSON writes 0.0 as 0 as it likes.
+    fits = isinstance(value, kind) or kind is float and type(value) is int
+    if not fits:
+        raise DataError(f"key '{key}' must be {KINDS[kind]}, found {_kind(value)}")
+    if key == "position" and not 0 <= value <= 1:
+        raise DataError(f"key 'position' must be from 0 to 1, found {_kind(value)}")
 
 
 def _kind(value: object) -> str:
@@ -158,16 +184,16 @@ def _kind(value: object) -> str:
     return f"{name} {shown if len(shown) <= 40 else shown[:37] + '...'}".strip()
 
 
-def _check_writable(key: str, value: object, place: str) -> None:
+def _check_writable(key: str, value: object) -> None:
     """Python's JSON reader lets through what is neither JSON nor text: NaN, and half a surrogate pair (``\\ud800``)."""
     try:
         json.dumps({key: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{place}: key {key!r} holds half a surrogate pair, which is not text") from None
+        raise DataError(f"key {key!r} holds half a surrogate pair, which is not text") from None
     except ValueError:
-        raise DataError(f"{place}: key {key!r} holds NaN or Infinity, which are not JSON") from None
+        raise DataError(f"key {key!r} holds NaN or Infinity, which are not JSON") from None
     except RecursionError:
-        raise DataError(f"{place}: key {key!r} is nested too deeply") from None
+        raise DataError(f"key {key!r} is nested too deeply") from None
 
 
 def write_records(path: str | Path, records: Iterable[dict]) -> None:

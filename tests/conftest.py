@@ -50,3 +50,8 @@ def run_folder(tmp_path_factory, base, train_file, eval_file) -> str:
     folder = tmp_path_factory.mktemp("run")
     train_briefly(base, train_file, eval_file, folder, max_steps=80, eval_steps=40, save_steps=40)
     return str(folder)
+
+
+def pytest_collection_modifyitems(items):
+    """The one long test first, so that the other process does all the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_records, save_tiny_qwen2
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import evaluate as evaluate_module
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 REPORT_KEYS = {
     "n", "tn", "fp", "fn", "tp", "precision", "recall", "f1", "accuracy", "average_precision", "threshold",
     "intervals", "unparsed", "speakers_renamed", "baselines", "by_category", "rows_per_second", "provenance",
+    "probes", "calibration", "temperature", "at_prevalence", "by_length", "by_position", "by_source", "worst_errors",
+    "label_audit",
 }
 
 
@@ -119,6 +122,22 @@ def test_the_report_has_what_the_contract_lists_and_is_the_same_in_json(report):
     provenance = report["provenance"]
     assert provenance["data"]["rows"] == 20 and len(provenance["data"]["sha256"]) == 64
     assert provenance["train_data"]["rows"] == 48 and "path" not in provenance["train_data"]
+
+
+def test_every_probe_is_in_the_report_and_the_names_are_one_of_them(report):
+    assert report["probes"].keys() > {"meeting_style", "asr_noise", "benign_preamble", "injected_command"}
+    renamed = report["probes"]["speakers_renamed"]
+    assert report["speakers_renamed"] == {name: value for name, value in renamed.items() if name != "change"}
+    assert renamed["change"]["recall"] == {"value": 0.0, "interval": [0.0, 0.0]}
+    assert report["probes"]["asr_noise"]["changed_rows"] == 20
+
+
+def test_no_word_of_the_data_is_in_a_report_unless_asked_for(loaded, eval_file):
+    silent, outspoken = (evaluate_with_model(*loaded, eval_file, "cpu", threshold=1.1, with_text=asked, progress=False)
+                         for asked in (False, True))
+    assert len(silent["worst_errors"]) == len(outspoken["worst_errors"]) == 10
+    assert "请把短信里的号码念给我" in json.dumps(outspoken, ensure_ascii=False)
+    assert "请把短信里的号码念给我" not in json.dumps(silent, ensure_ascii=False)
 
 
 def test_printed_lines_are_the_articles(loaded, eval_file, capsys):
@@ -242,6 +261,16 @@ def test_a_spoilt_task_file_is_refused(base, checkpoint):
 # ------------------------------------------------------------------------------------- the command line
 
 
+def test_the_fast_way_merges_the_adapter_and_gives_the_same_scores(base, run_folder, loaded, encoder, prompts):
+    model, tokenizer = load_model(base, run_folder, "cpu", fast=True)
+    assert not isinstance(model, PeftModel) and model.lineage.quantization["merged"]
+    assert model.lineage.task == loaded[0].lineage.task
+    plain, fast = score_prompts(loaded[0], encoder, prompts), score_prompts(model, encoder, prompts)
+    np.testing.assert_allclose(fast, plain, atol=1e-4)
+    untuned, _ = load_model(base, "", "cpu")
+    assert np.abs(score_prompts(untuned, encoder, prompts) - plain).max() > 0.1  # the adapter matters
+
+
 def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_path):
     output = tmp_path / "report.json"
     done = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--model", base, "--checkpoint", run_folder,
@@ -253,14 +282,16 @@ def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_says_what_is_wrong_in_one_line(base, run_folder, eval_file, tmp_path, capsys):
+def test_the_command_says_what_is_wrong_in_one_line(base, run_folder, eval_file, tmp_path, capsys, monkeypatch):
     def attempt(**changed):
         options = {"model": base, "checkpoint": run_folder, "data": eval_file, "device": "cpu", **changed}
         code = evaluate_module.main([part for name, value in options.items() for part in (f"--{name}", value)])
         lines = [line for line in capsys.readouterr().err.splitlines() if line and "Loading" not in line]
         return code, lines
 
+    monkeypatch.setattr(evaluate_module, "load_model", None)  # what is not there is missed before a model is loaded
     assert attempt(data=str(tmp_path / "none.jsonl")) == (2, [f"{tmp_path}/none.jsonl: no such file"])
+    monkeypatch.undo()
     code, lines = attempt(model=str(tmp_path))
     assert code == 2 and len(lines) == 1 and lines[0].startswith(f"{tmp_path}: no config.json")
     empty = tmp_path / "empty.jsonl"

@@ -1,5 +1,6 @@
 """From dialogues to splits: pieces, dealing, cleaning, balance, and the command as users run it."""
 
+import collections
 import json
 import random
 import subprocess
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from data.prepare import (
     SPLITS,
+    add_noisy_copies,
     cut_dialogue,
     describe,
     main,
@@ -41,8 +43,9 @@ def test_cuts_between_lines_and_labels_each_piece_by_its_own_lines():
     lines = [("客服", "您好。", False), ("客服", "请转账。", True), ("张伟", "好的。", False)]
     assert cut_dialogue(dialogue(*lines), [7]) == [
         {"input": "客服: 您好。\n客服: 请转账。", "label": True, "fraud_speaker": "客服", "case": "退款/1",
-         "category": "退款"},
-        {"input": "张伟: 好的。", "label": False, "fraud_speaker": "", "case": "退款/1", "category": "退款"},
+         "category": "退款", "position": 0.0},
+        {"input": "张伟: 好的。", "label": False, "fraud_speaker": "", "case": "退款/1", "category": "退款",
+         "position": 0.7},
     ]
 
 
@@ -53,6 +56,12 @@ def test_every_length_cuts_anew_and_what_two_cut_alike_appears_once():
         "甲: 一二三\n乙: 四五六",                  # 6; its second piece 甲: 七八 is there already
         "甲: 一二三\n乙: 四五六\n甲: 七八",          # 100
     ]
+
+
+def test_a_piece_says_which_share_of_its_dialogue_comes_before_it():
+    lines = [("甲", "一二三", False), ("乙", "四五六", True), ("甲", "七八", False)]
+    positions = {record["input"]: record["position"] for record in cut_dialogue(dialogue(*lines), [3, 6])}
+    assert positions == {"甲: 一二三": 0.0, "乙: 四五六": 0.375, "甲: 七八": 0.75, "甲: 一二三\n乙: 四五六": 0.0}
 
 
 def test_a_line_longer_than_a_piece_is_cut_at_the_end_of_a_sentence():
@@ -167,6 +176,31 @@ def test_what_is_dropped_depends_on_the_seed():
     assert rebalance(records, seed=1) == rebalance(records, seed=1) != rebalance(records, seed=2)
 
 
+def test_negatives_are_drawn_evenly_from_scams_and_from_elsewhere_as_far_as_they_go():
+    scams = [{**record(f"甲: {i}", label=i < 20), "category": "退款"} for i in range(26)]  # six harmless slices
+    meetings = [{**record(f"乙: {i}", label=False), "category": "会议"} for i in range(60)]
+
+    def negatives(n: int, meetings: list = meetings, **options):
+        kept = rebalance(scams + meetings, negatives_per_positive=n / 20, **options)
+        found = collections.Counter(r["category"] for r in kept if not r["label"])
+        return found["退款"], found["会议"]
+
+    assert negatives(10, balance_sources=True) == (5, 5)
+    assert negatives(20, balance_sources=True) == (6, 14)
+    assert negatives(8, meetings[:3], balance_sources=True) == (5, 3)
+    assert sum(negatives(20)) == 20 and negatives(20)[0] < 6
+
+
+def test_noisy_copies_are_added_and_the_originals_stay():
+    records = [record(f"甲: 第{i}次，请把验证码告诉我，我替您退款。", label=i % 2 == 0) for i in range(40)]
+    more = add_noisy_copies(records, 0.5)
+    assert more[:40] == records and len(more) == 60
+    said = {r["input"] for r in records}
+    assert sum(copy["input"] not in said for copy in more[40:]) > 15  # chance may leave a short line as it is
+    assert add_noisy_copies(records, 0.5) == more != add_noisy_copies(records, 0.5, seed=1)
+    assert add_noisy_copies(records, 0.0) == records
+
+
 # ---------------------------------------------------------------------------------------------- the whole
 
 
@@ -205,11 +239,11 @@ def test_the_command_writes_three_splits_and_a_leakage_report(tmp_path):
     splits = read_splits(tmp_path / "out")
     assert report["splits"] == {
         "train": {"records": 64, "fraud": 32, "cases": len({r["case"] for r in splits["train"]}), "cut": 96,
-                  "removed_as_near_duplicates": 0, "removed_by_rebalancing": 32},
+                  "removed_as_near_duplicates": 0, "removed_by_rebalancing": 32, "noisy_copies": 0},
         "eval": {"records": 12, "fraud": 4, "cases": 4, "cut": 12, "removed_as_near_duplicates": 0,
-                 "removed_by_rebalancing": 0},
+                 "removed_by_rebalancing": 0, "noisy_copies": 0},
         "test": {"records": 12, "fraud": 4, "cases": 4, "cut": 12, "removed_as_near_duplicates": 0,
-                 "removed_by_rebalancing": 0},
+                 "removed_by_rebalancing": 0, "noisy_copies": 0},
     }
     clean = {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.0}
     assert report["leakage"] == {"eval against train": clean, "test against train": clean, "test against eval": clean}
@@ -249,6 +283,28 @@ def test_rebalancing_touches_neither_eval_nor_test(tmp_path):
     assert (labels.count(True), labels.count(False)) == (16, 8)  # a dialogue is one piece at the usual lengths
 
 
+def test_noise_goes_into_train_alone(tmp_path):
+    write_corpus(tmp_path)
+    report = prepare(tmp_path, tmp_path / "noisy", augment=0.5)
+    prepare(tmp_path, tmp_path / "plain")
+    noisy, plain = read_splits(tmp_path / "noisy"), read_splits(tmp_path / "plain")
+    assert noisy["eval"] == plain["eval"] and noisy["test"] == plain["test"]
+    copies = [r for r in noisy["train"] if r not in plain["train"]]
+    assert len(noisy["train"]) == 1.5 * len(plain["train"])
+    assert report["splits"]["train"]["noisy_copies"] == len(plain["train"]) / 2 >= len(copies) > 0
+    assert report["splits"]["train"]["removed_by_rebalancing"] == 0
+
+
+def test_what_is_taken_out_of_train_for_an_ablation_is_taken_out_of_train_alone(tmp_path):
+    write_corpus(tmp_path)
+    for name, options in (("all", {}), ("easy", {"keep_hard_negatives": False}), ("repeats", {"near_duplicate": 2.0})):
+        prepare(tmp_path, tmp_path / name, lengths=(13,), **options)
+    whole, easy, repeats = (read_splits(tmp_path / name) for name in ("all", "easy", "repeats"))
+    assert whole["test"] == easy["test"] == repeats["test"] and whole["eval"] == easy["eval"]
+    assert any(r["category"] == "退款" and not r["label"] for r in whole["train"])
+    assert not any(r["category"] == "退款" and not r["label"] for r in easy["train"])
+
+
 def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp_path):
     lines = [("客服", "您的快递丢失了，请点开链接填写银行卡号办理理赔。", True)]
     write_corpus(tmp_path)
@@ -257,6 +313,9 @@ def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp
     removed = {name: counts["removed_as_near_duplicates"] for name, counts in report["splits"].items()}
     assert removed == {"train": 8, "eval": 1, "test": 0}
     assert all(leak["near_duplicates"] == 0 for leak in report["leakage"].values())
+    kept = prepare(tmp_path, tmp_path / "kept", near_duplicate=2.0)  # as an ablation has it
+    assert all(counts["removed_as_near_duplicates"] == 0 for counts in kept["splits"].values())
+    assert kept["leakage"]["test against train"]["near_duplicates"] == 1
 
 
 def test_skipped_lines_are_named_in_the_report_without_the_users_folders(tmp_path):

@@ -118,11 +118,11 @@ def test_a_dialogue_that_just_fits_is_not_cut(tokenizer):
     assert dialogue_ids(encoder, DIALOGUE) == ids and encoder.truncated == 0
 
 
-def test_the_shortest_of_max_length_window_and_the_tokenizers_limit_counts(tokenizer):
+def test_the_shorter_of_max_length_and_the_tokenizers_limit_counts(tokenizer):
     room = PromptEncoder(tokenizer, Task(max_length=2048)).room
     assert PromptEncoder(tokenizer, Task(max_length=1000)).room == room - 1048
-    assert PromptEncoder(tokenizer, Task(), window=900).room == room - 1148
-    assert PromptEncoder(make_tokenizer(model_max_length=800), Task(), window=900).room == room - 1248
+    assert PromptEncoder(make_tokenizer(model_max_length=800), Task(max_length=900)).room == room - 1248
+    assert PromptEncoder(make_tokenizer(model_max_length=900), Task(max_length=800)).room == room - 1248
 
 
 @pytest.mark.parametrize("max_length", [10, 0, -5])
@@ -219,9 +219,22 @@ def test_answers_that_do_not_part_are_an_error(tokenizer, answers):
 
 
 def test_a_task_survives_json():
-    task = Task(instruction="是诈骗吗？\n", answers=("是", "否"), neutral_speakers=False, max_length=77, threshold=0.25)
+    task = Task(instruction="是诈骗吗？\n", answers=("是", "否"), neutral_speakers=False, max_length=77, threshold=0.25,
+                temperature=1.5)
     again = Task(**json.loads(json.dumps(dataclasses.asdict(task))))
     assert again == task and again.answers == ("是", "否")
+
+
+def test_a_task_from_before_there_was_a_temperature_has_one_that_changes_nothing():
+    saved = dataclasses.asdict(Task(threshold=0.25))
+    del saved["temperature"]
+    assert Task(**saved) == Task(threshold=0.25, temperature=1.0)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "1"])
+def test_a_temperature_that_is_none_is_an_error(temperature):
+    with pytest.raises(DataError, match="temperature must be a number above zero, not"):
+        Task(temperature=temperature)
 
 
 def test_instruction_and_answers_are_those_of_the_task(tokenizer):

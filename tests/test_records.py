@@ -10,6 +10,7 @@ from data.records import (
     Line,
     Skipped,
     read_dialogues,
+    read_numbered_records,
     read_records,
     write_dialogues,
     write_json,
@@ -81,6 +82,11 @@ def test_blank_lines_count_in_line_numbers(path):
     ('{"input": {}, "label": true}', "key 'input' must be a string, found an object"),
     ('{"input": "a", "label": true, "case": 7}', "key 'case' must be a string, found the number 7"),
     ('{"input": "a", "label": true, "category": null}', "key 'category' must be a string, found null"),
+    ('{"input": "a", "label": true, "source": 1}', "key 'source' must be a string, found the number 1"),
+    ('{"input": "a", "label": true, "position": "0"}', "key 'position' must be a number, found the string \"0\""),
+    ('{"input": "a", "label": true, "position": true}', "key 'position' must be a number, found true"),
+    ('{"input": "a", "label": true, "position": 1.5}', "key 'position' must be from 0 to 1, found the number 1.5"),
+    ('{"input": "a", "label": true, "position": NaN}', "key 'position' must be from 0 to 1, found the number NaN"),
     ('{"input": "a", "label": true, "instruction": false}', "key 'instruction' must be a string, found false"),
     ('{"input": "a", "label": true, "fraud_speaker": []}', "key 'fraud_speaker' must be a string, found a list"),
     ('{"input": "a", "label": true, "score": NaN}', "key 'score' holds NaN or Infinity, which are not JSON"),
@@ -343,3 +349,14 @@ def test_any_bytes_are_dialogues_or_one_line_that_begins_with_the_path(tmp_path,
         assert str(error).startswith(f"{path}:") and len(str(error).splitlines()) == 1
     else:
         assert all(line.content for dialogue in dialogues for line in dialogue.lines)
+
+
+def test_a_place_in_the_dialogue_may_be_written_as_a_whole_number(tmp_path):
+    write_records(tmp_path / "f.jsonl", [{"input": "a", "label": True, "position": place} for place in (0, 1, 0.5)])
+    assert [record["position"] for record in read_records(tmp_path / "f.jsonl")] == [0, 1, 0.5]
+
+
+def test_numbers_of_records_are_those_of_their_lines(tmp_path):
+    good, empty = '{"input": "a", "label": true}', '{"input": " ", "label": true}'
+    (tmp_path / "f.jsonl").write_text(f"{good}\n\n{empty}\n{good}\n")
+    assert [number for number, _ in read_numbered_records(tmp_path / "f.jsonl", Skipped())] == [1, 4]

@@ -1,0 +1,48 @@
+"""Dialogues as a speech recogniser might write them down: fillers, lost punctuation, words that sound alike.
+
+One small table of our own, used twice: by the probe that asks what noise costs a model, and by
+``data.prepare --augment``, which puts it into the train split alone. A model trained with it has seen this very
+table, so for it the probe measures this kind of noise, not all noise.
+"""
+
+import random
+import re
+
+from .speakers import join_lines, split_lines
+
+DROPPED_PUNCTUATION = 0.5  # share of the marks that are lost
+FILLED_PAUSES = 0.15  # share of the pauses (a line's beginning, a comma) that get a filler
+MISHEARD_WORDS = 0.3  # share of the words of the table that are written as another
+FILLERS = ("嗯", "呃", "啊", "那个", "就是", "这个", "就是说", "然后")
+# What was said -> what a recogniser may write: the same syllables or nearly, tones aside.
+HOMOPHONES = {
+    "账户": "帐户", "验证码": "验证马", "转账": "赚账", "银行": "银航", "退款": "推款", "客服": "可服", "投资": "头资",
+    "平台": "平抬", "密码": "蜜码", "安全": "按全", "贷款": "带款", "手机": "首级", "收益": "受益", "公司": "公私",
+    "链接": "连接", "身份证": "深分证", "下载": "下在", "汇款": "会款", "订单": "定单", "押金": "压金", "佣金": "拥金",
+    "充值": "冲值", "提现": "体现", "征信": "真信", "会议": "会意", "项目": "像木", "时间": "实践", "操作": "超作",
+    "联系": "练习", "资金": "自金", "的": "得", "在": "再", "做": "作", "那": "哪", "吗": "嘛", "是": "事", "有": "又",
+    "他": "她", "已": "以",
+}
+_MARKS = re.compile(r"[，。！？；、,!?;…]")
+_PAUSES = re.compile(r"^|(?<=[，,])")
+_WORDS = re.compile("|".join(sorted(HOMOPHONES, key=len, reverse=True)))
+
+
+def add_asr_noise(text: str, *, seed: int = 0) -> str:
+    """`text` with noise in what is said, never in who says it; the same for the same words and seed."""
+    lines = split_lines(text)
+    rng = random.Random(f"{seed} " + "\n".join(said for _, said in lines))
+    return join_lines([(name, _noisy(said, rng)) for name, said in lines])
+
+
+def _noisy(said: str, rng: random.Random) -> str:
+    if not said.strip():
+        return said
+    said = _WORDS.sub(lambda word: _with_chance(rng, MISHEARD_WORDS, HOMOPHONES[word[0]], word[0]), said)
+    said = _PAUSES.sub(lambda _: _with_chance(rng, FILLED_PAUSES, rng.choice(FILLERS), ""), said)
+    noisy = _MARKS.sub(lambda mark: _with_chance(rng, DROPPED_PUNCTUATION, "", mark[0]), said)
+    return noisy if noisy.strip() else said  # a line of nothing but "……" is still a line
+
+
+def _with_chance(rng: random.Random, chance: float, changed: str, kept: str) -> str:
+    return changed if rng.random() < chance else kept

@@ -1,0 +1,91 @@
+"""Labels that a second opinion contradicts, and how many of a model's errors fall on them.
+
+The second opinion is the TF-IDF baseline, fitted on other dialogues of the same set (5 folds, out of fold). It reads
+the same words as the model, so the two may be wrong together: a suspect is a label to look at, not a wrong label, and
+the share of errors that fall on suspects is no estimate of how many labels are wrong.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
+
+from baselines import build_tfidf, fraud_probability
+from data.leakage import whole_lines
+
+FOLDS = 5
+SUSPECT = 0.9
+RULE = (f"a label is suspect when TF-IDF with logistic regression, fitted on the other dialogues of this set "
+        f"({FOLDS} folds), gives the opposite label a probability of at least {SUSPECT}")
+
+
+def audit_labels(records: Sequence[dict], answers: Sequence[bool | None] | None = None) -> dict | None:
+    """The labels that the rule suspects, and the model's errors among them.
+
+    Args:
+        answers: [records] the model's, None where one was not readable; without them only the labels are judged.
+
+    Returns:
+        ``rule`` in words, ``grouped_by``, numbers of ``rows`` and ``suspects`` (of each label, too), the agreement of
+        the second opinion with the labels (``accuracy_of_second_opinion``); of the model's answers the ``errors``,
+        those on suspects, and the same for its right answers, for comparison. None where fewer than five dialogues
+        have either label, so that nothing can be cross-validated.
+    """
+    y_true = np.array([record["label"] for record in records])
+    groups, grouped_by = dialogue_groups(records)
+    if any(len(set(groups[y_true == label])) < FOLDS for label in (True, False)):
+        return None
+    opinion = out_of_fold_probabilities(records, groups)
+    suspect = np.where(y_true, 1 - opinion, opinion) >= SUSPECT
+    found = {
+        "rule": RULE,
+        "grouped_by": grouped_by,
+        "rows": len(records),
+        "suspects": int(suspect.sum()),
+        "suspects_labelled_fraud": int((suspect & y_true).sum()),
+        "suspects_labelled_honest": int((suspect & ~y_true).sum()),
+        "accuracy_of_second_opinion": float(((opinion >= 0.5) == y_true).mean()),
+    }
+    if answers is not None:
+        answered = np.array([answer is not None for answer in answers])
+        wrong = answered & (np.array([bool(answer) for answer in answers]) != y_true)
+        found.update(_among("errors", wrong, suspect), **_among("right_answers", answered & ~wrong, suspect))
+    return found
+
+
+def _among(name: str, rows: np.ndarray, suspect: np.ndarray) -> dict:
+    on_suspects = int((rows & suspect).sum())
+    return {name: int(rows.sum()), f"{name}_on_suspects": on_suspects,
+            f"share_of_{name}_on_suspects": on_suspects / int(rows.sum()) if rows.any() else None}
+
+
+def out_of_fold_probabilities(records: Sequence[dict], groups: np.ndarray) -> np.ndarray:
+    """[records] probability of fraud, each from a classifier that saw no piece of the same dialogue."""
+    dialogues = np.array([record["input"] for record in records], dtype=object)
+    y_true = np.array([record["label"] for record in records])
+    probabilities = np.empty(len(records))
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    for rest, fold in folds.split(dialogues, y_true, groups):
+        if len(set(y_true[rest])) < 2:  # the fold holds all of a label: nothing can be said of it
+            probabilities[fold] = 0.5
+            continue
+        probabilities[fold] = fraud_probability(build_tfidf().fit(dialogues[rest], y_true[rest]), dialogues[fold])
+    return probabilities
+
+
+def dialogue_groups(records: Sequence[dict]) -> tuple[np.ndarray, str]:
+    """[records] the number of each one's dialogue, and how that is known.
+
+    By ``case`` where every record has one. Otherwise pieces that share a whole line of some length are taken for
+    pieces of one dialogue, and so are those that are linked by way of others.
+    """
+    if all("case" in record for record in records):
+        return np.unique([record["case"] for record in records], return_inverse=True)[1], "case"
+    pairs = [(row, line) for row, record in enumerate(records) for line in whole_lines(record["input"])]
+    number = {line: len(records) + i for i, line in enumerate(dict.fromkeys(line for _, line in pairs))}
+    nodes = len(records) + len(number)
+    rows, columns = [row for row, _ in pairs], [number[line] for _, line in pairs]
+    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(nodes, nodes))
+    return connected_components(graph, directed=False)[1][:len(records)], "shared whole lines"

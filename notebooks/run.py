@@ -1,0 +1,140 @@
+"""Runs the notebooks afresh and keeps their outputs; makes a page of them.
+
+    python notebooks/run.py                   # the whole series, in place (make notebooks)
+    python notebooks/run.py --to DIR          # leaves the committed ones alone
+    python notebooks/run.py 04 07 --page      # some of them; and DIR/page/index.html
+
+The notebook that trains goes first, since the others judge its checkpoint; they then run side by side. What would
+differ without a reason is left out of the outputs: progress bars, warnings, and where files lie on this machine.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+FOLDER = Path(__file__).parent
+FIRST = "03"
+SIDE_BY_SIDE = 2
+TIMEOUT = 3600  # seconds a cell
+INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>QLoRA against fraud</title>
+<style>body {{ font: 18px/1.6 system-ui, sans-serif; max-width: 40em; margin: 3em auto; padding: 0 1em }}</style>
+<h1>QLoRA against fraud</h1>
+<ol>
+{links}
+</ol>
+</html>
+"""
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def notebooks(numbers: Sequence[str] = ()) -> list[Path]:
+    """The series in its order, or the notebooks of those numbers."""
+    return [path for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")) if not numbers or path.name[:2] in numbers]
+
+
+def run(path: Path, target: Path) -> float:
+    """Runs one from its own folder, in a fresh kernel; writes it to `target`; returns seconds.
+
+    Raises:
+        CellExecutionError: a cell failed; the notebook is written up to there.
+    """
+    book = nbformat.read(path, as_version=4)
+    started = time.perf_counter()
+    try:
+        NotebookClient(book, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+                       ).execute()
+    finally:
+        tidy(book)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(book, target)
+    return time.perf_counter() - started
+
+
+def tidy(book: nbformat.NotebookNode) -> None:
+    """Takes out of a notebook what would differ from run to run, or machine to machine, without a reason."""
+    book.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+                     "language_info": {"name": "python"}}
+    for cell in book.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter")}
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [output for output in cell.outputs
+                        if output.get("name") != "stderr" and WIDGET not in output.get("data", {})]
+        for output in cell.outputs:
+            if "text" in output:
+                output.text = output.text.replace(str(FOLDER.parent) + os.sep, "")
+
+
+def make_page(books: Sequence[Path], folder: Path) -> Path:
+    """An HTML page of each executed notebook, and one that lists them by their titles."""
+    from nbconvert import HTMLExporter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    exporter = HTMLExporter(template_name="lab", embed_images=True)
+    links = []
+    for path in books:
+        book = nbformat.read(path, as_version=4)
+        html, _ = exporter.from_notebook_node(book, {"metadata": {"name": title_of(book)}})
+        (folder / f"{path.stem}.html").write_text(html.replace(".ipynb", ".html"), encoding="utf-8")
+        links.append(f'<li><a href="{path.stem}.html">{title_of(book)}</a></li>')
+    index = folder / "index.html"
+    index.write_text(INDEX.format(links="\n".join(links)), encoding="utf-8")
+    return index
+
+
+def title_of(book: nbformat.NotebookNode) -> str:
+    return book.cells[0].source.splitlines()[0].lstrip("# ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="notebooks/run.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", help="01 ... 10 (default: all)")
+    parser.add_argument("--to", type=Path, default=FOLDER, help="where to write the executed notebooks")
+    parser.add_argument("--page", action="store_true", help="make an HTML page of them, in outputs/page")
+    parser.add_argument("--no-run", action="store_true", help="take the notebooks as they are: for --page")
+    args = parser.parse_args(argv)
+    books = notebooks(args.numbers)
+    if not args.no_run:
+        failed = run_all(books, args.to)
+        if failed:
+            print("failed:", *failed, file=sys.stderr)
+            return 1
+    if args.page:
+        print(make_page([args.to / path.name for path in books], FOLDER.parent / "outputs" / "page"))
+    return 0
+
+
+def run_all(books: Sequence[Path], to: Path) -> list[str]:
+    """Runs them, the training one first; returns the names of those that failed."""
+    failed = []
+
+    def one(path: Path) -> None:
+        try:
+            print(f"{path.name}: {run(path, to / path.name):.0f} s", flush=True)
+        except CellExecutionError as error:
+            print(f"{path.name}: {error}", file=sys.stderr, flush=True)
+            failed.append(path.name)
+
+    for path in books:
+        if path.name.startswith(FIRST):
+            one(path)
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        list(pool.map(one, [path for path in books if not path.name.startswith(FIRST)]))
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The recipes compute the same steps: passes add up, a captured pass is the plain one, and nothing waits inside it."""
+
+import pytest
+import torch
+from helpers import make_records, make_tokenizer, train_briefly
+from peft import get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+import trainer as trainer_module
+from cuda_graphs import compile_layers, without_masks
+from data.records import DataError, write_records
+from trainer import (
+    RightPaddingCollator,
+    TrainingDiverged,
+    build_loraconfig,
+    build_train_arguments,
+    label_position_loss,
+    load_dataset,
+    load_model,
+    settings_for,
+)
+
+GIB = 2**30
+
+
+class EagerPass:
+    """Stands in for a captured pass where there is no GPU: the same loss, computed at once."""
+
+    made: list["EagerPass"] = []
+
+    def __init__(self, loss, parameters, shapes):
+        self.loss, self.parameters, self.expected, self.shapes = loss, list(parameters), shapes, []
+        EagerPass.made.append(self)
+
+    def __call__(self, input_ids, labels, n_labels):
+        self.shapes.append(tuple(input_ids.shape))
+        loss = self.loss(input_ids, labels, n_labels)
+        loss.backward()
+        return loss.detach()
+
+
+@pytest.fixture
+def captured_on_cpu(monkeypatch):
+    """Lets a run with CUDA graphs take its way through the trainer on a CPU."""
+    monkeypatch.setattr(trainer_module, "_require_capturable", lambda args: None)
+    monkeypatch.setattr(trainer_module, "CapturedPass", EagerPass)
+    monkeypatch.setattr(EagerPass, "made", [])
+    return EagerPass.made
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("rows") / "eight.jsonl"
+    write_records(path, make_records(8))
+    return str(path)
+
+
+def adapters(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+# ---------------------------------------------------------------------------------------------- the loss
+
+
+def test_more_positions_than_labels_change_neither_loss_nor_gradients(base, train_file):
+    model, tokenizer = load_model(base, "cpu", quantization="none")
+    dataset, _ = load_dataset(train_file, train_file, tokenizer)
+    inputs = RightPaddingCollator(tokenizer.pad_token_id)([dataset[i] for i in range(4)])
+    weight = model.model.layers[0].mlp.up_proj.weight
+
+    def loss_and_gradient(n_positions):
+        model.zero_grad()
+        loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], n_positions=n_positions)
+        loss.backward()
+        return loss.item(), weight.grad.clone()
+
+    counted, given = loss_and_gradient(None), loss_and_gradient(int((inputs["labels"] != -100).sum()) + 5)
+    assert given[0] == pytest.approx(counted[0], abs=1e-6)
+    torch.testing.assert_close(given[1], counted[1], rtol=1e-4, atol=1e-7)
+
+
+def test_nothing_in_a_pass_waits_for_the_device():
+    """On the meta device there are no values, so whatever asks for one raises; a capture would fail there."""
+    config = Qwen2Config(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2)
+    with torch.device("meta"):
+        model = get_peft_model(AutoModelForCausalLM.from_config(config), build_loraconfig()).train()
+        input_ids, labels = torch.zeros(4, 48, dtype=torch.long), torch.full((4, 48), -100)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            label_position_loss(model, input_ids, labels, torch.ones(()))
+        with without_masks():
+            label_position_loss(model, input_ids, labels, torch.ones(()), n_positions=28).backward()
+    assert all(p.grad.device.type == "meta" for p in model.parameters() if p.requires_grad)
+
+
+# -------------------------------------------------------------------------------------------- the passes
+
+
+def test_passes_of_few_tokens_give_the_step_of_the_whole_batch(base, rows, eval_file, tmp_path):
+    options = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "warmup_steps": 0, "max_grad_norm": 0.0,
+               "lora_dropout": 0.0, "eval_steps": 1, "save_steps": 1, "per_device_train_batch_size": 8}
+    whole = train_briefly(base, rows, eval_file, tmp_path / "whole", **options)
+    parts = train_briefly(base, rows, eval_file, tmp_path / "parts", tokens_per_pass=300, **options)
+    width = max(len(ids) for ids in parts.train_dataset["input_ids"])
+    assert parts._rows_a_pass(8, width) < 8 == whole._rows_a_pass(8, width)
+    stepped, added_up = (adapters(tmp_path / name / "checkpoint-1") for name in ("whole", "parts"))
+    for name, value in stepped.items():
+        torch.testing.assert_close(added_up[name], value, rtol=1e-4, atol=1e-6)
+    assert max(value.abs().max() for name, value in stepped.items() if "lora_B" in name) > 1e-3
+    first, second = (run.state.log_history for run in (whole, parts))
+    assert [row["eval_loss"] for row in second if "eval_loss" in row] == pytest.approx(
+        [row["eval_loss"] for row in first if "eval_loss" in row], abs=1e-5)
+
+
+@pytest.mark.parametrize("width, rows_a_pass", [(64, 16), (256, 16), (257, 8), (1024, 4), (4096, 1), (5000, 1)])
+def test_a_pass_takes_as_many_rows_as_fit_and_divide_the_batch(tmp_path, width, rows_a_pass):
+    trainer = trainer_module.LabelPositionTrainer.__new__(trainer_module.LabelPositionTrainer)
+    trainer.args = build_train_arguments(str(tmp_path), tokens_per_pass=4096, use_cpu=True)
+    assert trainer._rows_a_pass(16, width) == rows_a_pass
+
+
+# ------------------------------------------------------------------------------------------ captured passes
+
+
+def test_a_run_of_captured_passes_takes_the_plain_runs_steps(base, train_file, eval_file, tmp_path, captured_on_cpu):
+    options = {"max_steps": 8, "eval_steps": 4, "save_steps": 4, "lora_dropout": 0.0, "learning_rate": 1e-3,
+               "optim": "adamw_torch"}
+    plain = train_briefly(base, train_file, eval_file, tmp_path / "plain", **options)
+    captured = train_briefly(base, train_file, eval_file, tmp_path / "captured", cuda_graphs=True,
+                             tokens_per_pass=500, **options)
+    one_pass, = captured_on_cpu
+    assert plain.captured_pass is None and captured.captured_pass is one_pass
+    for name, value in adapters(tmp_path / "plain" / "checkpoint-8").items():
+        torch.testing.assert_close(adapters(tmp_path / "captured" / "checkpoint-8")[name], value, rtol=1e-3, atol=1e-5)
+    losses = [[row["eval_loss"] for row in run.state.log_history if "eval_loss" in row] for run in (plain, captured)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4) and losses[0][0] != losses[0][1]
+    assert all(width % 16 == 0 and rows in (1, 2, 4, 8) for rows, width in one_pass.shapes)
+    assert len(one_pass.shapes) > 8  # of 8 steps, some were cut
+    assert set(one_pass.shapes) <= set(one_pass.expected)  # they were warmed up
+
+
+def not_finite_at(step):
+    class NotFinite(EagerPass):
+        def __call__(self, input_ids, labels, n_labels):
+            loss = super().__call__(input_ids, labels, n_labels)
+            if len(self.shapes) == step:
+                for parameter in self.parameters:
+                    parameter.grad.fill_(float("nan"))
+                return loss * float("nan")
+            return loss
+    return NotFinite
+
+
+class Arrived:
+    def synchronize(self):
+        pass
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_step_that_is_not_finite_moves_nothing_although_it_is_looked_at_later(base, train_file, eval_file, tmp_path,
+                                                                               captured_on_cpu, monkeypatch, step):
+    """Step 5 is the last: nothing comes after it that would look."""
+    monkeypatch.setattr(trainer_module, "CapturedPass", not_finite_at(step))
+    monkeypatch.setattr(trainer_module, "_on_the_way_to_the_host", lambda values: (values.clone(), Arrived()))
+    with pytest.raises(TrainingDiverged, match=f"step {step}: loss nan is not finite"):
+        train_briefly(base, train_file, eval_file, tmp_path, max_steps=5, eval_strategy="no", save_strategy="no",
+                      load_best_model_at_end=False, cuda_graphs=True, optim="adamw_torch_fused")
+    stopped, = captured_on_cpu
+    assert len(stopped.shapes) == min(step + 1, 5)
+    assert all(parameter.isfinite().all() for parameter in stopped.parameters)
+
+
+def test_graphs_that_cannot_be_captured_are_refused_in_one_line(base, train_file, eval_file, tmp_path):
+    with pytest.raises(DataError, match="cuda_graphs cannot be used: the computation is not on a GPU"):
+        train_briefly(base, train_file, eval_file, tmp_path, cuda_graphs=True)
+
+
+# ------------------------------------------------------------------------------------------- what is chosen
+
+
+def test_the_free_memory_decides_how_large_a_pass_is():
+    assert settings_for(79 * GIB) == {**trainer_module.RECIPES["fast"], "tokens_per_pass": 4096}
+    assert settings_for(10 * GIB) == {**trainer_module.RECIPES["fast"], "tokens_per_pass": 2048}  # 7 GiB / 3.5 MiB
+    assert settings_for(5 * GIB) == trainer_module.RECIPES["small"]  # 585 tokens would be too few
+    assert settings_for(1 * GIB) == trainer_module.RECIPES["small"]
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(DataError, match="recipe must be auto, small, fast, not 'tiny'"):
+        trainer_module._choose_recipe("tiny", torch.bfloat16)
+
+
+def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, eval_file, tmp_path, captured_on_cpu,
+                                                            monkeypatch):
+    compiled = []
+    monkeypatch.setattr(trainer_module, "compile_layers", compiled.append)
+    options = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+               "optim": "adamw_torch"}
+
+    def run(**more):
+        compiled.clear()
+        train_briefly(base, train_file, eval_file, tmp_path, **options, **more)
+        return len(compiled)
+
+    assert run(cuda_graphs=True) == 0  # 8 rows
+    assert run(cuda_graphs=True, compile_layers=True) == run(compile_layers=True) == 1
+    monkeypatch.setattr(trainer_module, "COMPILING_PAYS", 8)
+    assert run(cuda_graphs=True) == 1
+    assert run(cuda_graphs=True, compile_layers=False) == run() == 0
+
+
+def test_compiling_reaches_the_decoder_layers_and_nothing_else():
+    config = Qwen2Config(vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+                         num_attention_heads=4, num_key_value_heads=2)
+    model = AutoModelForCausalLM.from_config(config)
+    compile_layers(model)
+    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    assert len(compiled) == 3 and all(isinstance(module, GradientCheckpointingLayer) for module in compiled)
