@@ -95,6 +95,10 @@ class TrainingDiverged(RuntimeError):
     """The loss or a gradient is not finite; says at which step, and which checkpoint is the last good one."""
 
 
+class NotCaptured(RuntimeError):
+    """A pass cannot be compiled, or captured as a CUDA graph, with this model or on this machine."""
+
+
 class CheckpointNotWritten(RuntimeError):
     """The disk is full, or refuses a checkpoint for another reason; says which one is the last good one."""
 
@@ -332,9 +336,16 @@ class LabelPositionTrainer(Trainer):
 
     def _captured_pass(self, model, inputs, num_items_in_batch) -> torch.Tensor:
         model.train()
-        if self.captured_pass is None:
-            self.captured_pass = self._capture(model)
-        return self.captured_pass(inputs["input_ids"], inputs["labels"], num_items_in_batch)
+        try:
+            if self.captured_pass is None:
+                self.captured_pass = self._capture(model)
+            return self.captured_pass(inputs["input_ids"], inputs["labels"], num_items_in_batch)
+        except RuntimeError as error:
+            cause = error.__context__ or error  # what ended a capture, which then fails to end
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            raise NotCaptured(f"a pass cannot be compiled or captured as a CUDA graph here ({one_line(cause)}); "
+                              "take --recipe small") from error
 
     def _compile_if_it_pays(self) -> bool:
         rows_to_come = (self.state.max_steps - self.state.global_step) * self.args.train_batch_size
@@ -711,7 +722,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _others_silent():
             best = train(args, train_options)
-    except (DataError, TrainingDiverged) as error:  # alike on all processes
+    except (DataError, TrainingDiverged, NotCaptured) as error:  # alike on all processes
         return _stop(error if _speaks() else "")
     except CheckpointNotWritten as error:
         return _stop(f"{error}; make room, then go on with --resume")

@@ -25,7 +25,7 @@ from data.sample import write_sample
 from figures import loss_curve
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 PUBLIC_DIALOGS = ROOT / "data" / "public" / "dialogs"
 REAL_MODEL = "Qwen/Qwen2-1.5B-Instruct"
 SAMPLE_DIALOGUES = 4000

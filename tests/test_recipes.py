@@ -177,6 +177,30 @@ def test_graphs_that_cannot_be_captured_are_refused_in_one_line(base, train_file
         train_briefly(base, train_file, eval_file, tmp_path, cuda_graphs=True)
 
 
+@pytest.mark.parametrize("cause, said", [
+    (RuntimeError("operation not permitted when stream is capturing\nmore"),
+     "a pass cannot be compiled or captured as a CUDA graph here (operation not permitted when stream is capturing); "
+     "take --recipe small\n"),
+    (torch.OutOfMemoryError("CUDA out of memory."),
+     "out of memory: take --recipe small, or a smaller --tokens-per-pass; no checkpoint was written yet, "
+     "go on with --resume\n"),
+])
+def test_a_pass_that_cannot_be_captured_is_one_line(base, train_file, eval_file, tmp_path, captured_on_cpu, monkeypatch,
+                                                   capsys, cause, said):
+    class Fails(EagerPass):
+        def __call__(self, *inputs):
+            try:
+                raise cause
+            finally:  # as the end of a capture does
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(trainer_module, "CapturedPass", Fails)
+    assert trainer_module.main(["--model", base, "--train", train_file, "--eval", eval_file, "--device", "cpu",
+                                "--output", str(tmp_path / "run"), "--cuda-graphs", "true", "--max-steps", "1",
+                                "--optim", "adamw_torch", "--disable-tqdm", "true"]) == 2
+    assert capsys.readouterr().err.endswith(said)
+
+
 # ------------------------------------------------------------------------------------------- what is chosen
 
 

@@ -20,7 +20,7 @@ SPEC.loader.exec_module(run_notebooks)
 
 @pytest.fixture(autouse=True)
 def few_dialogues_and_no_choice(monkeypatch):
-    monkeypatch.setattr(workspace, "SAMPLE_DIALOGUES", 400)
+    monkeypatch.setattr(workspace, "SAMPLE_DIALOGUES", 1200)
     for name in ("FRAUD_MODEL", "FRAUD_DIALOGS", "FRAUD_TRAINING"):
         monkeypatch.delenv(name, raising=False)
 
@@ -31,7 +31,7 @@ def test_on_a_cpu_it_is_the_tiny_model_and_our_dialogues_prepared_once(tmp_path,
     assert said.startswith("tiny-qwen2 on CPU; our sample corpus, split by dialogue: ") and here.ours
     rows = [len(read_records(path, Skipped())) for path in (here.train, here.eval, here.test)]
     assert all(f"{n:,} {name}" in said for n, name in zip(rows, ("train", "eval", "test")))
-    assert len(whole_dialogues(here)) == 400
+    assert len(whole_dialogues(here)) == 1200
     before = Path(here.test).stat().st_mtime_ns
     assert find_workspace(tmp_path) == here and Path(here.test).stat().st_mtime_ns == before
 
@@ -53,7 +53,8 @@ def test_of_a_run_only_what_would_be_the_same_again_is_kept():
                new_output("display_data", data={run_notebooks.WIDGET: {"model_id": "x"}}),
                new_output("display_data", data={"image/png": "aGk="})]
     cell = new_code_cell("1", execution_count=1, outputs=outputs, metadata={"execution": {"started": "now"}})
-    book = new_notebook(cells=[new_markdown_cell("# Why?"), cell], metadata={"kernelspec": {"name": "mine", "display_name": "Mine"}})
+    book = new_notebook(cells=[new_markdown_cell("# Why?"), cell],
+                        metadata={"kernelspec": {"name": "mine", "display_name": "Mine"}})
     run_notebooks.tidy(book)
     assert [output.output_type for output in book.cells[1].outputs] == ["stream", "display_data"]
     assert book.cells[1].outputs[0].text == "read data/train.jsonl\n" and not book.cells[1].metadata
