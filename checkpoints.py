@@ -6,6 +6,7 @@ Once the folder is finished, the file also lists the sha256 of every other file:
 """
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -302,6 +303,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def code_provenance() -> dict:
+    """What a figure was made with, beside model and data: versions of the libraries, commit of this code, date."""
+    return {"versions": versions(), "commit": source_commit(), "date": datetime.date.today().isoformat()}
 
 
 def source_commit() -> str:

@@ -11,7 +11,6 @@ gives a probability; ``--method generate`` lets the model write its answer inste
 
 import argparse
 import builtins
-import datetime
 import math
 import sys
 import time
@@ -26,6 +25,7 @@ from calibration import at_prevalence, calibrate, calibrated, reliability
 from checkpoints import (
     TASK_FILE,
     Lineage,
+    code_provenance,
     describe_base,
     describe_data,
     file_sha256,
@@ -35,8 +35,6 @@ from checkpoints import (
     read_task_file,
     require_same_base,
     save_calibration,
-    source_commit,
-    versions,
 )
 from cuda_graphs import compile_layers
 from data.leakage import overlap
@@ -304,9 +302,7 @@ def provenance_of(model, data_path: str | Path, rows: int) -> dict:
         "data": _anonymous(describe_data(data_path, rows)),
         "train_data": _anonymous(lineage.train_data) or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": versions(),
-        "commit": source_commit(),
-        "date": datetime.date.today().isoformat(),
+        **code_provenance(),
     }
 
 

@@ -10,7 +10,6 @@ needs no GPU, so that none waits for it later.
 
 import argparse
 import dataclasses
-import datetime
 import hashlib
 import inspect
 import json
@@ -26,7 +25,7 @@ from datasets import disable_progress_bars
 from peft import LoraConfig
 
 from calibration import calibrate, calibrated
-from checkpoints import describe_base, file_sha256, source_commit, versions
+from checkpoints import code_provenance, describe_base, file_sha256, source_commit
 from data.prepare import prepare
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, read_records, write_json
@@ -202,8 +201,7 @@ def _fingerprint(path: str | Path) -> str:
 
 def _provenance(job: Job) -> dict:
     return {"model": {**describe_base(locate_model(job.model)), "name": Path(job.model).name}, "quantization": "nf4",
-            "device": torch.cuda.get_device_name() if job.device.startswith("cuda") else "cpu", "versions": versions(),
-            "commit": source_commit(), "date": datetime.date.today().isoformat()}
+            "device": torch.cuda.get_device_name() if job.device.startswith("cuda") else "cpu", **code_provenance()}
 
 
 def table(report: dict, judged_on: str = "test") -> str:

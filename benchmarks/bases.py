@@ -8,7 +8,6 @@ the plain forward pass says. What the scores are worth is no question here: most
 """
 
 import argparse
-import datetime
 import math
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import transformers
 from datasets import disable_progress_bars
 from transformers import set_seed
 
-from checkpoints import describe_base, source_commit, versions
+from checkpoints import code_provenance, describe_base
 from data.prompt import PromptEncoder
 from data.records import DataError, read_records, write_json, write_records
 from data.sample import sample_dialogues
@@ -141,8 +140,7 @@ def run(architectures: Sequence[str], models: Sequence[str], *, steps: int, mode
     return {
         "bases": rows,
         "provenance": {"steps": {"random": steps, "models": model_steps}, "quantization": "nf4", "device": "cpu",
-                       "data": "64 train and 16 eval dialogues of data.sample, seeds 0 and 1", "versions": versions(),
-                       "commit": source_commit(), "date": datetime.date.today().isoformat()},
+                       "data": "64 train and 16 eval dialogues of data.sample, seeds 0 and 1", **code_provenance()},
     }
 
 

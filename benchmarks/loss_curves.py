@@ -7,7 +7,6 @@ their curves differ as two seeds do; more would mean that one of them computes s
 """
 
 import argparse
-import datetime
 import statistics
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import torch
 from datasets import disable_progress_bars
 
 from benchmarks.training import RECIPES, free_memory
-from checkpoints import source_commit, versions
+from checkpoints import code_provenance
 from data.records import DataError, write_json
 from models import default_device, load_model
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
@@ -91,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"curves": {recipe: {} for recipe in args.recipes},
               "device": torch.cuda.get_device_name() if args.device != "cpu" else "cpu",
               "provenance": {"model": Path(args.model).name, "train": Path(args.train).name, "steps": args.steps,
-                             "learning_rate": args.learning_rate, "versions": versions(), "commit": source_commit(),
-                             "date": datetime.date.today().isoformat()}}
+                             "learning_rate": args.learning_rate, **code_provenance()}}
     try:
         for recipe in args.recipes:
             for seed in args.seeds:

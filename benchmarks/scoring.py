@@ -7,7 +7,6 @@ measured is speed. Tokenising is part of every figure. ``generate`` is the artic
 """
 
 import argparse
-import datetime
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
 
 from benchmarks.training import folder_with_weights, free_memory
-from checkpoints import lineage_of, read_checkpoint, source_commit, versions
+from checkpoints import code_provenance, lineage_of, read_checkpoint
 from cuda_graphs import compile_layers
 from data.prompt import PromptEncoder
 from data.records import DataError, Skipped, read_records, write_json
@@ -90,8 +89,7 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
     dialogues = [record["input"] for record in read_records(data, Skipped())]
     report = {"methods": {}, "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
               "provenance": {"model": Path(model).name, "checkpoint": Path(checkpoint).name if checkpoint else "random",
-                             "data": Path(data).name, "versions": versions(), "commit": source_commit(),
-                             "date": datetime.date.today().isoformat()}}
+                             "data": Path(data).name, **code_provenance()}}
     plain = None
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(model, scratch, device)

@@ -9,7 +9,6 @@ which makes the imports a few per cent longer. MODEL may be config and tokenizer
 """
 
 import argparse
-import datetime
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.training import folder_with_weights
-from checkpoints import source_commit, versions
+from checkpoints import code_provenance
 from data.records import DataError, write_json
 from models import default_device, locate_model
 
@@ -122,8 +121,7 @@ def run(model: str, train: str, data: str, *, checkpoint: str = "", device: str)
         **found,
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "provenance": {"model": Path(model).resolve().name, "train": Path(train).name, "data": Path(data).name,
-                       "checkpoint": Path(checkpoint).name or None, "versions": versions(), "commit": source_commit(),
-                       "date": datetime.date.today().isoformat()},
+                       "checkpoint": Path(checkpoint).name or None, **code_provenance()},
     }
 
 

@@ -7,7 +7,6 @@ the CPU. Memory is what the allocator recorded, every allocation of one step. On
 """
 
 import argparse
-import datetime
 import re
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer, TrainerCallback
 
 from benchmarks.training import RECIPES, article_trainer, choose_rows, folder_with_weights, free_memory
-from checkpoints import source_commit, versions
+from checkpoints import code_provenance
 from data.records import DataError, write_json
 from models import load_model
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
@@ -165,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     disable_progress_bars()
     report = {"recipes": {}, "device": torch.cuda.get_device_name(),
-              "provenance": {"model": Path(args.model).name, "data": Path(args.data).name, "versions": versions(),
-                             "commit": source_commit(), "date": datetime.date.today().isoformat()}}
+              "provenance": {"model": Path(args.model).name, "data": Path(args.data).name, **code_provenance()}}
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = folder_with_weights(args.model, scratch, "cuda")

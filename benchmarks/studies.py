@@ -12,7 +12,6 @@ and small, there is no peak, and the figures say that it runs, no more.
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import gc
 import statistics
@@ -32,7 +31,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.training import folder_with_weights
-from checkpoints import source_commit, versions
+from checkpoints import code_provenance
 from data.records import DataError, write_json
 from figures import BLUE, GREEN, GREY, ORANGE, _save, _style
 from models import compute_dtype, default_device, load_model, locate_model, pick_device
@@ -291,7 +290,7 @@ def run(model: str, output: str | Path, *, studies: Iterable[str] = STUDIES, dev
 
 def _provenance(model: str, points: Points) -> dict:
     return {"model": Path(model).resolve().name, "rows": points.rows, "tokens": points.tokens, "steps": TIMED,
-            "versions": versions(), "commit": source_commit(), "date": datetime.date.today().isoformat()}
+            **code_provenance()}
 
 
 # ------------------------------------------------------------------------------------- what they are shown as

@@ -10,7 +10,6 @@ step.
 """
 
 import argparse
-import datetime
 import gc
 import statistics
 import sys
@@ -32,7 +31,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from checkpoints import source_commit, versions
+from checkpoints import code_provenance
 from cuda_graphs import CapturedPass, compile_layers
 from data.records import DataError, write_json
 from models import default_device, load_model
@@ -271,8 +270,7 @@ def run(model: str, data: str, *, recipes: Sequence[str], rows: int, steps: int,
     report = {"recipes": {}, "rounds": {recipe: [] for recipe in recipes},
               "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
               "provenance": {"model": Path(model).name, "data": Path(data).name, "rows": rows, "steps": steps,
-                             "rounds": rounds, "versions": versions(), "commit": source_commit(),
-                             "date": datetime.date.today().isoformat()}}
+                             "rounds": rounds, **code_provenance()}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(model, scratch, device)
         dataset, _ = load_dataset(data, data, AutoTokenizer.from_pretrained(folder))
