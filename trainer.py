@@ -80,9 +80,10 @@ LATE_NAMES = {
 # The first is its name since transformers 5.20.
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
                      if name in {field.name for field in dataclasses.fields(TrainingArguments)})
-# Two ways to compute the same steps: little memory and no demands on the GPU, or speed.
+# Three ways to compute the same steps: on every GPU, in little memory, or fast.
 RECIPES = {
-    "small": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
+    "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
+    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True},
     "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
 }
 # What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json, with a reserve.
@@ -345,7 +346,7 @@ class LabelPositionTrainer(Trainer):
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
             raise NotCaptured(f"a pass cannot be compiled or captured as a CUDA graph here ({one_line(cause)}); "
-                              "take --recipe small") from error
+                              "take --recipe plain") from error
 
     def _compile_if_it_pays(self) -> bool:
         rows_to_come = (self.state.max_steps - self.state.global_step) * self.args.train_batch_size
@@ -519,17 +520,18 @@ class FraudTrainingArguments(TrainingArguments):
 ARGUMENT_NAMES = {field.name for field in dataclasses.fields(FraudTrainingArguments)}
 
 
-def build_train_arguments(output_path: str, *, recipe: str = "small", **overrides) -> TrainingArguments:
+def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides) -> TrainingArguments:
     """The article's recipe as `TrainingArguments`; any field may be overridden here or assigned afterwards.
 
     Batch 16, learning rate 1e-4 with 5 % warm-up and cosine decay, weight decay 0.01, 3 epochs, 32-bit AdamW,
     evaluation and checkpoint every 100 steps, the best checkpoint kept. ``use_cpu=True`` keeps off the GPU.
 
     Args:
-        recipe: how to compute it; the steps are the same. ``small``: checkpointed activations and the paged
-            optimiser, for every GPU. ``fast``: each pass a CUDA graph, activations kept, fused optimiser.
-            ``auto``: ``fast`` where a single GPU has bf16, with passes as large as the free memory allows, else
-            ``small``. A line on standard error says what was chosen.
+        recipe: how to compute it; the steps are the same. ``plain``: checkpointed activations and the paged
+            optimiser, for every GPU and several of them. ``fast``: each pass a CUDA graph, fused optimiser; a
+            single GPU with bf16. ``small``: the same with short passes and the paged optimiser. ``auto``: ``fast``
+            with passes as large as the free memory allows, or ``small`` where that is little, or ``plain`` where
+            there are several GPUs or no bf16. A line on standard error says what was chosen.
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
@@ -577,7 +579,7 @@ def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
     free, _ = torch.cuda.mem_get_info()
     one_gpu = os.environ.get("WORLD_SIZE", "1") == "1"
     if recipe == "auto":
-        settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["small"]
+        settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
     else:
         settings = RECIPES[recipe]
     if _speaks():
@@ -689,8 +691,8 @@ def _parser() -> argparse.ArgumentParser:
     main.add_argument("--eval", required=True, help="JSONL records for eval loss, best checkpoint, early stopping")
     main.add_argument("--output", required=True, help="folder for checkpoints and the loss curve")
     main.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in OUTPUT")
-    main.add_argument("--recipe", choices=("auto", *RECIPES), default="small", help="how to compute the steps: small "
-                      "(3 GiB for Qwen2-1.5B; the default), fast (14), auto: fast as far as the free memory allows")
+    main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="how to compute the steps: plain "
+                      "(any GPU), small (bf16; 3 GiB for Qwen2-1.5B), fast (14 GiB); default: by the memory that is free")
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
     main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
     main.add_argument("--double-quantization", action="store_true")

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--train", required=True, help="JSONL records")
     parser.add_argument("--eval", required=True, help="JSONL records")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["no_checkpointing", "fast"])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["plain_not_checkpointed", "fast"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, default=1e-4)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
+import torch._inductor.config
 from datasets import disable_progress_bars
 from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
@@ -32,20 +34,26 @@ from trainer import build_loraconfig
 GENERATED_ROWS = 32
 RUNS = 3
 BORDERLINE = (0.49, 0.51)  # where rounding may decide
-# How the model is prepared for each method; every one but the first is compared with `score`.
+# How the model is prepared for each method, and how it scores; every one but the first is compared with `score`.
 METHODS = {
     "generate": {},
     "score": {},
+    "score_smaller_batches": {"tokens_a_batch": 4096},  # what rounding alone does: the sums are in another order
     "score_dequantized": {"dequantize": True},
     "score_dequantized_compiled": {"dequantize": True, "compile": True},
     "score_merged": {"dequantize": True, "merge": True},
     "score_merged_compiled": {"dequantize": True, "merge": True, "compile": True},
+    "score_merged_compiled_as_eager": {"dequantize": True, "merge": True, "compile": True, "as_eager": True},
 }
 
 
 def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = False, merge: bool = False,
-            compile: bool = False):
-    """(model, encoder): base and adapter as a method wants them."""
+            compile: bool = False, as_eager: bool = False):
+    """(model, encoder): base and adapter as a method wants them.
+
+    Args:
+        as_eager: let compiled kernels round to 16 bit wherever eager ones do, instead of keeping 32 bit in between.
+    """
     base, tokenizer = load_model(folder, device, dequantize=dequantize)
     if checkpoint:
         model = PeftModel.from_pretrained(base, checkpoint)
@@ -61,6 +69,8 @@ def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = Fal
     if merge:
         model = model.merge_and_unload()
     if compile:
+        torch._dynamo.reset()  # else the kernels of the method before would be taken
+        torch._inductor.config.emulate_precision_casts = as_eager
         compile_layers(model)
     return model.eval(), PromptEncoder(tokenizer, task)
 
@@ -73,12 +83,12 @@ def time_generate(model, encoder: PromptEncoder, dialogues: Sequence[str]) -> di
     return {"rows": len(some), "rows_per_second": len(some) / (time.perf_counter() - started)}
 
 
-def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str]) -> tuple[dict, np.ndarray]:
+def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str], **options) -> tuple[dict, np.ndarray]:
     """Rows a second of scoring, the median of a few runs after one that warms up; and the scores."""
     seconds = []
     for _ in range(1 + RUNS):
         started = time.perf_counter()
-        scores = score_prompts(model, encoder, encoder.prompts(dialogues))
+        scores = score_prompts(model, encoder, encoder.prompts(dialogues), **options)
         seconds.append(time.perf_counter() - started)
     return {"rows": len(dialogues), "rows_per_second": len(dialogues) / statistics.median(seconds[1:]),
             "first_run_seconds": seconds[0]}, scores
@@ -95,11 +105,14 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
         folder = folder_with_weights(model, scratch, device)
         for method in tqdm(methods, desc="methods"):
             free_memory()
-            loaded, encoder = prepare(folder, checkpoint, device, **METHODS[method])
+            prepared, scoring = dict(METHODS[method]), {}
+            if "tokens_a_batch" in prepared:
+                scoring["tokens_a_batch"] = prepared.pop("tokens_a_batch")
+            loaded, encoder = prepare(folder, checkpoint, device, **prepared)
             if method == "generate":
                 found = time_generate(loaded, encoder, dialogues)
             else:
-                found, scores = time_score(loaded, encoder, dialogues)
+                found, scores = time_score(loaded, encoder, dialogues, **scoring)
                 plain = scores if plain is None else plain
                 found.update(agreement(scores, plain))
             if device != "cpu":

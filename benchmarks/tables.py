@@ -71,7 +71,7 @@ def training_table_of(*names: str) -> str:
     recipes = {name: report["recipes"][name] for name in names or report["recipes"]}
     provenance = report["provenance"]
     return (f"{training_table({'recipes': recipes})}\n\n" + _paragraph(
-        f"One {report['device']}, one run, {provenance['steps'] * 16} rows a round; medians of {provenance['rounds']} "
+        f"One {report['device']}, one run, {provenance['rows']} rows a round; medians of {provenance['rounds']} "
         f"rounds (the recipes below the first three: one). Commit {provenance['commit'][:7]}."))
 
 
@@ -79,24 +79,23 @@ def training_reading() -> str:
     """What the training benchmark says."""
     recipes = _load("training_benchmark")["recipes"]
     article, small, fast = (recipes[name] for name in ("article", "small", "fast"))
-    frugal, dequantized = recipes["fast_6_gb"], recipes["fast_dequantized"]
+    frugal, dequantized, longest = (recipes[name] for name in ("fast_6_gb", "fast_dequantized", "small_longest_rows"))
 
     def times(found: dict) -> str:
         return f"{found['samples_per_second'] / article['samples_per_second']:.1f} times"
 
-    def gib(found: dict) -> str:
-        return f"{found['peak_allocated_gib']:.1f} GiB"
+    def gib(found: dict, kind: str = "allocated") -> str:
+        return f"{found[f'peak_{kind}_gib']:.1f} GiB"
 
     return _paragraph(
-        f"`small` allocates {gib(small)} where the article's recipe allocates {gib(article)}, and reserves "
-        f"{small['peak_reserved_gib']:.1f} GiB where that reserves {article['peak_reserved_gib']:.1f}. It is as fast "
-        f"({times(small)}): on a GPU like this a step lasts as long as the CPU needs to launch its kernels. `fast` "
-        f"replays them as CUDA graphs: {times(fast)} the article's samples a second in {gib(fast)}, "
-        f"{times(dequantized)} "
-        f"in {gib(dequantized)} with `--dequantize`, and {times(frugal)} in {gib(frugal)} with `--tokens-per-pass "
-        "1024`, "
-        f"for a card of 6 GB. Its first run compiles, {fast['seconds_to_first_step']:.0f} s until the first step. The "
-        "rows of this benchmark are few, so its batches are more uneven, and padded more, than those of a real run.")
+        f"`small` allocates {gib(small)} where the article's recipe allocates {gib(article)}, reserves "
+        f"{gib(small, 'reserved')} where that reserves {gib(article, 'reserved')}, and makes {times(small)} its samples "
+        f"a second, with the same paged optimiser; with the longest rows in every batch it allocates {gib(longest)} and "
+        f"reserves {gib(longest, 'reserved')}. `fast` makes {times(fast)} the article's samples a second in "
+        f"{gib(fast)}, {times(dequantized)} in {gib(dequantized)} with `--dequantize`, and {times(frugal)} in "
+        f"{gib(frugal)} ({gib(frugal, 'reserved')} reserved) with `--tokens-per-pass 1024`, for a card of 6 GB. On a GPU "
+        "like this an eager step lasts as long as the CPU needs to launch its kernels one by one; both recipes replay "
+        f"them as CUDA graphs. A first run compiles, {fast['seconds_to_first_step']:.0f} s until the first step.")
 
 
 def captured_reading() -> str:

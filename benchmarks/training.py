@@ -35,6 +35,7 @@ from checkpoints import code_provenance
 from cuda_graphs import CapturedPass, compile_layers
 from data.records import DataError, write_json
 from models import default_device, load_model
+from trainer import RECIPES as TRAINER_RECIPES
 from trainer import (
     RightPaddingCollator,
     build_loraconfig,
@@ -48,22 +49,24 @@ ROWS_A_STEP = 16
 # What `build_train_arguments` is told, beside ``model`` (what `load_model` is told) and ``rows`` (if not the first
 # ones). Those below `fast` change a thing or two each, to show what it is worth.
 RECIPES = {
-    "article": {"recipe": "small", "tokens_per_pass": 0},
-    "small": {"recipe": "small"},
+    "article": {"recipe": "plain", "tokens_per_pass": 0},
+    "small": {"recipe": "small", "compile_layers": True},
     "fast": {"recipe": "fast", "compile_layers": True},
-    "no_checkpointing": {"recipe": "small", "gradient_checkpointing": False, "optim": "adamw_torch_fused"},
-    "small_compiled": {"recipe": "small", "compile_layers": True},
-    "small_longest_rows": {"recipe": "small", "rows": "longest"},
+    "plain": {"recipe": "plain"},
+    "plain_not_checkpointed": {"recipe": "plain", "gradient_checkpointing": False, "optim": "adamw_torch_fused"},
+    "plain_compiled": {"recipe": "plain", "compile_layers": True},
+    "plain_longest_rows": {"recipe": "plain", "rows": "longest"},
+    "small_not_compiled": {"recipe": "small", "compile_layers": False},
+    "small_longest_rows": {"recipe": "small", "compile_layers": True, "rows": "longest"},
     "fast_not_compiled": {"recipe": "fast", "compile_layers": False},
     "fast_dequantized": {"recipe": "fast", "compile_layers": True, "model": {"dequantize": True}},
     "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
     "fast_6_gb": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 1024},
-    "fast_3_gb": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 512, "optim": "paged_adamw_32bit"},
     "fast_longest_rows": {"recipe": "fast", "compile_layers": True, "rows": "longest"},
 }
 MAIN_RECIPES = ("article", "small", "fast")  # measured in every round, the others in the first
 WARM_UP_STEPS = 4  # of what is not captured
-EPOCHS_TIMED = 3  # of what is: its epoch lasts a second or two
+EPOCHS_TIMED = 2  # of what is
 
 
 class Clock(TrainerCallback):
@@ -102,7 +105,7 @@ def measure(recipe: str, folder: str, rows: Dataset, device: str, steps: int) ->
     options = dict(RECIPES[recipe])
     model, tokenizer = load_model(folder, device, **options.pop("model", {}))
     options.pop("rows", None)
-    captured = options["recipe"] == "fast" and device != "cpu"
+    captured = "cuda_graphs" in TRAINER_RECIPES[options["recipe"]] and device != "cpu"
     epoch = len(rows) // ROWS_A_STEP
     warm_up, timed = (epoch, EPOCHS_TIMED * epoch) if captured else (min(WARM_UP_STEPS, steps), steps)
     with tempfile.TemporaryDirectory() as output:

@@ -41,14 +41,15 @@ def test_rounds_take_turns_through_the_rows_and_the_longest_are_the_longest(base
 
 def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, run_folder, eval_file, tmp_path):
     output = tmp_path / "scoring.json"
-    methods = ["generate", "score", "score_dequantized", "score_merged"]
+    methods = ["generate", "score", "score_smaller_batches", "score_dequantized", "score_merged"]
     report = scoring.run(base, f"{run_folder}/checkpoint-80", eval_file, methods=methods, device="cpu",
                          output=str(output))
     assert json.loads(output.read_text()) == report and list(report["methods"]) == methods
     assert report["methods"]["score"]["max_probability_difference"] == 0
+    assert report["methods"]["score_smaller_batches"]["max_probability_difference"] < 1e-5
     assert report["methods"]["score_dequantized"]["max_probability_difference"] < 1e-6
     assert 0 < report["methods"]["score_merged"]["max_probability_difference"] < 1e-3
-    assert scoring.table(report).count("\n") == 5
+    assert scoring.table(report).count("\n") == 6
 
 
 def test_flipped_labels_are_counted_beyond_the_borderline():

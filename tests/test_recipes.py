@@ -180,7 +180,7 @@ def test_graphs_that_cannot_be_captured_are_refused_in_one_line(base, train_file
 @pytest.mark.parametrize("cause, said", [
     (RuntimeError("operation not permitted when stream is capturing\nmore"),
      "a pass cannot be compiled or captured as a CUDA graph here (operation not permitted when stream is capturing); "
-     "take --recipe small\n"),
+     "take --recipe plain\n"),
     (torch.OutOfMemoryError("CUDA out of memory."),
      "out of memory: take --recipe small, or a smaller --tokens-per-pass; no checkpoint was written yet, "
      "go on with --resume\n"),
@@ -211,8 +211,17 @@ def test_the_free_memory_decides_how_large_a_pass_is():
     assert settings_for(1 * GIB) == trainer_module.RECIPES["small"]
 
 
+def test_without_bf16_or_with_several_gpus_the_recipe_is_plain(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 * GIB, 80 * GIB))
+    assert trainer_module._choose_recipe("auto", torch.float16) == trainer_module.RECIPES["plain"]
+    assert trainer_module._choose_recipe("auto", torch.bfloat16)["cuda_graphs"]
+    assert "recipe auto, torch.bfloat16, 79 GiB free: " in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert trainer_module._choose_recipe("auto", torch.bfloat16) == trainer_module.RECIPES["plain"]
+
+
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(DataError, match="recipe must be auto, small, fast, not 'tiny'"):
+    with pytest.raises(DataError, match="recipe must be auto, plain, small, fast, not 'tiny'"):
         trainer_module._choose_recipe("tiny", torch.bfloat16)
 
 
