@@ -11,7 +11,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from data.speakers import neutral_speakers, split_lines
-from metrics import classification_metrics, f1_difference
+from metrics import average_precision_difference, classification_metrics, f1_difference
 
 
 def build_baselines() -> dict[str, Pipeline | DummyClassifier]:
@@ -48,12 +48,14 @@ def fraud_probability(classifier: Pipeline | DummyClassifier, dialogues: Sequenc
 
 
 def against_baselines(records: Sequence[dict], answers: Sequence[bool], train: Sequence[dict] | None, *,
-                      untuned: np.ndarray | None = None, groups: Sequence[Hashable] | None = None) -> dict | None:
-    """Each baseline's metrics on `records`, and how far the F1 of `answers` lies above its own.
+                      scores: np.ndarray | None = None, untuned: np.ndarray | None = None,
+                      groups: Sequence[Hashable] | None = None) -> dict | None:
+    """Each baseline's metrics on `records`, and how far the model's F1 and average precision lie above its own.
 
     Args:
         answers: [records] the model's.
         train: the train split that baselines are fitted on; None to do without them.
+        scores: [records] the model's probabilities; None if it gave answers only.
         untuned: [records] probabilities of the model without its adapter.
         groups: [records] the dialogue of each; see `metrics.bootstrap`.
 
@@ -62,14 +64,26 @@ def against_baselines(records: Sequence[dict], answers: Sequence[bool], train: S
     """
     dialogues, y_true = [record["input"] for record in records], [record["label"] for record in records]
     fitted = fit_baselines(train) if train else {}
-    scores = {"untuned": untuned} if untuned is not None else {}
-    scores.update({name: fraud_probability(classifier, dialogues) for name, classifier in fitted.items()})
-    found = {name: {**classification_metrics(y_true, score >= 0.5, score),
-                    "model_f1_minus_this": f1_difference(y_true, answers, score >= 0.5, groups)}
-             for name, score in scores.items()}
+    others = {"untuned": untuned} if untuned is not None else {}
+    others.update({name: fraud_probability(classifier, dialogues) for name, classifier in fitted.items()})
+    found = {name: against_scores(y_true, answers, scores, other, groups) for name, other in others.items()}
     if fitted:
         found["one_word"]["rule"] = describe_one_word_rule(fitted["one_word"])
     return found or None
+
+
+def against_scores(y_true: Sequence[bool], answers: Sequence[bool], scores: np.ndarray | None, other: np.ndarray,
+                   groups: Sequence[Hashable] | None = None) -> dict:
+    """A baseline's metrics by its probabilities `other` [rows], and the model's minus them; see `against_baselines`.
+
+    ``model_average_precision_minus_this`` is None where the model has no `scores`.
+    """
+    return {
+        **classification_metrics(y_true, other >= 0.5, other),
+        "model_f1_minus_this": f1_difference(y_true, answers, other >= 0.5, groups),
+        "model_average_precision_minus_this":
+            None if scores is None else average_precision_difference(y_true, scores, other, groups),
+    }
 
 
 def describe_one_word_rule(fitted: Pipeline) -> str:

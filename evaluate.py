@@ -262,7 +262,7 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
         "intervals": {**confidence_intervals(y_true, y_pred, scores[rows], groups),
                       "resampled": "rows" if groups is None else "dialogues"},
         "at_prevalence": at_prevalence(y_true, y_pred, groups),
-        "baselines": against_baselines(answered, y_pred, train, groups=groups,
+        "baselines": against_baselines(answered, y_pred, train, scores=scores[rows], groups=groups,
                                        untuned=None if untuned is None else untuned[rows]),
     }
 
@@ -336,9 +336,10 @@ def print_summary(report: dict, *, debug: bool = False) -> None:
         print(f"  seen in training   {shared['near_duplicates']} rows nearly, "
               f"{shared['rows_sharing_a_line']:.1%} of rows in a whole line")
     for name, baseline in (report["baselines"] or {}).items():
-        difference = baseline["model_f1_minus_this"]
-        print(f"  {name:<18} f1 {_figure(baseline['f1'])}; the model's is {_verdict(difference)} "
-              f"({_interval(difference['interval'])})")
+        by_f1, by_area = baseline["model_f1_minus_this"], baseline["model_average_precision_minus_this"]
+        print(f"  {name:<18} f1 {_figure(baseline['f1'])}; the model's is {_verdict(by_f1)} "
+              f"({_interval(by_f1['interval'])}); average precision {_figure(baseline['average_precision'])}; "
+              f"the model's is {_verdict(by_area)} ({_interval(by_area['interval'])})")
 
 
 def _figure(value: float | None) -> str:

@@ -35,11 +35,25 @@ def _ratio(part: float, whole: float) -> float:
 
 def average_precision(y_true: Sequence[bool], y_score: Sequence[float], weights: np.ndarray | None = None) -> float:
     """Area under the precision-recall curve; NaN where there is nothing to find."""
-    from sklearn.metrics import average_precision_score  # slow to import, and only reports need it
+    return average_precision_of(y_true, y_score)(weights)
 
-    if not np.any(np.asarray(y_true) if weights is None else weights[np.asarray(y_true)]):
-        return float("nan")
-    return float(average_precision_score(y_true, y_score, sample_weight=weights))
+
+def average_precision_of(y_true: Sequence[bool], y_score: Sequence[float]) -> Callable[[np.ndarray | None], float]:
+    """`average_precision` as a function of the weights: the rows are sorted once, not anew in every resample."""
+    y_true, y_score = np.asarray(y_true, dtype=float), np.asarray(y_score, dtype=float)
+    order = np.argsort(-y_score, kind="stable")
+    ends = np.flatnonzero(np.diff(y_score[order], append=np.nan) != 0)  # rows of one score are found together
+    y_true = y_true[order]
+
+    def area(weights: np.ndarray | None = None) -> float:
+        weights = np.ones(len(order)) if weights is None else weights[order]
+        alarms, found = np.cumsum(weights)[ends], np.cumsum(weights * y_true)[ends]
+        if not len(found) or not found[-1]:
+            return float("nan")
+        precision = found / np.where(alarms > 0, alarms, 1)
+        return float(np.diff(found, prepend=0) @ precision / found[-1])
+
+    return area
 
 
 def classification_metrics(y_true: Sequence[bool], y_pred: Sequence[bool],
@@ -65,12 +79,13 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
     Where a proportion is 0 or 1 every resample agrees and the bootstrap knows no uncertainty: there, Wilson's
     interval over the number of dialogues (or rows) stands in.
     """
-    y_true = np.asarray(y_true, dtype=bool)
+    y_true, y_pred = np.asarray(y_true, dtype=bool), np.asarray(y_pred, dtype=bool)
+    area = average_precision_of(y_true, y_score) if y_score is not None else None
 
     def statistics(weights: np.ndarray) -> dict[str, float]:
         found = rates(confusion_counts(y_true, y_pred, weights))
-        if y_score is not None:
-            found["average_precision"] = average_precision(y_true, y_score, weights)
+        if area is not None:
+            found["average_precision"] = area(weights)
         return found
 
     intervals = bootstrap(statistics, len(y_true), groups)
@@ -79,7 +94,7 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
         whole = int(sum(counts[cell] for cell in cells))
         part = int(counts["tp"] + counts["tn"] if name == "accuracy" else counts["tp"])
         if whole and part in (0, whole):
-            rows = _rows_of(name, y_true, np.asarray(y_pred, dtype=bool))
+            rows = _rows_of(name, y_true, y_pred)
             independent = len(set(np.asarray(groups, dtype=object)[rows])) if groups is not None else whole
             wilson = binomtest(independent if part else 0, independent).proportion_ci(LEVEL, method="wilson")
             intervals[name] = [wilson.low, wilson.high]
@@ -97,12 +112,18 @@ def rate_differences(y_true: Sequence[bool], y_pred: Sequence[bool], other: Sequ
 
     The two answers of a row are drawn together, so that what makes a row hard for both cancels out.
     """
+    y_true, y_pred, other = (np.asarray(labels, dtype=bool) for labels in (y_true, y_pred, other))
 
     def differences(weights: np.ndarray | None) -> dict[str, float]:
         first, second = (rates(confusion_counts(y_true, answers, weights)) for answers in (y_pred, other))
         return {name: first[name] - second[name] for name in names}
 
-    intervals = bootstrap(differences, len(y_true), groups)
+    return _with_intervals(differences, len(y_true), groups)
+
+
+def _with_intervals(differences: Callable[[np.ndarray | None], dict[str, float]], n_rows: int,
+                    groups: Sequence[Hashable] | None) -> dict[str, dict]:
+    intervals = bootstrap(differences, n_rows, groups)
     return {name: {"value": none_if_nan(value), "interval": intervals[name]}
             for name, value in differences(None).items()}
 
@@ -111,6 +132,14 @@ def f1_difference(y_true: Sequence[bool], y_pred: Sequence[bool], other: Sequenc
                   groups: Sequence[Hashable] | None = None) -> dict:
     """F1 of `y_pred` minus F1 of `other` on the same rows, with the 95 % interval of the paired bootstrap."""
     return rate_differences(y_true, y_pred, other, groups, names=("f1",))["f1"]
+
+
+def average_precision_difference(y_true: Sequence[bool], y_score: Sequence[float], other: Sequence[float],
+                                 groups: Sequence[Hashable] | None = None) -> dict:
+    """Average precision of the scores `y_score` minus that of `other` on the same rows; see `f1_difference`."""
+    first, second = (average_precision_of(y_true, scores) for scores in (y_score, other))
+    found = _with_intervals(lambda weights: {"difference": first(weights) - second(weights)}, len(y_true), groups)
+    return found["difference"]
 
 
 def bootstrap(statistics: Callable[[np.ndarray], dict[str, float]], n_rows: int,

@@ -1,11 +1,13 @@
 """What each part of the recipe buys: the data or the training changed in one way, every change with several seeds.
 
     python -m benchmarks.ablations --model M --source DIALOGS [--seeds 0 1 2] [--variants NAME ...] [--also F.jsonl ...]
+    python -m benchmarks.ablations --merge A.json B.json ... [--output ALL.json]
 
 A row is one variant with one seed, which deals the dialogues and begins the training: within a seed all variants are
-judged on the same test dialogues. Rows are added to --output as they are done, and those that are there are not made
-again; a run that was killed goes on when it is started again. ``--prepare-only`` makes the data of all rows, which
-needs no GPU, so that none waits for it later.
+judged on the same test dialogues. Recipes are to be chosen by the eval split, so that test stays unseen until then.
+Rows are added to --output as they are done, and those that are there are not made again; a run that was killed goes on
+when it is started again. Several may run side by side, each with its own --output; ``--merge`` puts these together.
+``--prepare-only`` makes the data of all rows and TF-IDF's scores, which needs no GPU, so that none waits for it later.
 """
 
 import argparse
@@ -13,17 +15,22 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
+import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 from datasets import disable_progress_bars
 from peft import LoraConfig
 
+from baselines import against_scores, build_tfidf, fraud_probability
 from calibration import calibrate, calibrated
 from checkpoints import code_provenance, describe_base, file_sha256, source_commit
 from data.prepare import prepare
@@ -41,7 +48,8 @@ from trainer import (
     load_dataset,
 )
 
-# Each changes one part: of data.prepare, of the task, of the training arguments, or of LoRA.
+SIX_LENGTHS = [100, 150, 200, 300, 400, 500]
+# Each changes one part, or two: of data.prepare, of the task, of the training arguments, or of LoRA.
 VARIANTS = {
     "as it is": {},
     "speaker names kept": {"task": {"neutral_speakers": False}},
@@ -50,19 +58,26 @@ VARIANTS = {
     "half as many negatives": {"data": {"negatives_per_positive": 0.5}},
     "half as many, balanced by source": {"data": {"negatives_per_positive": 0.5, "balance_sources": True}},
     "noisy copies of half the train set": {"data": {"augment": 0.5}},
+    "pieces of six lengths": {"data": {"train_lengths": SIX_LENGTHS}},
+    "six lengths, noisy copies": {"data": {"train_lengths": SIX_LENGTHS, "augment": 0.5}},
     "one epoch": {"training": {"num_train_epochs": 1}},
+    "three epochs": {"training": {"num_train_epochs": 3}},
+    "learning rate 1e-4": {"training": {"learning_rate": 1e-4}},
     "learning rate 3e-4": {"training": {"learning_rate": 3e-4}},
-    "learning rate 1e-3": {"training": {"learning_rate": 1e-3}},
     "rank 64": {"lora": {"r": 64, "lora_alpha": 128}},
     "no dropout": {"lora": {"lora_dropout": 0.0}},
 }
 OPTIONS = {
     "data": set(inspect.signature(prepare).parameters) - {"source", "output", "seed"},
     "task": {field.name for field in dataclasses.fields(Task)},
-    "training": {field.name for field in dataclasses.fields(FraudTrainingArguments)} | {"gradient_checkpointing"},
+    "training": {field.name for field in dataclasses.fields(FraudTrainingArguments)}
+                | {"gradient_checkpointing", "recipe"},  # which build_train_arguments reads besides
     "lora": {field.name for field in dataclasses.fields(LoraConfig)},
 }
 FIGURES = ("precision", "recall", "f1", "average_precision")
+ROOT = Path(__file__).parents[1]
+PREPARING = ROOT / "data"
+BASELINES = ROOT / "baselines.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Job:
         scratch: folder for prepared data, which rows share where they can.
         also: further JSONL files to judge every row on.
         training: arguments of every row; a variant's own come on top.
+        scores: folder for the probabilities of every row; None to keep none.
     """
 
     model: str
@@ -82,6 +98,7 @@ class Job:
     device: str
     also: tuple[str, ...] = ()
     training: dict = dataclasses.field(default_factory=dict)
+    scores: Path | None = None
 
 
 def run(job: Job, variants: dict[str, dict], seeds: Sequence[int], output: str | Path) -> dict:
@@ -99,8 +116,11 @@ def run(job: Job, variants: dict[str, dict], seeds: Sequence[int], output: str |
             if _has_row(report, name, seed, settings, output):
                 continue
             print(f"{name}, seed {seed}", flush=True)
-            report["rows"].append({"variant": name, "seed": seed, "settings": settings,
-                                   **make_row(job, variant, seed), "commit": source_commit()})
+            row, scores = make_row(job, variant, seed)
+            if job.scores is not None:
+                write_scores(job.scores / f"{slug(name)}-{seed}.npz", scores)
+            report["rows"].append({"variant": name, "seed": seed, "settings": settings, **row,
+                                   "commit": source_commit()})
             report["provenance"] = _provenance(job)
             write_json(output, report)
     return report
@@ -111,7 +131,7 @@ def _read_report(output: str | Path) -> dict:
         return {"rows": [], "provenance": {}}
     try:
         report = json.loads(Path(output).read_text(encoding="utf-8"))
-        report["rows"] = list(report["rows"])
+        report["rows"] = [{**row, "variant": row["variant"], "seed": row["seed"]} for row in report["rows"]]
         return report
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{output}: not a file of this command; name another --output") from None
@@ -128,8 +148,12 @@ def _has_row(report: dict, name: str, seed: int, settings: dict, output: str | P
     return True
 
 
-def make_row(job: Job, variant: dict, seed: int) -> dict:
-    """Trains one variant and judges it; its checkpoints are not kept."""
+def make_row(job: Job, variant: dict, seed: int) -> tuple[dict, dict[str, np.ndarray]]:
+    """Trains one variant and judges it; its checkpoints are not kept.
+
+    Returns:
+        the row, and the calibrated probabilities of each set that it was judged on.
+    """
     data = prepared(job, variant.get("data", {}), seed)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -142,39 +166,105 @@ def make_row(job: Job, variant: dict, seed: int) -> dict:
                                 build_loraconfig(**variant.get("lora", {})), train, held_out)
         trainer.train()
         seconds = time.perf_counter() - started
-        tuned = trainer.model
-        task = fit_task(tuned, tokenizer, str(data / "eval.jsonl"))
-        paths = {"test": str(data / "test.jsonl"), **{Path(path).name: path for path in job.also}}
-        return {
+        started = time.perf_counter()
+        task, judged_on, scores = judge_model(trainer.model, tokenizer, data, job.also)
+        row = {
+            "data": data.name,
             "train_rows": len(train),
             "eval_loss": trainer.state.best_metric,
             "steps": trainer.state.global_step,
             "training_seconds": seconds,
+            "judging_seconds": time.perf_counter() - started,
             "temperature": task.temperature,
-            "judged_on": {name: judge(tuned, tokenizer, task, path) for name, path in paths.items()},
+            "judged_on": judged_on,
         }
+        return row, scores
 
 
-def fit_task(model, tokenizer, eval_path: str) -> Task:
-    """The model's task with a temperature from the eval split; the threshold stays, so that rows can be compared."""
-    records = read_records(eval_path, Skipped())
+def judge_model(model, tokenizer, data: Path, also: Sequence[str]) -> tuple[Task, dict[str, dict], dict]:
+    """The model's task with a temperature from the eval split, and its figures and probabilities on every set.
+
+    The threshold stays, so that rows can be compared. The eval split is judged without probes: it is there to choose.
+    """
+    paths = judged_paths(data, also)
+    sets = {name: read_records(path, Skipped()) for name, path in paths.items()}
     encoder = PromptEncoder(tokenizer, model.lineage.task)
-    scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in records]))
-    return calibrate([record["label"] for record in records], scores, model.lineage.task)[0]
-
-
-def judge(model, tokenizer, task: Task, path: str) -> dict:
-    """Metrics with intervals, and each probe's precision, recall and F1 with their changes."""
-    records = read_records(path, Skipped())
+    prompts = {name: encoder.prompts([record["input"] for record in records]) for name, records in sets.items()}
+    raw_scores = {name: score_prompts(model, encoder, rows) for name, rows in prompts.items()}
+    task = calibrate([record["label"] for record in sets["eval"]], raw_scores["eval"], encoder.task)[0]
+    scores = {name: calibrated(raw, task.temperature) for name, raw in raw_scores.items()}
+    tfidf = tfidf_scores(data, paths)
+    judged = {name: judge(sets[name], scores[name], task.threshold, tfidf[name]) for name in sets}
     encoder = PromptEncoder(tokenizer, task)
-    prompts = encoder.prompts([record["input"] for record in records])
-    scores = calibrated(score_prompts(model, encoder, prompts), task.temperature)
-    y_true, y_pred = [record["label"] for record in records], scores >= task.threshold
-    groups = [record["case"] for record in records] if all("case" in record for record in records) else None
-    probes = probe_report(model, encoder, records, prompts, scores, threshold=task.threshold, groups=groups)
+    for name in sets.keys() - {"eval"}:
+        probes = probe_report(model, encoder, sets[name], prompts[name], scores[name], threshold=task.threshold,
+                              groups=groups_of(sets[name]))
+        judged[name]["probes"] = {probe: {key: found[key] for key in (*FIGURES, "change")}
+                                  for probe, found in probes.items()}
+    return task, judged, scores
+
+
+def judged_paths(data: Path, also: Sequence[str]) -> dict[str, Path]:
+    """What a row is judged on, by name."""
+    return {"eval": data / "eval.jsonl", "test": data / "test.jsonl", **{Path(path).name: Path(path) for path in also}}
+
+
+def judge(records: Sequence[dict], scores: np.ndarray, threshold: float, tfidf: np.ndarray) -> dict:
+    """Metrics with intervals, and TF-IDF's with the differences to it.
+
+    Args:
+        scores, tfidf: [records] probabilities of the model and of TF-IDF, whose threshold is 0.5.
+    """
+    y_true, y_pred, groups = [record["label"] for record in records], scores >= threshold, groups_of(records)
     return {"n": len(records), **classification_metrics(y_true, y_pred, scores),
             "intervals": confidence_intervals(y_true, y_pred, scores, groups),
-            "probes": {name: {key: probe[key] for key in (*FIGURES, "change")} for name, probe in probes.items()}}
+            "tfidf": against_scores(y_true, y_pred, scores, tfidf, groups)}
+
+
+def groups_of(records: Sequence[dict]) -> list[str] | None:
+    """The dialogue that each record is a piece of, where all records say so."""
+    return [record["case"] for record in records] if all("case" in record for record in records) else None
+
+
+def tfidf_scores(data: Path, paths: dict[str, Path]) -> dict[str, np.ndarray]:
+    """[records] probabilities of TF-IDF fitted on the train split of `data`, by the names of `paths`.
+
+    They lie in `data` once they are made, in a file for each set that is named after what was scored, and by what.
+    """
+    code = file_sha256(BASELINES)
+    kept = {name: data / f"tfidf-{hashlib.sha256((code + file_sha256(path)).encode()).hexdigest()[:16]}.npy"
+            for name, path in paths.items()}
+    missing = [name for name in paths if not kept[name].is_file()]
+    if missing:
+        train = read_records(data / "train.jsonl", Skipped())
+        fitted = build_tfidf().fit([record["input"] for record in train], [record["label"] for record in train])
+        for name in missing:
+            dialogues = [record["input"] for record in read_records(paths[name], Skipped())]
+            scores = fraud_probability(fitted, dialogues).astype(np.float32)
+            _write_arrays(kept[name], lambda file, scores=scores: np.save(file, scores))
+    return {name: np.load(path) for name, path in kept.items()}
+
+
+def write_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
+    """Writes the probabilities of a row, in float32 and in the order of the records, an array a set."""
+    _write_arrays(path, lambda file: np.savez(file, **{name: rows.astype(np.float32) for name, rows in scores.items()}))
+
+
+def _write_arrays(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Complete or not there, also where several processes write the same."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            write(file)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def slug(name: str) -> str:
+    """A variant's name as part of a file's."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def prepared(job: Job, options: dict, seed: int) -> Path:
@@ -185,9 +275,6 @@ def prepared(job: Job, options: dict, seed: int) -> Path:
     if not (folder / "leakage.json").is_file():  # which is written last
         prepare(job.source, folder, seed=seed, **options)
     return folder
-
-
-PREPARING = Path(__file__).parents[1] / "data"
 
 
 def _fingerprint(path: str | Path) -> str:
@@ -204,22 +291,61 @@ def _provenance(job: Job) -> dict:
             "device": torch.cuda.get_device_name() if job.device.startswith("cuda") else "cpu", **code_provenance()}
 
 
+def merge(files: Sequence[str], output: str | Path) -> dict:
+    """Adds the rows of several reports to those of `output`; returns all it then holds.
+
+    Raises:
+        DataError: a file is no report, or two rows of one name and seed differ.
+    """
+    report = _read_report(output)
+    rows = {(row["variant"], row["seed"]): row for row in report["rows"]}
+    for path in files:
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file")
+        more = _read_report(path)
+        report["provenance"] = more["provenance"]
+        for row in more["rows"]:
+            name, seed = row["variant"], row["seed"]
+            if rows.setdefault((name, seed), row) != row:
+                raise DataError(f"{path}: {name!r} with seed {seed} is another row than the one merged before; "
+                                "leave one out, or name another --output")
+    report["rows"] = list(rows.values())
+    write_json(output, report)
+    return report
+
+
 def table(report: dict, judged_on: str = "test") -> str:
     """Each variant's mean over its seeds, with the lowest and the highest, as a Markdown table."""
     names = list(dict.fromkeys(row["variant"] for row in report["rows"]))
-    lines = ["| variant | seeds | precision | recall | F1 | average precision | recall under noise |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [f"| variant, judged on {judged_on} | seeds | F1 | average precision | F1 minus TF-IDF's "
+             "| average precision minus TF-IDF's | lowest recall of all probes | recall under noise |",
+             "|---|---|---|---|---|---|---|---|"]
     for name in names:
-        rows = [row["judged_on"][judged_on] for row in report["rows"] if row["variant"] == name]
-        cells = [_spread([row[figure] for row in rows]) for figure in FIGURES]
-        noisy = _spread([row["probes"]["asr_noise"]["recall"] for row in rows])
-        lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {noisy} |")
+        found = [row["judged_on"][judged_on] for row in report["rows"]
+                 if row["variant"] == name and judged_on in row["judged_on"]]
+        if found:
+            columns = zip(*map(_cells, found), strict=True)
+            lines.append(f"| {name} | {len(found)} | {' | '.join(map(_spread, columns))} |")
     return "\n".join(lines)
+
+
+def tables(report: dict) -> str:
+    """`table` for all that rows were judged on."""
+    sets = dict.fromkeys(name for row in report["rows"] for name in row["judged_on"])
+    return "\n\n".join(table(report, name) for name in sets)
+
+
+def _cells(judged: dict) -> list[float | None]:
+    recalls = [probe["recall"] for probe in judged.get("probes", {}).values()]
+    return [judged["f1"], judged["average_precision"], judged["tfidf"]["model_f1_minus_this"]["value"],
+            judged["tfidf"]["model_average_precision_minus_this"]["value"],
+            min(recalls) if recalls and None not in recalls else None,
+            judged["probes"]["asr_noise"]["recall"] if recalls else None]
 
 
 def _spread(values: Sequence[float | None]) -> str:
     if None in values:
-        return "undefined"
+        return "-"
     return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
@@ -265,8 +391,8 @@ def _option(text: str) -> tuple[str, object]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
-    parser.add_argument("--source", required=True, help="folder of dialogue CSVs")
+    parser.add_argument("--model", help="a folder, a Hugging Face hub id, or modelscope:ID")
+    parser.add_argument("--source", help="folder of dialogue CSVs")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--more-variants", metavar="FILE", help="JSON with variants of your own, run besides")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -274,38 +400,54 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--training", type=_option, nargs="*", default=[], metavar="NAME=VALUE",
                         help="training arguments of every row, as max_steps=100")
     parser.add_argument("--scratch", default="outputs/ablations", help="where prepared data is kept")
-    parser.add_argument("--prepare-only", action="store_true", help="make the data of all rows and stop")
+    parser.add_argument("--scores", metavar="DIR", help="keep the probabilities of every row, DIR/VARIANT-SEED.npz")
+    parser.add_argument("--prepare-only", action="store_true", help="make the data of all rows and stop; no --model")
+    parser.add_argument("--merge", nargs="+", metavar="FILE", help="add the rows of these to --output, make none")
     parser.add_argument("--output", default="results/ablations.json")
     parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not args.merge and (args.source is None or args.model is None and not args.prepare_only):
+        parser.error("--model and --source are needed, unless for --merge")
     disable_progress_bars()
-    job = Job(args.model, args.source, Path(args.scratch), args.device, tuple(args.also), dict(args.training))
     try:
-        require_known("training", job.training, "--training")
-        variants = {**VARIANTS, **(read_variants(args.more_variants) if args.more_variants else {})}
-        unknown = [name for name in args.variants or () if name not in variants]
-        if unknown:
-            raise DataError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, variants))}")
-        variants = {name: variants[name] for name in args.variants or variants}
-        for path in job.also:
-            read_records(path, Skipped())  # what is wrong with it is said now, not after hours
-        if args.prepare_only:
-            for seed in args.seeds:
-                for variant in variants.values():
-                    print(prepared(job, variant.get("data", {}), seed), flush=True)
-            return 0
-        report = run(job, variants, args.seeds, args.output)
+        report = merge(args.merge, args.output) if args.merge else _run(args)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    print(table(report))
+    if report is not None:
+        print(tables(report))
     return 0
+
+
+def _run(args: argparse.Namespace) -> dict | None:
+    """Makes the rows that are asked for, or their data only (None)."""
+    job = Job(args.model, args.source, Path(args.scratch), args.device, tuple(args.also), dict(args.training),
+              Path(args.scores) if args.scores else None)
+    require_known("training", job.training, "--training")
+    variants = {**VARIANTS, **(read_variants(args.more_variants) if args.more_variants else {})}
+    unknown = [name for name in args.variants or () if name not in variants]
+    if unknown:
+        raise DataError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, variants))}")
+    variants = {name: variants[name] for name in args.variants or variants}
+    if len(set(map(slug, variants))) < len(variants):
+        raise DataError(f"two variants would keep their scores in one file: {', '.join(sorted(variants, key=slug))}")
+    for path in job.also:
+        read_records(path, Skipped())  # what is wrong with it is said now, not after hours
+    if not args.prepare_only:
+        return run(job, variants, args.seeds, args.output)
+    for seed in args.seeds:
+        for variant in variants.values():
+            data = prepared(job, variant.get("data", {}), seed)
+            tfidf_scores(data, judged_paths(data, job.also))
+            print(data, flush=True)
+    return None
 
 
 if __name__ == "__main__":

@@ -1,25 +1,42 @@
 #!/usr/bin/env bash
-# The run behind results/standin_*.json, from dialogues to reports: the test split, the article's eval set, and, on 400
-# rows of the test split, how often a written answer agrees with the score.
+# The runs behind results/standin_*.json and early_warning.json, from dialogues to reports: for each of three seeds, which
+# deal the dialogues to the splits and begin the training, temperature and threshold from the eval split, then the test
+# split and the article's eval set; with the first seed also how early a dialogue is found out, and, on 400 rows, how
+# often a written answer agrees with the score.
 #
 #   benchmarks/standin.sh MODEL DIALOGS EVAL0819.jsonl OUTPUT
 #
 # MODEL was a small pretrained model (Gemma 3 270M, cut vocabulary) that stands in for Qwen2-1.5B-Instruct where its
-# weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. The learning rate and the
-# number of epochs were chosen by loss and F1 on the eval split; the test split was looked at afterwards.
+# weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. How the data is prepared and
+# how the model is trained was chosen by figures on the eval split (results/ablations.json).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
 
-python3 -m data.prepare --source "$dialogs" --output "$output/data"
-python3 trainer.py --model "$model" --train "$output/data/train.jsonl" --eval "$output/data/eval.jsonl" \
-    --output "$output/run" --num-train-epochs 2 --learning-rate 1e-3 --lora-dropout 0.05 \
-    --per-device-train-batch-size 64 --per-device-eval-batch-size 64 --eval-steps 160 --save-steps 160
-python3 evaluate.py --model "$model" --checkpoint "$output/run" --data "$output/data/test.jsonl" \
-    --output "$output/standin_split_by_case.json" &
-python3 evaluate.py --model "$model" --checkpoint "$output/run" --data "$eval0819" \
-    --output "$output/standin_eval0819.json" &
-head -n 400 "$output/data/test.jsonl" >"$output/data/test400.jsonl"
-python3 evaluate.py --model "$model" --checkpoint "$output/run" --data "$output/data/test400.jsonl" --method generate \
+one_seed() {
+    local seed=$1 suffix=$2 data=$output/data-$1 run=$output/run-$1
+    python3 -m data.prepare --source "$dialogs" --output "$data" --seed "$seed"
+    python3 trainer.py --model "$model" --train "$data/train.jsonl" --eval "$data/eval.jsonl" --output "$run" \
+        --seed "$seed" --num-train-epochs 2 --learning-rate 1e-3 --tokens-per-pass 16384 \
+        --per-device-train-batch-size 64 --per-device-eval-batch-size 128 --eval-steps 196 --save-steps 196
+    python3 evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate --cost-ratio 1
+    python3 evaluate.py --model "$model" --checkpoint "$run" --data "$data/test.jsonl" \
+        --output "$output/standin_split_by_case$suffix.json" &
+    python3 evaluate.py --model "$model" --checkpoint "$run" --data "$eval0819" \
+        --output "$output/standin_eval0819$suffix.json" &
+    wait
+}
+
+one_seed 0 "" &
+one_seed 1 _seed1 &
+one_seed 2 _seed2 &
+wait
+
+data=$output/data-0 run=$output/run-0
+cp "$data/leakage.json" "$output/standin_leakage.json"
+head -n 400 "$data/test.jsonl" >"$data/test400.jsonl"
+python3 evaluate.py --model "$model" --checkpoint "$run" --data "$data/test400.jsonl" --method generate \
     --output "$output/standin_generate.json" &
+python3 early_warning.py --model "$model" --checkpoint "$run" --source "$dialogs" --eval "$data/eval.jsonl" \
+    --test "$data/test.jsonl" --output "$output/early_warning.json" &
 wait

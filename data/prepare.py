@@ -157,13 +157,14 @@ def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) ->
 
 
 def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = PIECE_LENGTHS,
-            shares: Sequence[float] = SHARES, negatives_per_positive: float = 1.0, balance_sources: bool = False,
-            keep_hard_negatives: bool = True, near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0,
-            seed: int = 0) -> dict:
+            train_lengths: Sequence[int] | None = None, shares: Sequence[float] = SHARES,
+            negatives_per_positive: float = 1.0, balance_sources: bool = False, keep_hard_negatives: bool = True,
+            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, seed: int = 0) -> dict:
     """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes.
 
     Args:
         lengths: of the pieces, in characters.
+        train_lengths: of those of train, where they are others; eval and test stay what they are.
         shares: of the dialogues, for train, eval and test.
         negatives_per_positive, balance_sources: see `rebalance`; of train only.
         keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
@@ -173,7 +174,8 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
     skipped = Skipped()
     dialogues = read_dialogues(source, skipped)
     cases = split_by_case(dialogues, shares=shares, seed=seed)
-    splits = {name: [record for dialogue in cases[name] for record in cut_dialogue(dialogue, lengths)]
+    lengths_of = {**dict.fromkeys(SPLITS, lengths), "train": train_lengths or lengths}
+    splits = {name: [record for dialogue in cases[name] for record in cut_dialogue(dialogue, lengths_of[name])]
               for name in SPLITS}
     cut = {name: len(records) for name, records in splits.items()}
     removed = remove_near_duplicates(splits, threshold=near_duplicate)
@@ -190,8 +192,8 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
                             "of both kinds")
         random.Random(seed).shuffle(splits[name])
     report = {
-        "settings": {"lengths": list(lengths), "shares": list(shares), "seed": seed,
-                     "negatives_per_positive": negatives_per_positive, "balance_sources": balance_sources,
+        "settings": {"lengths": list(lengths), "train_lengths": list(lengths_of["train"]), "shares": list(shares),
+                     "seed": seed, "negatives_per_positive": negatives_per_positive, "balance_sources": balance_sources,
                      "keep_hard_negatives": keep_hard_negatives, "near_duplicate": near_duplicate, "augment": augment},
         "skipped_lines": len(skipped),
         "skipped": [Path(place).name for place in skipped.places],
@@ -240,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder for train.jsonl, eval.jsonl, test.jsonl, leakage.json")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(PIECE_LENGTHS),
                         help="piece lengths in characters (default: %(default)s)")
+    parser.add_argument("--train-lengths", type=int, nargs="+", help="of the train pieces (default: as --lengths)")
     parser.add_argument("--shares", type=float, nargs=3, default=list(SHARES), metavar=("TRAIN", "EVAL", "TEST"))
     parser.add_argument("--negatives-per-positive", type=float, default=1.0, help="in train only (default: 1)")
     parser.add_argument("--balance-sources", action="store_true",
@@ -248,14 +251,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="of the train records, to add once more with a speech recogniser's noise (default: none)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if not all(0 < value < math.inf for value in (*args.lengths, *args.shares, args.negatives_per_positive)):
+    if not all(0 < value < math.inf for value in (
+            *args.lengths, *(args.train_lengths or ()), *args.shares, args.negatives_per_positive)):
         parser.error("lengths, shares and --negatives-per-positive must be above zero")
     if not 0 <= args.augment <= 1:
         parser.error("--augment must be from 0 to 1")
     try:
-        report = prepare(args.source, args.output, lengths=args.lengths, shares=args.shares,
-                         negatives_per_positive=args.negatives_per_positive, balance_sources=args.balance_sources,
-                         augment=args.augment, seed=args.seed)
+        report = prepare(args.source, args.output, lengths=args.lengths, train_lengths=args.train_lengths,
+                         shares=args.shares, negatives_per_positive=args.negatives_per_positive,
+                         balance_sources=args.balance_sources, augment=args.augment, seed=args.seed)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

@@ -3,12 +3,15 @@
 import json
 import random
 
+import numpy as np
 import pytest
 
 from benchmarks import ablations
-from data.records import Dialogue, Line, write_dialogues
+from data.records import Dialogue, Line, read_records, write_dialogues
+from metrics import average_precision
 
 STEPS = ["max_steps=2", "eval_steps=2", "save_steps=2", "learning_rate=0.01", "per_device_train_batch_size=4"]
+MINUS = ("model_f1_minus_this", "model_average_precision_minus_this")
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +67,48 @@ def test_rows_are_made_one_by_one_and_never_twice(command, eval_file, tmp_path, 
     assert report["rows"][:1] == first and [row["variant"] for row in report["rows"]] == names
     plain, noisy = report["rows"]
     assert noisy["train_rows"] == pytest.approx(1.5 * plain["train_rows"], abs=1) and plain["steps"] == 2
-    assert plain["judged_on"].keys() == {"test", "eval.jsonl"} and plain["judged_on"]["eval.jsonl"]["n"] == 20
+    assert plain["judged_on"].keys() == {"eval", "test", "eval.jsonl"}
+    assert plain["judged_on"]["eval.jsonl"]["n"] == 20 and "probes" not in plain["judged_on"]["eval"]
     assert plain["judged_on"]["test"]["n"] == noisy["judged_on"]["test"]["n"]  # the same test dialogues
     assert plain["judged_on"]["test"]["probes"]["speakers_renamed"]["change"]["recall"]["value"] in (0.0, None)
     assert report["provenance"]["device"] == "cpu" and report["provenance"]["versions"]["torch"]
-    assert len(capsys.readouterr().out.split("| as it is | 1 |")) == 2
+    assert len(capsys.readouterr().out.split("| as it is | 1 |")) == 4  # of eval, test and eval.jsonl
 
     monkeypatch.setattr(ablations, "make_row", None)  # nothing is left to do
     assert command(*options) == 0
     assert command(*options, "--training", "max_steps=3") == 2
     assert "was made with another training; name another --output" in capsys.readouterr().err
+
+
+def test_scores_are_kept_and_are_those_that_were_judged(command, scratch, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"One step!": {"training": {"max_steps": 1, "eval_steps": 1, "save_steps": 1,
+                                                          "recipe": "small"}}}))
+    assert command("--more-variants", str(own), "--variants", "One step!", "--scores", str(tmp_path / "scores")) == 0
+    row, = json.loads((tmp_path / "ablations.json").read_text())["rows"]
+    assert row["steps"] == 1
+    kept = np.load(tmp_path / "scores" / "one-step-3.npz")
+    assert set(kept) == {"eval", "test"}
+    for name in kept:
+        labels = [record["label"] for record in read_records(scratch / row["data"] / f"{name}.jsonl")]
+        judged, tfidf = row["judged_on"][name], row["judged_on"][name]["tfidf"]
+        assert kept[name].dtype == np.float32 and len(kept[name]) == judged["n"] == len(labels)
+        assert average_precision(labels, kept[name]) == pytest.approx(judged["average_precision"])
+        for figure, key in zip(("f1", "average_precision"), MINUS):
+            assert tfidf[key]["value"] == pytest.approx((judged[figure] or 0) - (tfidf[figure] or 0))
+
+
+def test_tfidf_is_fitted_once_for_all_that_is_judged(command, eval_file, source, scratch, monkeypatch):
+    fitted = []
+    build_tfidf = ablations.build_tfidf
+    monkeypatch.setattr(ablations, "build_tfidf", lambda: fitted.append(1) or build_tfidf())
+    options = ["--prepare-only", "--variants", "half as many negatives"]
+    assert command(*options) == command(*options) == 0 and len(fitted) == 1
+    assert command(*options, "--also", eval_file) == 0 and len(fitted) == 2
+    data = ablations.prepared(ablations.Job("", str(source), scratch, "cpu"),
+                              ablations.VARIANTS["half as many negatives"]["data"], 3)
+    scores = ablations.tfidf_scores(data, ablations.judged_paths(data, [eval_file]))
+    assert {name: len(rows) for name, rows in scores.items()}["eval.jsonl"] == 20 and len(fitted) == 2
 
 
 def test_data_is_prepared_ahead_and_shared_by_what_needs_the_same(command, monkeypatch, capsys):
@@ -84,14 +119,42 @@ def test_data_is_prepared_ahead_and_shared_by_what_needs_the_same(command, monke
     assert command("--prepare-only", "--variants", "as it is") == 0
 
 
-def test_the_table_shows_the_mean_and_the_spread_over_seeds():
-    def row(seed: int, f1: float) -> dict:
-        figures = {"precision": 0.5, "recall": f1, "f1": f1, "average_precision": 1.0}
-        return {"variant": "x", "seed": seed, "judged_on": {"test": {**figures, "probes": {"asr_noise": figures}}}}
+def made_row(variant: str, seed: int, f1: float) -> dict:
+    """A row as far as tables read it, with two probes."""
+    probes = {"asr_noise": {"recall": f1}, "meeting_style": {"recall": f1 - 0.5}}
+    judged = {"f1": f1, "average_precision": 1.0,
+              "tfidf": dict(zip(MINUS, ({"value": f1 - 0.6}, {"value": 0.0})))}
+    return {"variant": variant, "seed": seed, "judged_on": {"eval": judged, "test": {**judged, "probes": probes}}}
 
-    lines = ablations.table({"rows": [row(0, 0.8), row(1, 0.9)]}).split("\n")
-    assert lines[2] == ("| x | 2 | 0.500 (0.500 to 0.500) | 0.850 (0.800 to 0.900) | 0.850 (0.800 to 0.900) "
-                        "| 1.000 (1.000 to 1.000) | 0.850 (0.800 to 0.900) |")
+
+def test_the_tables_show_the_mean_and_the_spread_over_seeds():
+    made = ablations.tables({"rows": [made_row("x", 0, 0.8), made_row("x", 1, 0.9)]})
+    of_eval, of_test = (text.split("\n")[2] for text in made.split("\n\n"))
+    same = ("| x | 2 | 0.850 (0.800 to 0.900) | 1.000 (1.000 to 1.000) | 0.250 (0.200 to 0.300) "
+            "| 0.000 (0.000 to 0.000) ")
+    assert of_eval == same + "| - | - |"
+    assert of_test == same + "| 0.350 (0.300 to 0.400) | 0.850 (0.800 to 0.900) |"
+
+
+def test_reports_made_side_by_side_are_merged_unless_they_contradict_each_other(tmp_path, capsys):
+    def report(name: str, *rows: dict) -> str:
+        (tmp_path / name).write_text(json.dumps({"rows": rows, "provenance": {"made by": name}}))
+        return str(tmp_path / name)
+
+    first, second = report("a", made_row("x", 0, 0.8)), report("b", made_row("x", 1, 0.9), made_row("x", 0, 0.8))
+    output = ["--output", str(tmp_path / "all")]
+    assert ablations.main(["--merge", first, second, *output]) == 0
+    merged = json.loads((tmp_path / "all").read_text())
+    assert [(row["variant"], row["seed"]) for row in merged["rows"]] == [("x", 0), ("x", 1)]
+    assert merged["provenance"] == {"made by": "b"} and "| x | 2 | 0.850" in capsys.readouterr().out
+    for name, message in ((report("c", made_row("x", 1, 0.7)), "'x' with seed 1 is another row than the one merged"),
+                          (str(tmp_path / "none"), "no such file"), (report("d", {}), "not a file of this command")):
+        before = (tmp_path / "all").read_text()
+        assert ablations.main(["--merge", name, *output]) == 2
+        line, = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{name}: {message}") and (tmp_path / "all").read_text() == before
+    with pytest.raises(SystemExit):
+        ablations.main(["--model", "m"])
 
 
 @pytest.mark.parametrize("content, message", [
@@ -113,5 +176,8 @@ def test_unknown_variants_and_missing_files_are_said_before_anything_is_made(com
     assert capsys.readouterr().err.startswith("no variant 'none such'; there are 'as it is', ")
     assert command("--training", "no_such=1") == 2
     assert capsys.readouterr().err == "--training: training has no option 'no_such'\n"
+    (tmp_path / "more.json").write_text('{"Rank-64": {}}')
+    assert command("--more-variants", str(tmp_path / "more.json"), "--variants", "rank 64", "Rank-64") == 2
+    assert capsys.readouterr().err == "two variants would keep their scores in one file: rank 64, Rank-64\n"
     assert command("--also", str(tmp_path / "none.jsonl")) == 2
     assert capsys.readouterr().err == f"{tmp_path}/none.jsonl: no such file\n"

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from metrics import (
     average_precision,
+    average_precision_difference,
     bootstrap,
     classification_metrics,
     confidence_intervals,
@@ -83,6 +85,29 @@ def test_f1_difference_is_paired():
     assert found["value"] == pytest.approx(1 - 160 / 180)
     assert 0 < found["interval"][0] < found["value"] < found["interval"][1]
     assert f1_difference(y_true, worse, worse) == {"value": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_average_precision_is_scikit_learns_with_ties_and_weights():
+    rng = np.random.default_rng(0)
+    y_true, weights = rng.random(200) < 0.3, rng.integers(0, 4, 200)
+    for y_score in (rng.random(200), rng.integers(0, 8, 200) / 8, np.zeros(200)):
+        assert average_precision(y_true, y_score) == pytest.approx(average_precision_score(y_true, y_score))
+        assert average_precision(y_true, y_score, weights) == pytest.approx(
+            average_precision_score(y_true, y_score, sample_weight=weights))
+    assert np.isnan(average_precision(y_true, y_score, np.where(y_true, 0, weights)))
+
+
+def test_average_precision_difference_is_paired_and_resampled_by_dialogue():
+    y_true = np.arange(200) % 2 == 0
+    perfect, useless = y_true.astype(float), np.zeros(200)  # the second finds all rows together: its area is 1/2
+    found = average_precision_difference(y_true, perfect, useless)
+    assert found["value"] == 0.5 and 0.4 < found["interval"][0] < 0.5 < found["interval"][1] < 0.6
+    assert average_precision_difference(y_true, useless, useless) == {"value": 0.0, "interval": [0.0, 0.0]}
+    # Every dialogue has one row of each label, and resampled as a whole it keeps the share of 1/2.
+    by_dialogue = average_precision_difference(y_true, perfect, useless, groups=(np.arange(200) // 2).tolist())
+    assert by_dialogue == {"value": 0.5, "interval": [0.5, 0.5]}
+    nothing_to_find = average_precision_difference([False, False], [0.1, 0.2], [0.2, 0.1])
+    assert nothing_to_find == {"value": None, "interval": None}
 
 
 def test_bootstrap_of_nothing_is_none():

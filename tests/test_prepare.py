@@ -305,6 +305,19 @@ def test_what_is_taken_out_of_train_for_an_ablation_is_taken_out_of_train_alone(
     assert not any(r["category"] == "退款" and not r["label"] for r in easy["train"])
 
 
+def test_train_pieces_may_have_lengths_of_their_own(tmp_path):
+    write_corpus(tmp_path)
+    usual = prepare(tmp_path, tmp_path / "usual", lengths=(13, 100))
+    done = run_command("--source", tmp_path, "--output", tmp_path / "own", "--lengths", 13, 100, "--train-lengths", 13)
+    assert done.returncode == 0
+    plain, own = read_splits(tmp_path / "usual"), read_splits(tmp_path / "own")
+    assert own["eval"] == plain["eval"] and own["test"] == plain["test"]
+    assert max(len(r["input"].split("\n")) for r in own["train"]) == 1 < max(
+        len(r["input"].split("\n")) for r in plain["train"])
+    settings = json.loads((tmp_path / "own" / "leakage.json").read_text(encoding="utf-8"))["settings"]
+    assert settings == {**usual["settings"], "train_lengths": [13]} and usual["settings"]["train_lengths"] == [13, 100]
+
+
 def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp_path):
     lines = [("客服", "您的快递丢失了，请点开链接填写银行卡号办理理赔。", True)]
     write_corpus(tmp_path)
@@ -353,7 +366,7 @@ def test_an_output_that_cannot_be_written_to_ends_with_one_line_and_code_2(tmp_p
 
 
 @pytest.mark.parametrize("option", [
-    ["--lengths", "0"], ["--shares", "0", "1", "1"], ["--shares", "nan", "1", "1"],
+    ["--lengths", "0"], ["--train-lengths", "0"], ["--shares", "0", "1", "1"], ["--shares", "nan", "1", "1"],
     ["--negatives-per-positive", "0"], ["--negatives-per-positive", "inf"], ["--seed", "x"],
 ])
 def test_options_that_make_no_sense_end_with_code_2(tmp_path, capsys, option):
