@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from transformers import PrinterCallback, TrainerCallback
 
 import demo
@@ -28,6 +29,9 @@ from trainer import build_loraconfig, build_train_arguments, build_trainer, load
 ROOT = Path(__file__).resolve().parent
 PUBLIC_DIALOGS = ROOT / "data" / "public" / "dialogs"
 REAL_MODEL = "Qwen/Qwen2-1.5B-Instruct"
+STAND_IN = """\
+Qwen2-1.5B's own weights were not available: {name} stands in for it. What is said of Qwen2-1.5B's memory and
+speed was measured on its real architecture, with random weights."""
 SAMPLE_DIALOGUES = 4000
 
 
@@ -68,21 +72,24 @@ class Workspace:
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
         corpus = "our sample corpus" if self.ours else "dialogues of the public corpus"
         counts = ", ".join(f"{sum(1 for _ in open(self.data / f'{name}.jsonl', 'rb')):,} {name}" for name in SPLITS)
-        return f"{Path(self.model).name} on {gpu}; {corpus}, split by dialogue: {counts}"
+        name = Path(self.model).name
+        line = f"{name} on {gpu}; {corpus}, split by dialogue: {counts}"
+        return line if name == Path(REAL_MODEL).name else f"{line}\n{STAND_IN.format(name=name)}"
 
 
 def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
-    """The best that is here; prepares the dialogues the first time, and prints a line that says what it is."""
+    """The best that is here; prepares the dialogues the first time, and prints what it is."""
     on_gpu = torch.cuda.is_available()
     model = os.environ.get("FRAUD_MODEL") or (REAL_MODEL if on_gpu else str(demo.BASE))
     given = os.environ.get("FRAUD_DIALOGS") or (str(PUBLIC_DIALOGS) if on_gpu and PUBLIC_DIALOGS.is_dir() else "")
     folder = output / f"{Path(model).name}-{'given' if given else 'sample'}"
     dialogs = Path(given) if given else folder / "dialogs"
-    if not (folder / "data" / "test.jsonl").is_file():
-        if not given:
-            write_sample(dialogs, SAMPLE_DIALOGUES)
-        lengths = {} if given else {"lengths": demo.PIECE_LENGTHS, "shares": demo.SHARES}
-        prepare(dialogs, folder / "data", **lengths)
+    with only_one(folder / "data"):
+        if not (folder / "data" / "test.jsonl").is_file():
+            if not given:
+                write_sample(dialogs, SAMPLE_DIALOGUES)
+            lengths = {} if given else {"lengths": demo.PIECE_LENGTHS, "shares": demo.SHARES}
+            prepare(dialogs, folder / "data", **lengths)
     tiny = model == str(demo.BASE)
     training = demo.TRAINING if tiny else {}
     here = Workspace(model, "cuda" if on_gpu else "cpu", dialogs, folder / "data", folder / "run", ours=not given,
@@ -92,6 +99,12 @@ def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
     return here
 
 
+def only_one(folder: Path) -> FileLock:
+    """Lets one notebook at a time make `folder`; those that run beside it wait, and find it made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_suffix(".lock"))
+
+
 def whole_dialogues(here: Workspace) -> list:
     """The dialogues that the splits are cut from."""
     return read_dialogues(here.dialogs, Skipped())
@@ -99,14 +112,19 @@ def whole_dialogues(here: Workspace) -> list:
 
 def trained_checkpoint(here: Workspace) -> str:
     """The folder of a finished training run, which ``evaluate.load_model`` takes; trains the first time."""
-    if not checkpoints_in(here.run):
-        model, tokenizer = load_model(here.model, here.device)
-        train_dataset, eval_dataset = load_dataset(here.train, here.eval, tokenizer)
-        arguments = build_train_arguments(str(here.run), disable_tqdm=True, **here.training)
-        trainer = build_trainer(model, tokenizer, arguments, build_loraconfig(**here.lora), train_dataset, eval_dataset)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    with only_one(here.run):
+        if not checkpoints_in(here.run):
+            _train(here)
     return str(here.run)
+
+
+def _train(here: Workspace) -> None:
+    model, tokenizer = load_model(here.model, here.device)
+    train_dataset, eval_dataset = load_dataset(here.train, here.eval, tokenizer)
+    arguments = build_train_arguments(str(here.run), disable_tqdm=True, **here.training)
+    trainer = build_trainer(model, tokenizer, arguments, build_loraconfig(**here.lora), train_dataset, eval_dataset)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
 
 
 class LiveCurve(TrainerCallback):

@@ -4,8 +4,9 @@
     python notebooks/run.py --to DIR          # leaves the committed ones alone
     python notebooks/run.py 04 07 --page      # some of them; and DIR/page/index.html
 
-The notebook that trains goes first, since the others judge its checkpoint; they then run side by side. What would
-differ without a reason is left out of the outputs: progress bars, warnings, and where files lie on this machine.
+Those that measure time run alone, and first: the one that trains is among them, and the others judge its checkpoint.
+The rest then runs side by side. What would differ without a reason is left out of the outputs: progress bars,
+warnings, and where files lie on this machine.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 FOLDER = Path(__file__).parent
-FIRST = "03"
-SIDE_BY_SIDE = 2
+TIMED = ("03", "05", "06", "10")
+SIDE_BY_SIDE = min(4, max(2, (os.cpu_count() or 1) // 4))
 TIMEOUT = 3600  # seconds a cell
 INDEX = """<!doctype html>
 <html lang="en">
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_all(books: Sequence[Path], to: Path) -> list[str]:
-    """Runs them, the training one first; returns the names of those that failed."""
+    """Runs them, the timed ones first; returns the names of those that failed."""
     failed = []
 
     def one(path: Path) -> None:
@@ -128,13 +129,13 @@ def run_all(books: Sequence[Path], to: Path) -> list[str]:
             print(f"{path.name}: {error}", file=sys.stderr, flush=True)
             failed.append(path.name)
 
-    for path in books:
-        if path.name.startswith(FIRST):
-            one(path)
+    timed = [path for path in books if path.name.startswith(TIMED)]
+    for path in timed:
+        one(path)
     # Kernels that each take all cores wait for each other: it was twice as slow.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        list(pool.map(one, [path for path in books if not path.name.startswith(FIRST)]))
+        list(pool.map(one, [path for path in books if path not in timed]))
     return failed
 
 
