@@ -65,7 +65,8 @@ from models import (
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CAPTURED_MULTIPLE = 16  # tokens: a CUDA graph for every 16th length, 2 % of padding more
-COMPILING_PAYS = 20_000  # rows, from which on compiled layers make up for the minute it takes to compile them
+# Rows, from which on compiled layers make up for compiling them: 100 s or so, for 1.7 ms a row (Qwen2-1.5B, one H100).
+COMPILING_PAYS = 60_000
 GROUPED_BATCHES = 50  # rows of so many batches are sorted together: few padded tokens, yet a new mix every epoch
 SKIPPED_STEPS_LIMIT = 20  # fp16 loss scaling skips steps with infinite gradients while it finds its scale
 
@@ -83,7 +84,8 @@ CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_che
 # Three ways to compute the same steps: on every GPU, in little memory, or fast.
 RECIPES = {
     "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
-    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True},
+    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True,
+              "compile_layers": True},  # fused kernels keep less, too
     "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
 }
 # What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json, with a reserve.
@@ -692,7 +694,7 @@ def _parser() -> argparse.ArgumentParser:
     main.add_argument("--output", required=True, help="folder for checkpoints and the loss curve")
     main.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in OUTPUT")
     main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="how to compute the steps: plain "
-                      "(any GPU), small (bf16; 3 GiB for Qwen2-1.5B), fast (14 GiB); default: by the memory that is free")
+                      "(any GPU), small (bf16; 3 GiB for Qwen2-1.5B), fast (14 GiB); default: by the free memory")
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
     main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
     main.add_argument("--double-quantization", action="store_true")

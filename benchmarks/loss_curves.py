@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for recipe in args.recipes:
             for seed in args.seeds:
                 report["curves"][recipe][str(seed)] = curve(recipe, seed, args)
+                write_json(args.output, report)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

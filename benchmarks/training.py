@@ -32,7 +32,6 @@ from transformers import (
 )
 
 from checkpoints import code_provenance
-from cuda_graphs import CapturedPass, compile_layers
 from data.records import DataError, write_json
 from models import default_device, load_model
 from trainer import RECIPES as TRAINER_RECIPES
@@ -50,14 +49,14 @@ ROWS_A_STEP = 16
 # ones). Those below `fast` change a thing or two each, to show what it is worth.
 RECIPES = {
     "article": {"recipe": "plain", "tokens_per_pass": 0},
-    "small": {"recipe": "small", "compile_layers": True},
+    "small": {"recipe": "small"},
     "fast": {"recipe": "fast", "compile_layers": True},
     "plain": {"recipe": "plain"},
     "plain_not_checkpointed": {"recipe": "plain", "gradient_checkpointing": False, "optim": "adamw_torch_fused"},
     "plain_compiled": {"recipe": "plain", "compile_layers": True},
     "plain_longest_rows": {"recipe": "plain", "rows": "longest"},
     "small_not_compiled": {"recipe": "small", "compile_layers": False},
-    "small_longest_rows": {"recipe": "small", "compile_layers": True, "rows": "longest"},
+    "small_longest_rows": {"recipe": "small", "rows": "longest"},
     "fast_not_compiled": {"recipe": "fast", "compile_layers": False},
     "fast_dequantized": {"recipe": "fast", "compile_layers": True, "model": {"dequantize": True}},
     "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
@@ -142,7 +141,7 @@ def loss_difference(folder: str, rows: Dataset, device: str) -> float:
     model, tokenizer = load_model(folder, device)
     differences = []
     for start in range(0, min(len(rows), 4 * ROWS_A_STEP), ROWS_A_STEP):
-        input_ids, labels = _batch(rows, start, tokenizer, device)
+        input_ids, labels = batch_of(rows, start, tokenizer, device)
         length = (labels != -100).cumsum(1).argmax(1) + 1
         mask = (torch.arange(labels.shape[1], device=device) < length[:, None]).long()
         with torch.no_grad():
@@ -152,85 +151,7 @@ def loss_difference(folder: str, rows: Dataset, device: str) -> float:
     return max(differences)
 
 
-def captured_against_eager(folder: str, rows: Dataset) -> dict:
-    """Whether the compiled, captured pass computes what the eager one does, on one batch; on a GPU.
-
-    Returns:
-        relative differences of loss and gradients, without dropout: of the captured pass to the eager one and, to see
-        what 16-bit rounding does, of the eager one in two halves; and, with dropout, the loss's change along the
-        gradient over what the gradient promises, which is 1 if the backward pass drops what the forward pass did.
-    """
-    probe = _GradientProbe(folder, rows, dropout=0.0)
-    captured = probe.captured()  # before any other backward, see `CapturedPass`
-    with torch.compiler.set_stance("force_eager"):
-        whole, halves = probe.eager(1), probe.eager(2)
-    found = {"captured": _relative_difference(captured, whole), "in_two_halves": _relative_difference(halves, whole)}
-    del probe, captured, whole, halves
-    probe = _GradientProbe(folder, rows, dropout=0.2)
-    _, gradient = probe.captured()
-    promised = 0.05  # of a loss of about ten: a small step, yet well above 16-bit noise
-    ahead, behind = (probe.captured(step * promised / gradient.square().sum(), gradient)[0] for step in (0.5, -0.5))
-    return {**found, "change_of_loss_over_promised_with_dropout": (ahead - behind) / promised}
-
-
-class _GradientProbe:
-    """Loss and gradients of one batch under LoRA with random values, eager or captured."""
-
-    def __init__(self, folder: str, rows: Dataset, dropout: float) -> None:
-        free_memory()
-        base, tokenizer = load_model(folder, "cuda")
-        torch.manual_seed(0)
-        self.model = get_peft_model(base, build_loraconfig(lora_dropout=dropout)).train()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        with torch.no_grad():
-            for parameter in self.parameters:
-                parameter.normal_(std=0.02)  # LoRA's B starts at zero, which would hide A's gradients
-        self.input_ids, self.labels = _batch(rows, 0, tokenizer, "cuda", multiple=16)
-        self.n_labels = (self.labels != -100).sum()
-        self.most_labels = int((self.labels != -100).sum(1).max())
-        self.pass_: CapturedPass | None = None
-
-    def loss(self, input_ids, labels, n_labels):
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            return label_position_loss(self.model, input_ids, labels, n_labels, self.most_labels * len(labels))
-
-    def eager(self, parts: int) -> tuple[float, torch.Tensor]:
-        self.model.zero_grad()
-        halves = zip(self.input_ids.chunk(parts), self.labels.chunk(parts))
-        losses = [self.loss(*part, self.n_labels) for part in halves]
-        for loss in losses:
-            loss.backward()
-        gradients = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
-        self.model.zero_grad()
-        return sum(losses).item(), gradients
-
-    def captured(self, step: float = 0.0, direction: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
-        """With the same dropout at every call; at parameters moved by ``step * direction``."""
-        if self.pass_ is None:
-            self.model.enable_input_require_grads()
-            compile_layers(self.model)
-            self.pass_ = CapturedPass(self.loss, self.parameters, [tuple(self.labels.shape)])
-        kept = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            if direction is not None:
-                sizes = [parameter.numel() for parameter in self.parameters]
-                for parameter, part in zip(self.parameters, direction.split(sizes)):
-                    parameter.add_(part.view_as(parameter), alpha=float(step))
-        self.model.zero_grad()
-        torch.manual_seed(0)
-        loss = self.pass_(self.input_ids, self.labels, self.n_labels).item()
-        with torch.no_grad():
-            for parameter, values in zip(self.parameters, kept):
-                parameter.copy_(values)
-        return loss, self.pass_.buffer.clone()
-
-
-def _relative_difference(one: tuple[float, torch.Tensor], other: tuple[float, torch.Tensor]) -> dict:
-    return {"loss": abs(one[0] - other[0]) / other[0],
-            "gradients": ((one[1] - other[1]).norm() / other[1].norm()).item()}
-
-
-def _batch(rows: Dataset, start: int, tokenizer, device: str, **padding) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(rows: Dataset, start: int, tokenizer, device: str, **padding) -> tuple[torch.Tensor, torch.Tensor]:
     collate = RightPaddingCollator(tokenizer.pad_token_id, **padding)
     batch = collate([rows[i] for i in range(start, min(start + ROWS_A_STEP, len(rows)))])
     return batch["input_ids"].to(device), batch["labels"].to(device)
@@ -286,9 +207,6 @@ def run(model: str, data: str, *, recipes: Sequence[str], rows: int, steps: int,
             runs = report["rounds"][recipe]
             runs.append(measure(recipe, folder, chosen, device, steps))
             report["recipes"][recipe] = {key: statistics.median(found[key] for found in runs) for key in runs[0]}
-            write_json(output, report)
-        if device != "cpu":
-            report["captured_against_eager"] = captured_against_eager(folder, first)
             write_json(output, report)
     return report
 
