@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The runs behind results/standin_*.json and early_warning.json, from dialogues to reports: for each of three seeds, which
-# deal the dialogues to the splits and begin the training, temperature and threshold from the eval split, then the test
-# split and the article's eval set; with the first seed also how early a dialogue is found out, and, on 400 rows, how
-# often a written answer agrees with the score.
+# The stand-in's runs, from dialogues to reports: for each of three seeds, which deal the dialogues to the splits and begin
+# the training, temperature and threshold from the eval split, then the test split and the article's eval set; with the
+# first seed also how early a dialogue is found out, and, on 400 rows, how often a written answer agrees with the score.
+#
+# results/standin_*.json are still of one seed, uncalibrated and without probes, made at the commit that they name.
 #
 #   benchmarks/standin.sh MODEL DIALOGS EVAL0819.jsonl OUTPUT
 #
 # MODEL was a small pretrained model (Gemma 3 270M, cut vocabulary) that stands in for Qwen2-1.5B-Instruct where its
-# weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. How the data is prepared and
-# how the model is trained was chosen by figures on the eval split (results/ablations.json).
+# weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. The learning rate and the
+# number of epochs were chosen by loss and F1 on the eval split; the test split was looked at afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
