@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import loss_curves, scoring, step_profile, training
+from benchmarks import gradients, loss_curves, scoring, step_profile, training
 
 
 def test_the_training_benchmark_runs_each_recipe_on_the_same_rows(base, train_file, tmp_path):
@@ -88,6 +89,18 @@ def test_the_memory_curve_adds_up_allocations_and_keeps_the_peak():
               {"action": "free_completed", "size": 3 * gib, "time_us": 4000}]
     curve = step_profile.memory_curve(events, gib)
     assert curve == {"milliseconds": [0.0, 0.0, 1.0, 3.0], "gib": [1.0, 3.0, 6.0, 3.0]}
+
+
+def test_gradients_are_compared_by_the_norm_of_their_difference():
+    found = gradients._relative_difference((1.1, torch.tensor([3.0, 4.0])), (1.0, torch.tensor([3.0, 4.5])))
+    assert found["loss"] == pytest.approx(0.1) and found["gradients"] == pytest.approx(0.5 / 29.25**0.5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("benchmark", [gradients, step_profile])
+def test_what_needs_a_gpu_says_so(benchmark, base, train_file, tmp_path, capsys):
+    assert benchmark.main(["--model", base, "--data", train_file, "--output", str(tmp_path / "out.json")]) == 2
+    assert "needs a GPU" in capsys.readouterr().err and not (tmp_path / "out.json").exists()
 
 
 def test_the_spread_of_seeds_is_told_from_that_of_recipes():
