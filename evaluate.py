@@ -39,7 +39,7 @@ from checkpoints import (
 from cuda_graphs import compile_layers
 from data.leakage import overlap
 from data.prompt import PromptEncoder
-from data.records import DataError, Skipped, read_numbered_records, read_records, write_json
+from data.records import DataError, Skipped, groups_of, read_numbered_records, read_records, write_json
 from error_analysis import error_report
 from figures import save_report_figure
 from metrics import classification_metrics, confidence_intervals, threshold_table
@@ -166,7 +166,7 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         agreement = _agreement(answers, scored)
 
     y_true = [record["label"] for record in records]
-    probes = probe_report(model, encoder, records, prompts, scores, threshold=threshold, groups=_groups(records),
+    probes = probe_report(model, encoder, records, prompts, scores, threshold=threshold, groups=groups_of(records),
                           progress="probing" if progress else None)
     report = {
         **_judged_by_answers(model, encoder, records, prompts, answers, scores, train),
@@ -254,7 +254,7 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
     rows = [row for row, answer in enumerate(answers) if answer is not None]
     answered = [records[row] for row in rows]
     y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
-    groups = _groups(answered)
+    groups = groups_of(answered)
     return {
         "n": len(records),
         "unparsed": len(records) - len(rows),
@@ -265,11 +265,6 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
         "baselines": against_baselines(answered, y_pred, train, scores=scores[rows], groups=groups,
                                        untuned=None if untuned is None else untuned[rows]),
     }
-
-
-def _groups(records: list[dict]) -> list[str] | None:
-    """The dialogue that each record is a piece of, where all records say so."""
-    return [record["case"] for record in records] if all("case" in record for record in records) else None
 
 
 def _agreement(written: list[bool | None], scored: list[bool]) -> dict:

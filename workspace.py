@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent
 PUBLIC_DIALOGS = ROOT / "data" / "public" / "dialogs"
 REAL_MODEL = "Qwen/Qwen2-1.5B-Instruct"
 STAND_IN = """\
-Qwen2-1.5B's own weights were not available: {name} stands in for it. What is said of Qwen2-1.5B's memory and
-speed was measured on its real architecture, with random weights."""
+This run did not have Qwen2-1.5B-Instruct's own weights: {name} stands in for it. What is said of Qwen2-1.5B's
+memory and speed was measured on its real architecture, with random weights."""
 SAMPLE_DIALOGUES = 4000
 
 

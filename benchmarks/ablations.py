@@ -14,16 +14,15 @@ import argparse
 import dataclasses
 import hashlib
 import inspect
+import io
 import json
-import os
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from calibration import calibrate, calibrated
 from checkpoints import code_provenance, describe_base, file_sha256, source_commit
 from data.prepare import prepare
 from data.prompt import PromptEncoder, Task
-from data.records import DataError, Skipped, read_records, write_json
+from data.records import DataError, Skipped, groups_of, read_records, write_bytes, write_json
 from metrics import classification_metrics, confidence_intervals
 from models import default_device, load_model, locate_model
 from probes import probe_report
@@ -221,11 +220,6 @@ def judge(records: Sequence[dict], scores: np.ndarray, threshold: float, tfidf: 
             "tfidf": against_scores(y_true, y_pred, scores, tfidf, groups)}
 
 
-def groups_of(records: Sequence[dict]) -> list[str] | None:
-    """The dialogue that each record is a piece of, where all records say so."""
-    return [record["case"] for record in records] if all("case" in record for record in records) else None
-
-
 def tfidf_scores(data: Path, paths: dict[str, Path]) -> dict[str, np.ndarray]:
     """[records] probabilities of TF-IDF fitted on the train split of `data`, by the names of `paths`.
 
@@ -241,25 +235,17 @@ def tfidf_scores(data: Path, paths: dict[str, Path]) -> dict[str, np.ndarray]:
         for name in missing:
             dialogues = [record["input"] for record in read_records(paths[name], Skipped())]
             scores = fraud_probability(fitted, dialogues).astype(np.float32)
-            _write_arrays(kept[name], lambda file, scores=scores: np.save(file, scores))
+            file = io.BytesIO()
+            np.save(file, scores)
+            write_bytes(kept[name], file.getvalue())
     return {name: np.load(path) for name, path in kept.items()}
 
 
 def write_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
     """Writes the probabilities of a row, in float32 and in the order of the records, an array a set."""
-    _write_arrays(path, lambda file: np.savez(file, **{name: rows.astype(np.float32) for name, rows in scores.items()}))
-
-
-def _write_arrays(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Complete or not there, also where several processes write the same."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            write(file)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    file = io.BytesIO()
+    np.savez(file, **{name: rows.astype(np.float32) for name, rows in scores.items()})
+    write_bytes(path, file.getvalue())
 
 
 def slug(name: str) -> str:

@@ -7,21 +7,19 @@ MODEL may be config and tokenizer alone, as for `benchmarks.training`.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import get_peft_model
-from transformers import AutoTokenizer
 
-from benchmarks.training import batch_of, folder_with_weights, free_memory
+from benchmarks.training import batch_of, folder_and_rows, free_memory
 from checkpoints import code_provenance
 from cuda_graphs import CapturedPass, compile_layers
 from data.records import DataError, write_json
 from models import load_model
-from trainer import build_loraconfig, label_position_loss, load_dataset
+from trainer import build_loraconfig, label_position_loss
 
 
 def captured_against_eager(folder: str, rows: Dataset) -> dict:
@@ -113,9 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     disable_progress_bars()
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = folder_with_weights(args.model, scratch, "cuda")
-            rows, _ = load_dataset(args.data, args.data, AutoTokenizer.from_pretrained(folder))
+        with folder_and_rows(args.model, args.data, "cuda") as (folder, rows):
             found = captured_against_eager(folder, rows)
     except DataError as error:
         print(error, file=sys.stderr)

@@ -34,17 +34,18 @@ from trainer import build_loraconfig
 GENERATED_ROWS = 32
 RUNS = 3
 BORDERLINE = (0.49, 0.51)  # where rounding may decide
-# How the model is prepared for each method, and how it scores; every one but the first is compared with `score`.
+# How the model is prepared for each method; every one but the first is compared with `score`.
 METHODS = {
     "generate": {},
     "score": {},
-    "score_smaller_batches": {"tokens_a_batch": 4096},  # what rounding alone does: the sums are in another order
+    "score_smaller_batches": {},  # what rounding alone does: the sums are in another order
     "score_dequantized": {"dequantize": True},
     "score_dequantized_compiled": {"dequantize": True, "compile": True},
     "score_merged": {"dequantize": True, "merge": True},
     "score_merged_compiled": {"dequantize": True, "merge": True, "compile": True},
     "score_merged_compiled_as_eager": {"dequantize": True, "merge": True, "compile": True, "as_eager": True},
 }
+TOKENS_A_BATCH = {"score_smaller_batches": 4096}  # others: as many as `score_prompts` takes
 
 
 def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = False, merge: bool = False,
@@ -83,12 +84,13 @@ def time_generate(model, encoder: PromptEncoder, dialogues: Sequence[str]) -> di
     return {"rows": len(some), "rows_per_second": len(some) / (time.perf_counter() - started)}
 
 
-def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str], **options) -> tuple[dict, np.ndarray]:
+def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str],
+               tokens_a_batch: int | None = None) -> tuple[dict, np.ndarray]:
     """Rows a second of scoring, the median of a few runs after one that warms up; and the scores."""
     seconds = []
     for _ in range(1 + RUNS):
         started = time.perf_counter()
-        scores = score_prompts(model, encoder, encoder.prompts(dialogues), **options)
+        scores = score_prompts(model, encoder, encoder.prompts(dialogues), tokens_a_batch=tokens_a_batch)
         seconds.append(time.perf_counter() - started)
     return {"rows": len(dialogues), "rows_per_second": len(dialogues) / statistics.median(seconds[1:]),
             "first_run_seconds": seconds[0]}, scores
@@ -105,14 +107,11 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
         folder = folder_with_weights(model, scratch, device)
         for method in tqdm(methods, desc="methods"):
             free_memory()
-            prepared, scoring = dict(METHODS[method]), {}
-            if "tokens_a_batch" in prepared:
-                scoring["tokens_a_batch"] = prepared.pop("tokens_a_batch")
-            loaded, encoder = prepare(folder, checkpoint, device, **prepared)
+            loaded, encoder = prepare(folder, checkpoint, device, **METHODS[method])
             if method == "generate":
                 found = time_generate(loaded, encoder, dialogues)
             else:
-                found, scores = time_score(loaded, encoder, dialogues, **scoring)
+                found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
                 plain = scores if plain is None else plain
                 found.update(agreement(scores, plain))
             if device != "cpu":

@@ -3,7 +3,8 @@
     python -m benchmarks.step_profile --model MODEL --data train.jsonl --output results/step_profile.json
 
 Kernel times are torch.profiler's, the wall time is of steps that are not profiled; what is left is the GPU waiting for
-the CPU. Memory is what the allocator recorded, every allocation of one step; a captured step makes none. On a GPU only.
+the CPU. Memory is what the allocator recorded, every allocation of one step; a captured
+step has its own set apart for good, and no curve. On a GPU only.
 """
 
 import argparse
@@ -18,13 +19,13 @@ import matplotlib
 import torch
 from datasets import Dataset, disable_progress_bars
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
-from benchmarks.training import RECIPES, article_trainer, choose_rows, folder_with_weights, free_memory
+from benchmarks.training import RECIPES, article_trainer, choose_rows, folder_and_rows, free_memory
 from checkpoints import code_provenance
 from data.records import DataError, write_json
 from models import load_model
-from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
+from trainer import build_loraconfig, build_train_arguments, build_trainer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -121,7 +122,7 @@ def measure(recipe: str, folder: str, rows: Dataset) -> dict:
     return {"step_milliseconds": 1000 * probe.step_seconds,
             "kernels_a_step": sum(event.count for event in probe.profiler.key_averages()) // 2,
             "milliseconds": milliseconds_by_kind(probe.profiler, 2, probe.step_seconds),
-            "memory": memory_curve(probe.events, probe.allocated),
+            "memory": None if train_args.cuda_graphs else memory_curve(probe.events, probe.allocated),
             "peak_allocated_gib": torch.cuda.max_memory_allocated() / 2**30}
 
 
@@ -140,11 +141,11 @@ def save_pictures(report: dict, path: Path) -> None:
     time_axes.set_title("Where a step's time goes")
     time_axes.legend(fontsize=8)
     for name, found in recipes.items():
-        times = found["memory"]["milliseconds"]
-        if len(times) == 1:  # a CUDA graph replays in memory that was set apart when it was captured
+        if found["memory"] is None:  # a CUDA graph replays in memory that was set apart when it was captured
             memory_axes.axhline(found["peak_allocated_gib"], linestyle="--", color="grey",
                                 label=f"{name}: {found['peak_allocated_gib']:.1f} GiB, set apart")
             continue
+        times = found["memory"]["milliseconds"]
         memory_axes.plot([t / (times[-1] or 1) for t in times], found["memory"]["gib"],
                          label=f"{name}: {max(found['memory']['gib']):.1f} GiB at most")
     memory_axes.set_xlabel("share of the step")
@@ -170,9 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"recipes": {}, "device": torch.cuda.get_device_name(),
               "provenance": {"model": Path(args.model).name, "data": Path(args.data).name, **code_provenance()}}
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = folder_with_weights(args.model, scratch, "cuda")
-            dataset, _ = load_dataset(args.data, args.data, AutoTokenizer.from_pretrained(folder))
+        with folder_and_rows(args.model, args.data, "cuda") as (folder, dataset):
             for recipe in RECIPES_SHOWN:
                 report["recipes"][recipe] = measure(recipe, folder, choose_rows(dataset, "first", 64))
                 write_json(args.output, report)

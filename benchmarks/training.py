@@ -10,12 +10,13 @@ step.
 """
 
 import argparse
+import contextlib
 import gc
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +35,6 @@ from transformers import (
 from checkpoints import code_provenance
 from data.records import DataError, write_json
 from models import default_device, load_model
-from trainer import RECIPES as TRAINER_RECIPES
 from trainer import (
     RightPaddingCollator,
     build_loraconfig,
@@ -104,13 +104,14 @@ def measure(recipe: str, folder: str, rows: Dataset, device: str, steps: int) ->
     options = dict(RECIPES[recipe])
     model, tokenizer = load_model(folder, device, **options.pop("model", {}))
     options.pop("rows", None)
-    captured = "cuda_graphs" in TRAINER_RECIPES[options["recipe"]] and device != "cpu"
     epoch = len(rows) // ROWS_A_STEP
-    warm_up, timed = (epoch, EPOCHS_TIMED * epoch) if captured else (min(WARM_UP_STEPS, steps), steps)
     with tempfile.TemporaryDirectory() as output:
         train_args = build_train_arguments(
-            output, max_steps=warm_up + timed, eval_strategy="no", save_strategy="no", logging_steps=10**6,
+            output, eval_strategy="no", save_strategy="no", logging_steps=10**6,
             load_best_model_at_end=False, disable_tqdm=True, use_cpu=device == "cpu", **_for(device, options))
+        captured = train_args.cuda_graphs
+        warm_up, timed = (epoch, EPOCHS_TIMED * epoch) if captured else (min(WARM_UP_STEPS, steps), steps)
+        train_args.max_steps = warm_up + timed
         if recipe == "article":
             trainer = article_trainer(model, tokenizer, train_args, rows)
         else:
@@ -177,6 +178,14 @@ def folder_with_weights(model: str, scratch: str, device: str) -> str:
     return scratch
 
 
+@contextlib.contextmanager
+def folder_and_rows(model: str, data: str, device: str) -> Iterator[tuple[str, Dataset]]:
+    """`folder_with_weights`, while it is needed, and the examples of `data` for its tokenizer."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder_with_weights(model, scratch, device)
+        yield folder, load_dataset(data, data, AutoTokenizer.from_pretrained(folder))[0]
+
+
 def choose_rows(rows: Dataset, which: str, n: int, round_: int = 0) -> Dataset:
     """`n` rows for a round: the first ones, the next ones in the next round; or 16 of the longest, over and over."""
     n = min(n, len(rows) // ROWS_A_STEP * ROWS_A_STEP)
@@ -195,9 +204,7 @@ def run(model: str, data: str, *, recipes: Sequence[str], rows: int, steps: int,
               "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
               "provenance": {"model": Path(model).name, "data": Path(data).name, "rows": rows, "steps": steps,
                              "rounds": rounds, **code_provenance()}}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = folder_with_weights(model, scratch, device)
-        dataset, _ = load_dataset(data, data, AutoTokenizer.from_pretrained(folder))
+    with folder_and_rows(model, data, device) as (folder, dataset):
         first = choose_rows(dataset, "first", rows)
         report["max_loss_difference_on_the_same_batches"] = loss_difference(folder, first, device)
         in_turn = [(round_, recipe) for round_ in range(rounds) for recipe in recipes

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -201,29 +201,39 @@ def write_records(path: str | Path, records: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
+def groups_of(records: Sequence[dict]) -> list[str] | None:
+    """The dialogue that each record is a piece of, where all records say so."""
+    return [record["case"] for record in records] if all("case" in record for record in records) else None
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write one JSON document, atomically, refusing NaN and infinities (they are not JSON)."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8 with LF line ends.
+    """Write a text file atomically, in UTF-8 with LF line ends; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically: complete or not there, also where several processes write the same.
 
     Raises:
         DataError: the folder cannot be made or written to.
     """
     try:
-        _write_text(Path(path), text)
+        _write_bytes(Path(path), content)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _write_text(path: Path, text: str) -> None:
+def _write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp makes a private file; data is as readable as its neighbours
