@@ -63,7 +63,10 @@ VARIANTS = {
     "three epochs": {"training": {"num_train_epochs": 3}},
     "learning rate 1e-4": {"training": {"learning_rate": 1e-4}},
     "learning rate 3e-4": {"training": {"learning_rate": 3e-4}},
+    "learning rate 2e-3": {"training": {"learning_rate": 2e-3}},
     "rank 64": {"lora": {"r": 64, "lora_alpha": 128}},
+    "six lengths, rank 64": {"data": {"train_lengths": SIX_LENGTHS}, "lora": {"r": 64, "lora_alpha": 128}},
+    "six lengths, three epochs": {"data": {"train_lengths": SIX_LENGTHS}, "training": {"num_train_epochs": 3}},
     "no dropout": {"lora": {"lora_dropout": 0.0}},
 }
 OPTIONS = {

@@ -13,13 +13,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
+read -ra prepare <<<"${PREPARE:-}"
+read -ra train <<<"${TRAIN:---num-train-epochs 2 --learning-rate 1e-3}"
 
 one_seed() {
     local seed=$1 suffix=$2 data=$output/data-$1 run=$output/run-$1
-    python3 -m data.prepare --source "$dialogs" --output "$data" --seed "$seed"
+    python3 -m data.prepare --source "$dialogs" --output "$data" --seed "$seed" "${prepare[@]}"
     python3 trainer.py --model "$model" --train "$data/train.jsonl" --eval "$data/eval.jsonl" --output "$run" \
-        --seed "$seed" --num-train-epochs 2 --learning-rate 1e-3 --tokens-per-pass 8192 --compile-layers false \
-        --per-device-train-batch-size 64 --per-device-eval-batch-size 128 --eval-steps 196 --save-steps 196
+        --seed "$seed" "${train[@]}" --tokens-per-pass 8192 --compile-layers false --per-device-train-batch-size 64 \
+        --per-device-eval-batch-size 128 --eval-steps 196 --save-steps 196
     python3 evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate --cost-ratio 1
     python3 evaluate.py --model "$model" --checkpoint "$run" --data "$data/test.jsonl" \
         --output "$output/standin_split_by_case$suffix.json" &
