@@ -29,7 +29,7 @@ from data.records import DataError, Dialogue, Skipped, read_dialogues, read_reco
 from data.speakers import format_dialogue
 from evaluate import load_model, provenance_of
 from metrics import confidence_intervals
-from models import default_device
+from models import default_device, label_logits_at
 from predict import require_input
 from scoring import inference, score_prompts
 
@@ -88,7 +88,8 @@ class GrowingDialogue:
             self._remember(prompt[:end])
             rest = prompt[end:] + self.encoder.answer_prefix
             # A copy, since a sliding window forgets for the tail's sake what the next line still needs.
-            logits = self._forward(rest, copy.deepcopy(self._cache)).logits[0, -1, list(self.encoder.label_ids)]
+            with label_logits_at(self.model, torch.zeros(1, dtype=torch.long), self.encoder.label_ids):
+                logits = self._forward(rest, copy.deepcopy(self._cache)).logits[0]
         score = logits.double().softmax(dim=-1)[:1].cpu().numpy()
         if not np.isfinite(score).all():
             raise FloatingPointError("the score is not finite")

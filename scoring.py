@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from data.prompt import PromptEncoder, Task
-from models import PADDING_MULTIPLE, compute_dtype, logits_only_at, pad_right
+from models import PADDING_MULTIPLE, compute_dtype, label_logits_at, pad_right
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 4096}  # padded tokens; enough to fill the device, little enough to fit
 GENERATE_ROWS_A_BATCH = 8  # the article's
@@ -38,9 +38,8 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
             input_ids = pad_right(batch, encoder.tokenizer.pad_token_id).to(device)
             width = input_ids.shape[1]
             last = torch.tensor([row * width + len(ids) - 1 for row, ids in enumerate(batch)], device=device)
-            with logits_only_at(model, last):
-                logits = model(input_ids=input_ids, use_cache=False).logits
-            pairs = logits[:, list(encoder.label_ids)].double().softmax(dim=-1)
+            with label_logits_at(model, last, encoder.label_ids):
+                pairs = model(input_ids=input_ids, use_cache=False).logits.double().softmax(dim=-1)
             probability.update(zip(batch, pairs[:, 0].tolist(), strict=True))
             bar.update(len(batch))
     scores = np.array([probability[tuple(prompt) + tuple(encoder.answer_prefix)] for prompt in prompts])

@@ -3,10 +3,12 @@
     python -m benchmarks.loss_curves --model MODEL --train train.jsonl --eval eval.jsonl --output loss_curves.json
 
 A seed fixes the adapters' first values, the order of the rows and the dropout. Two recipes draw dropout differently, so
-their curves differ as two seeds do; more would mean that one of them computes something else.
+their curves differ as two seeds do; more would mean that one of them computes something else. Curves that ``--output``
+holds, of the same code, data and settings, are not made again.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -73,6 +75,17 @@ def save_picture(report: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def curves_of_the_same(report: dict, path: str) -> dict[str, dict[str, dict]]:
+    """The curves in the file at `path`, if there is one, and its device, versions, commit and settings are the same."""
+    if not Path(path).is_file():
+        return {}
+    other = json.loads(Path(path).read_text(encoding="utf-8"))
+
+    def made_of(what: dict) -> dict:
+        return {"device": what["device"], **what["provenance"], "date": None}
+    return other["curves"] if made_of(other) == made_of(report) else {}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loss_curves", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
@@ -87,22 +100,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="results/loss_curves.json")
     args = parser.parse_args(argv)
     disable_progress_bars()
-    report = {"curves": {recipe: {} for recipe in args.recipes},
+    report = {"curves": {},
               "device": torch.cuda.get_device_name() if args.device != "cpu" else "cpu",
               "provenance": {"model": Path(args.model).name, "train": Path(args.train).name, "steps": args.steps,
                              "learning_rate": args.learning_rate, **code_provenance()}}
+    found = curves_of_the_same(report, args.output)
     try:
         for recipe in args.recipes:
-            for seed in args.seeds:
-                report["curves"][recipe][str(seed)] = curve(recipe, seed, args)
+            for seed in map(str, args.seeds):
+                made = found.get(recipe, {}).get(seed) or curve(recipe, int(seed), args)
+                report["curves"].setdefault(recipe, {})[seed] = made
                 write_json(args.output, report)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
-    report["mean_distance"] = spread(report["curves"])
+    if len(args.recipes) > 1 and len(args.seeds) > 1:
+        report["mean_distance"] = spread(report["curves"])
     write_json(args.output, report)
     save_picture(report, Path(args.output).with_suffix(".png"))
-    print(report["mean_distance"], {recipe: {seed: run["eval_loss"] for seed, run in runs.items()}
+    print(report.get("mean_distance"), {recipe: {seed: run["eval_loss"] for seed, run in runs.items()}
                                     for recipe, runs in report["curves"].items()})
     return 0
 

@@ -107,3 +107,21 @@ def test_the_spread_of_seeds_is_told_from_that_of_recipes():
     curves = {"plain": {"0": {"loss": [4, 2]}, "1": {"loss": [5, 1]}},
               "fast": {"0": {"loss": [4, 3]}, "1": {"loss": [5, 1]}}}
     assert loss_curves.spread(curves) == {"between_seeds": 1.25, "between_recipes": 0.25}
+
+
+def test_loss_curves_that_are_there_are_not_made_again_unless_a_setting_differs(tmp_path, monkeypatch):
+    made = []
+
+    def curve(recipe, seed, args):
+        made.append((recipe, seed))
+        return {"step": [10], "loss": [1.0 + seed], "eval_loss": 1.0}
+
+    monkeypatch.setattr(loss_curves, "curve", curve)
+    output = tmp_path / "curves.json"
+    command = ["--model", "M", "--train", "T", "--eval", "E", "--device", "cpu", "--output", str(output)]
+    assert loss_curves.main([*command, "--seeds", "0"]) == 0 and "mean_distance" not in json.loads(output.read_text())
+    assert loss_curves.main(command) == 0
+    assert made == [("plain_not_checkpointed", 0), ("fast", 0), ("plain_not_checkpointed", 1), ("fast", 1)]
+    assert json.loads(output.read_text())["mean_distance"] == {"between_seeds": 1.0, "between_recipes": 0.0}
+    assert output.with_suffix(".png").is_file()
+    assert loss_curves.main([*command, "--learning-rate", "1e-3"]) == 0 and len(made) == 8

@@ -14,10 +14,11 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from helpers import save_tiny_qwen2
+from peft import LoraConfig, get_peft_model
 
 import models
 from data.records import DataError
-from models import compute_dtype, load_model, locate_model, pick_device
+from models import compute_dtype, label_logits_at, load_model, locate_model, pick_device
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -326,6 +327,14 @@ def test_quantised_weights_are_near_the_saved_ones_and_not_equal(base):
         assert 0.02 < error < 0.2
 
 
+def test_on_a_cpu_a_quantised_model_computes_in_eval_mode_what_it_computes_in_training(base):
+    model, tokenizer = load_model(base, "cpu")
+    assert not any(layer.support_avx512bf16_for_cpu for layer in model.modules() if isinstance(layer, Linear4bit))
+    input_ids = tokenizer("您好", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(input_ids=input_ids).logits, model.train()(input_ids=input_ids).logits)
+
+
 def test_without_quantisation_the_weights_stay_as_they_are(base):
     model, _ = load_model(base, "cpu", quantization="none")
     assert not any(isinstance(module, Linear4bit) for module in model.modules())
@@ -364,3 +373,38 @@ def test_cuda_without_a_gpu_means_the_cpu_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("cuda") == pick_device("cuda:1") == "cpu"
     assert capsys.readouterr().err == "no CUDA device here: using the CPU\n" * 2
+
+
+# ------------------------------------------------------------------------------------------------- label logits
+
+
+@pytest.fixture
+def in_16_bit(tmp_path):
+    """(model, input ids, positions): a base in bf16, unquantised, and the last token of two rows."""
+    save_tiny_qwen2(tmp_path / "base")
+    model = load_model(str(tmp_path / "base"), "cpu", quantization="none")[0].to(torch.bfloat16)
+    return model, torch.randint(100, (2, 6), generator=torch.Generator().manual_seed(0)), torch.tensor([5, 11])
+
+
+def test_label_logits_are_those_of_the_words_asked_for_without_16_bit_rounding(in_16_bit):
+    model, input_ids, positions = in_16_bit
+    with torch.no_grad():
+        all_logits = model(input_ids=input_ids).logits[:, -1]
+        hidden = model.model(input_ids=input_ids).last_hidden_state[:, -1]
+        with label_logits_at(model, positions, (7, 3)), torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(input_ids=input_ids).logits
+    head = model.get_output_embeddings()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, hidden.float() @ head.weight[[7, 3]].float().T)
+    assert all_logits.dtype == torch.bfloat16 and not torch.equal(found, all_logits[:, [7, 3]].float())
+    assert model(input_ids=input_ids).logits.shape == (2, 6, head.out_features)  # the head is its own again
+
+
+def test_label_logits_of_a_head_with_an_adapter_pass_through_it(in_16_bit):
+    model, input_ids, positions = in_16_bit
+    model = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False)).eval()
+    with torch.no_grad():
+        all_logits = model(input_ids=input_ids).logits[:, -1]
+        with label_logits_at(model, positions, (7, 3)):
+            found = model(input_ids=input_ids).logits
+    torch.testing.assert_close(found, all_logits[:, [7, 3]])
