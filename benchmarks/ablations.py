@@ -314,7 +314,7 @@ def table(report: dict, judged_on: str = "test") -> str:
                  if row["variant"] == name and judged_on in row["judged_on"]]
         if found:
             columns = zip(*map(_cells, found), strict=True)
-            lines.append(f"| {name} | {len(found)} | {' | '.join(map(_spread, columns))} |")
+            lines.append(f"| {name} | {len(found)} | {' | '.join(map(spread, columns))} |")
     return "\n".join(lines)
 
 
@@ -332,10 +332,13 @@ def _cells(judged: dict) -> list[float | None]:
             judged["probes"]["asr_noise"]["recall"] if recalls else None]
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread(values: Iterable[float | None], form: str = ".3f") -> str:
+    """The mean and, where they differ as shown, the lowest and the highest."""
+    values = list(values)
     if None in values:
         return "-"
-    return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    mean, low, high = (f"{value:{form}}" for value in (statistics.fmean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 # ------------------------------------------------------------------------------------------ the command line

@@ -3,13 +3,12 @@
 # the training, temperature and threshold from the eval split, then the test split and the article's eval set; with the
 # first seed also how early a dialogue is found out, and, on 400 rows, how often a written answer agrees with the score.
 #
-# results/standin_*.json are still of one seed, uncalibrated and without probes, made at the commit that they name.
-#
 #   benchmarks/standin.sh MODEL DIALOGS EVAL0819.jsonl OUTPUT
 #
 # MODEL was a small pretrained model (Gemma 3 270M, cut vocabulary) that stands in for Qwen2-1.5B-Instruct where its
 # weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. The learning rate and the
-# number of epochs were chosen by loss and F1 on the eval split; the test split was looked at afterwards.
+# number of epochs were chosen by loss and F1 on the eval split; the test split was looked at afterwards. Another recipe
+# is tried with TRAIN="--num-train-epochs 3 ..." and PREPARE="--augment 0.5 ..." in the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4

@@ -3,8 +3,8 @@
     python -m benchmarks.step_profile --model MODEL --data train.jsonl --output results/step_profile.json
 
 Kernel times are torch.profiler's, the wall time is of steps that are not profiled; what is left is the GPU waiting for
-the CPU. Memory is what the allocator recorded, every allocation of one step; a captured
-step has its own set apart for good, and no curve. On a GPU only.
+the CPU. Memory is what the allocator recorded, every allocation of one step; a captured step has its own set apart for
+good, and no curve. On a GPU only.
 """
 
 import argparse
