@@ -1,13 +1,14 @@
 """What several models say together, and together with TF-IDF, from the scores that ``benchmarks.ablations`` kept.
 
-    python -m benchmarks.ensembles --data FOLDER --scores A.npz B.npz ... [--also F.jsonl ...] [--output E.json]
+    python -m benchmarks.ensembles --source DIALOGS --scores DIR --variants NAME ... [--seeds 0 1 2]
 
-The models must have been judged on the same data: variants of one seed, or one variant with other training seeds.
-``average`` is the mean of their log-odds; ``stack`` is a logistic regression on that mean and TF-IDF's log-odds, fitted
-on the eval split. Both are judged on test against TF-IDF, and no row that they are judged on was used to fit them.
+``average`` is the mean of the variants' log-odds; ``stack`` is a logistic regression on that mean and TF-IDF's
+log-odds, fitted on the eval split. Both are judged on test against TF-IDF, seed by seed and as the mean over the seeds,
+and no row that they are judged on was used to fit them. TF-IDF is fitted on the train split of the first variant.
 """
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,13 @@ import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.ablations import judge, judged_paths, tfidf_scores
-from data.records import DataError, Skipped, read_records, write_json
+from benchmarks.ablations import VARIANTS, Job, judge, judged_paths, prepared, read_variants, slug, tfidf_scores
+from checkpoints import code_provenance
+from data.records import DataError, Skipped, groups_of, read_records, write_json
+from metrics import average_precision_of, bootstrap, confusion_counts, rates
 
+ENSEMBLES = ("average", "stack")
+FIGURES = ("f1", "average_precision")
 SMALLEST = 1e-7  # scores are kept in float32, which has 1.0 for what is closer to it
 
 
@@ -37,8 +42,11 @@ def fit_stack(y_true: Sequence[bool], model: np.ndarray, tfidf: np.ndarray) -> L
     return LogisticRegression().fit(np.column_stack([model, tfidf]), y_true)
 
 
-def judge_ensembles(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> dict:
-    """``average`` and ``stack`` on test and each of `also`; see `benchmarks.ablations.judge`.
+def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> dict:
+    """Both ensembles of one seed, on test and each of `also`.
+
+    Returns:
+        ``stack_weights``, and by set ``records``, and [rows] the probabilities of ``tfidf``, ``average``, ``stack``.
 
     Raises:
         DataError: a file of scores is not of this data.
@@ -50,13 +58,60 @@ def judge_ensembles(data: Path, files: Sequence[Path], also: Sequence[str] = ())
     model = {name: average([scores[name] for scores in models]) for name in sets}
     tfidf = tfidf_scores(data, paths)
     stack = fit_stack([record["label"] for record in sets["eval"]], model["eval"], log_odds(tfidf["eval"]))
-    found = {}
-    for name in [name for name in sets if name != "eval"]:
-        stacked = stack.predict_proba(np.column_stack([model[name], log_odds(tfidf[name])]))[:, 1]
-        found[name] = {"average": judge(sets[name], expit(model[name]), 0.5, tfidf[name]),
-                       "stack": judge(sets[name], stacked, 0.5, tfidf[name])}
-    return {"data": data.name, "scores": [Path(path).name for path in files], "judged_on": found,
-            "stack_weights": dict(zip(("model", "tfidf", "intercept"), [*stack.coef_[0], *stack.intercept_]))}
+    return {
+        "stack_weights": dict(zip(("model", "tfidf", "intercept"), [*stack.coef_[0], *stack.intercept_])),
+        **{name: {"records": sets[name], "tfidf": tfidf[name], "average": expit(model[name]),
+                  "stack": stack.predict_proba(np.column_stack([model[name], log_odds(tfidf[name])]))[:, 1]}
+           for name in sets if name != "eval"},
+    }
+
+
+def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
+    """F1 and average precision minus TF-IDF's, their means over the seeds, with 95 % intervals.
+
+    A dialogue that is in the test splits of several seeds is drawn for all of them together: they are not independent.
+
+    Args:
+        seeds: of each ``records``, ``tfidf`` and the probabilities of the ensemble, as `judge_seed` returns them.
+    """
+    labels = [np.array([record["label"] for record in seed["records"]]) for seed in seeds]
+    ends = np.cumsum([len(y_true) for y_true in labels])
+    areas = [[average_precision_of(y_true, seed[name]) for name in (ensemble, "tfidf")]
+             for y_true, seed in zip(labels, seeds)]
+
+    def differences(weights: np.ndarray) -> dict[str, float]:
+        found = {"f1": [], "average_precision": []}
+        for y_true, seed, (area, tfidf_area), drawn in zip(labels, seeds, areas, np.split(weights, ends[:-1])):
+            f1, tfidf_f1 = (rates(confusion_counts(y_true, seed[name] >= 0.5, drawn))["f1"]
+                            for name in (ensemble, "tfidf"))
+            found["f1"].append(f1 - tfidf_f1)
+            found["average_precision"].append(area(drawn) - tfidf_area(drawn))
+        return {name: statistics.fmean(values) for name, values in found.items()}
+
+    groups = [groups_of(seed["records"]) for seed in seeds]
+    joint = None if None in groups else [group for of_seed in groups for group in of_seed]
+    intervals = bootstrap(differences, int(ends[-1]), joint)
+    return {name: {"value": value, "interval": intervals[name]}
+            for name, value in differences(np.ones(ends[-1])).items()}
+
+
+def judge_ensembles(data: dict[int, Path], files: dict[int, Sequence[Path]], also: Sequence[str] = ()) -> dict:
+    """``average`` and ``stack`` against TF-IDF, on test and each of `also`, for each seed and over all of them.
+
+    Args:
+        data: by seed, the folder of prepared data that its models were trained on.
+        files: by seed, the scores that its models gave.
+    """
+    seeds = {seed: judge_seed(data[seed], files[seed], also) for seed in data}
+    sets = [name for name in next(iter(seeds.values())) if name != "stack_weights"]
+    return {
+        "stack_weights": {seed: found["stack_weights"] for seed, found in seeds.items()},
+        "judged_on": {name: {ensemble: {
+            "seeds": {seed: judge(found[name]["records"], found[name][ensemble], 0.5, found[name]["tfidf"])
+                      for seed, found in seeds.items()},
+            "mean_difference_to_tfidf": mean_differences([found[name] for found in seeds.values()], ensemble),
+        } for ensemble in ENSEMBLES} for name in sets},
+    }
 
 
 def read_scores(path: Path, rows: dict[str, int]) -> dict[str, np.ndarray]:
@@ -77,13 +132,17 @@ def read_scores(path: Path, rows: dict[str, int]) -> dict[str, np.ndarray]:
 
 def table(report: dict) -> str:
     """F1 and average precision, and their differences to TF-IDF's with 95 % intervals, as a Markdown table."""
-    lines = ["| judged on | ensemble | F1 | average precision | F1 minus TF-IDF's | average precision minus TF-IDF's |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| judged on | ensemble | seed | F1 | average precision | F1 minus TF-IDF's "
+             "| average precision minus TF-IDF's |", "|---|---|---|---|---|---|---|"]
     for name, ensembles in report["judged_on"].items():
         for ensemble, found in ensembles.items():
-            differences = [_difference(found["tfidf"][f"model_{figure}_minus_this"])
-                           for figure in ("f1", "average_precision")]
-            lines.append(f"| {name} | {ensemble} | {_figure(found['f1'])} | {_figure(found['average_precision'])} "
+            for seed, judged in found["seeds"].items():
+                differences = [_difference(judged["tfidf"][f"model_{figure}_minus_this"]) for figure in FIGURES]
+                lines.append(f"| {name} | {ensemble} | {seed} | {_figure(judged['f1'])} "
+                             f"| {_figure(judged['average_precision'])} | {' | '.join(differences)} |")
+            means = [statistics.fmean(judged[figure] or 0 for judged in found["seeds"].values()) for figure in FIGURES]
+            differences = [_difference(found["mean_difference_to_tfidf"][figure]) for figure in FIGURES]
+            lines.append(f"| {name} | {ensemble} | **mean** | {' | '.join(map(_figure, means))} "
                          f"| {' | '.join(differences)} |")
     return "\n".join(lines)
 
@@ -102,15 +161,26 @@ def _difference(found: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ensembles", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="prepared data, as a row of the ablations names it")
-    parser.add_argument("--scores", type=Path, nargs="+", required=True, metavar="NPZ", help="which the ablations kept")
+    parser.add_argument("--source", required=True, help="folder of dialogue CSVs that the ablations were made on")
+    parser.add_argument("--scores", type=Path, required=True, metavar="DIR", help="where the ablations kept them")
+    parser.add_argument("--variants", nargs="+", required=True, metavar="NAME", help="whose scores to average")
+    parser.add_argument("--more-variants", metavar="FILE", help="as for the ablations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--also", nargs="*", default=[], metavar="JSONL", help="judge on these, too")
-    parser.add_argument("--output", metavar="JSON")
+    parser.add_argument("--scratch", default="outputs/ablations", help="where prepared data is kept")
+    parser.add_argument("--output", default="results/ensembles.json")
     args = parser.parse_args(argv)
     try:
-        report = judge_ensembles(args.data, args.scores, args.also)
-        if args.output:
-            write_json(args.output, report)
+        variants = {**VARIANTS, **(read_variants(args.more_variants) if args.more_variants else {})}
+        unknown = [name for name in args.variants if name not in variants]
+        if unknown:
+            raise DataError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, variants))}")
+        job = Job("", args.source, Path(args.scratch), "cpu")
+        data = {seed: prepared(job, variants[args.variants[0]].get("data", {}), seed) for seed in args.seeds}
+        files = {seed: [args.scores / f"{slug(name)}-{seed}.npz" for name in args.variants] for seed in args.seeds}
+        report = {"variants": args.variants, **judge_ensembles(data, files, args.also), "device": "cpu",
+                  "provenance": code_provenance()}
+        write_json(args.output, report)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

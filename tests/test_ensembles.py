@@ -7,8 +7,9 @@ import pytest
 from scipy.special import expit
 
 from benchmarks import ensembles
-from benchmarks.ablations import write_scores
-from data.records import write_records
+from benchmarks.ablations import Job, prepared, write_scores
+from data.records import DataError, Skipped, read_records, write_records
+from data.sample import write_sample
 
 ROWS = {"train": 40, "eval": 40, "test": 60}
 
@@ -39,29 +40,57 @@ def test_log_odds_are_averaged():
     assert np.isfinite(ensembles.average([np.array([0.0, 1.0], dtype=np.float32)])).all()
 
 
-def test_models_that_err_on_different_rows_are_right_together_and_the_stack_passes_over_a_useless_tfidf(
-        data, tmp_path, capsys):
+def test_models_that_err_on_different_rows_are_right_together_and_the_stack_passes_over_a_useless_tfidf(data, tmp_path):
     files = [save_model(tmp_path / f"{wrong}.npz", wrong) for wrong in (3, 4)]
-    output = tmp_path / "ensembles.json"
-    assert ensembles.main(["--data", str(data), "--scores", *files, "--output", str(output)]) == 0
-    report = json.loads(output.read_text())
-    assert report["judged_on"].keys() == {"test"} and report["scores"] == ["3.npz", "4.npz"]
+    report = ensembles.judge_ensembles({0: data}, {0: files})
+    assert report["judged_on"].keys() == {"test"}
     for found in report["judged_on"]["test"].values():
-        assert found["f1"] == found["average_precision"] == 1.0
-        difference = found["tfidf"]["model_average_precision_minus_this"]
+        assert found["seeds"][0]["f1"] == found["seeds"][0]["average_precision"] == 1.0
+        difference = found["seeds"][0]["tfidf"]["model_average_precision_minus_this"]
         assert difference["value"] == pytest.approx(0.5) and difference["interval"][0] > 0.4
-    assert report["stack_weights"]["model"] > 0.5 > abs(report["stack_weights"]["tfidf"])
-    alone = ensembles.judge_ensembles(data, files[:1])["judged_on"]["test"]["average"]
+        assert found["mean_difference_to_tfidf"]["average_precision"] == difference  # of a single seed
+    assert report["stack_weights"][0]["model"] > 0.5 > abs(report["stack_weights"][0]["tfidf"])
+    alone = ensembles.judge_ensembles({0: data}, {0: files[:1]})["judged_on"]["test"]["average"]["seeds"][0]
     assert (alone["tp"], alone["fp"]) == (30, 6)  # an odd row in ten is called a fraud
-    assert capsys.readouterr().out.splitlines()[2].startswith("| test | average | 1.0000 | 1.0000 | +")
 
 
-def test_scores_of_other_data_are_refused_in_one_line(data, tmp_path, capsys):
+def test_a_dialogue_of_several_seeds_is_drawn_for_all_of_them_together():
+    """Two seeds on the same rows are no more than one: the interval must not shrink as of independent ones."""
+    records = [{"label": i % 2 == 0, "case": str(i // 4)} for i in range(80)]
+    found = np.where(np.arange(80) % 10 == 0, 0.1, [0.9, 0.2] * 40)
+    seed = {"records": records, "average": found, "tfidf": np.full(80, 0.9)}
+    once, twice = (ensembles.mean_differences([seed] * n, "average") for n in (1, 2))
+    assert once == twice and once["f1"]["interval"][0] < once["f1"]["value"] < once["f1"]["interval"][1]
+    other = {**seed, "average": np.full(80, 0.9)}  # as TF-IDF: no difference
+    mean = ensembles.mean_differences([seed, other], "average")
+    assert mean["f1"]["value"] == pytest.approx(once["f1"]["value"] / 2)
+
+
+def test_the_command_finds_data_and_scores_of_each_seed_and_shows_their_mean(tmp_path, capsys):
+    write_sample(tmp_path / "dialogs", 400)
+    job = Job("", str(tmp_path / "dialogs"), tmp_path / "scratch", "cpu")
+    for seed in (0, 1):
+        data = prepared(job, {}, seed)
+        records = {name: read_records(data / f"{name}.jsonl", Skipped()) for name in ("eval", "test")}
+        write_scores(tmp_path / f"as-it-is-{seed}.npz", {
+            name: np.array([0.9 if record["label"] else 0.1 for record in rows]) for name, rows in records.items()})
+    command = ["--source", str(tmp_path / "dialogs"), "--scores", str(tmp_path), "--scratch", str(tmp_path / "scratch"),
+               "--output", str(tmp_path / "ensembles.json"), "--seeds", "0", "1"]
+    assert ensembles.main([*command, "--variants", "as it is"]) == 0
+    shown = [line.split(" | ")[:4] for line in capsys.readouterr().out.splitlines()]
+    assert shown[2:5] == [["| test", "average", seed, "1.0000"] for seed in ("0", "1", "**mean**")]
+    report = json.loads((tmp_path / "ensembles.json").read_text())
+    assert report["variants"] == ["as it is"] and report["provenance"]["versions"]
+    assert ensembles.main([*command, "--variants", "as it was"]) == 2
+    assert capsys.readouterr().err.startswith("no variant 'as it was'; there are 'as it is', ")
+
+
+def test_scores_of_other_data_are_refused_in_one_line(data, tmp_path):
     (tmp_path / "bad.npz").write_text("no scores")
     write_scores(tmp_path / "short.npz", {"eval": np.zeros(40), "test": np.zeros(59)})
     write_scores(tmp_path / "less.npz", {"eval": np.zeros(40)})
     for name, message in (("bad", "not a file of scores"), ("none", "not a file of scores"),
                           ("short", "has 59 scores of test, which has 60 records: it was made on other data"),
                           ("less", "has no scores of test")):
-        assert ensembles.main(["--data", str(data), "--scores", str(tmp_path / f"{name}.npz")]) == 2
-        assert capsys.readouterr().err == f"{tmp_path}/{name}.npz: {message}\n"
+        with pytest.raises(DataError, match=f"{name}.npz: {message}$"):
+            ensembles.judge_ensembles({0: data}, {0: [tmp_path / f"{name}.npz"]})
