@@ -17,7 +17,9 @@ from pathlib import Path
 from benchmarks.ablations import spread
 from benchmarks.ablations import table as ablations_table
 from benchmarks.bases import table as bases_table
+from benchmarks.ensembles import table as ensembles_table
 from benchmarks.scoring import table as scoring_table
+from benchmarks.startup import table as startup_table
 from benchmarks.training import table as training_table
 from label_audit import SUSPECT
 
@@ -325,8 +327,19 @@ def profile_reading() -> str:
     return _paragraph(f"Of a step the GPU is: {'; '.join(said)}.")
 
 
-def ablations_test() -> str:
+def ablations_on_test() -> str:
     return ablations_table(_load("ablations"))
+
+
+def startup() -> str:
+    report = _load("startup")
+    return f"{startup_table(report)}\n\n" + _paragraph(
+        f"{report['provenance']['model']} on a {report['device'].replace('cpu', 'CPU')}, commit "
+        f"{report['provenance']['commit'][:7]}.")
+
+
+def ensembles() -> str:
+    return ensembles_table(_load("ensembles"))
 
 
 def bases() -> str:
@@ -341,7 +354,9 @@ TABLES = {
     "probes": probes_table,
     "rare": rare_reading,
     "early_warning": early_warning_reading,
-    "ablations": ablations_test,
+    "ablations": ablations_on_test,
+    "ensembles": ensembles,
+    "startup": startup,
     "loss_curves": loss_curves_reading,
     "profile": profile_reading,
     "standin_scoring": standin_scoring_methods,
