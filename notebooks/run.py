@@ -3,14 +3,19 @@
     python notebooks/run.py                   # the whole series, in place (make notebooks)
     python notebooks/run.py --to DIR          # leaves the committed ones alone
     python notebooks/run.py 04 07 --page      # some of them; and DIR/page/index.html
+    python notebooks/run.py --colab https://github.com/OWNER/REPOSITORY    # runs none of them
 
 Those that measure time run alone, and first: the one that trains is among them, and the others judge its checkpoint.
 The rest then runs side by side. What would differ without a reason is left out of the outputs: progress bars,
 warnings, and where files lie on this machine.
+
+`--colab` is for whoever publishes the code: it writes that address into the first cell of every notebook, which fetches
+the code in Google Colab, and a badge under every title, which opens the notebook there, from the branch `main`.
 """
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -37,12 +42,17 @@ INDEX = """<!doctype html>
 </ol>
 </html>
 """
+LINK = re.compile(r'(href="\w+)\.ipynb')  # from one notebook to another, not to Colab
 WIDGET = "application/vnd.jupyter.widget-view+json"
+ADDRESS = re.compile(r"https://github\.com/(?!OWNER/)(\w[\w-]*/\w[\w.-]*?)(\.git)?/?", re.ASCII)
+REPOSITORY_LINE = re.compile(r'^REPOSITORY = ".*"$', re.MULTILINE)
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({})"
+BADGE_LINE = re.compile(r"^\[!\[Open in Colab\].*\n?", re.MULTILINE)
 
 
-def notebooks(numbers: Sequence[str] = ()) -> list[Path]:
+def notebooks(numbers: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
     """The series in its order, or the notebooks of those numbers."""
-    return [path for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")) if not numbers or path.name[:2] in numbers]
+    return [path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if not numbers or path.name[:2] in numbers]
 
 
 def run(path: Path, target: Path) -> float:
@@ -88,7 +98,7 @@ def make_page(books: Sequence[Path], folder: Path) -> Path:
     for path in books:
         book = nbformat.read(path, as_version=4)
         html, _ = exporter.from_notebook_node(book, {"metadata": {"name": title_of(book)}})
-        (folder / f"{path.stem}.html").write_text(html.replace(".ipynb", ".html"), encoding="utf-8")
+        (folder / f"{path.stem}.html").write_text(LINK.sub(r"\1.html", html), encoding="utf-8")
         links.append(f'<li><a href="{path.stem}.html">{title_of(book)}</a></li>')
     index = folder / "index.html"
     index.write_text(INDEX.format(links="\n".join(links)), encoding="utf-8")
@@ -99,6 +109,25 @@ def title_of(book: nbformat.NotebookNode) -> str:
     return book.cells[0].source.splitlines()[0].lstrip("# ")
 
 
+def link_to_colab(address: str, folder: Path = FOLDER) -> None:
+    """Writes where the code is published into the first cell of every notebook, and a badge under its title.
+
+    Raises:
+        ValueError: that is no address of a repository on GitHub, where Colab can open notebooks from.
+    """
+    match = ADDRESS.fullmatch(address)
+    if not match:
+        raise ValueError(f"--colab takes https://github.com/OWNER/REPOSITORY, with your own names, not {address!r}")
+    for path in notebooks(folder=folder):
+        book = nbformat.read(path, as_version=4)
+        title, _, rest = BADGE_LINE.sub("", book.cells[0].source).partition("\n")
+        badge = BADGE.format(f"https://colab.research.google.com/github/{match[1]}/blob/main/notebooks/{path.name}")
+        book.cells[0].source = "\n".join([title, badge, rest])
+        first = next(cell for cell in book.cells if cell.cell_type == "code")
+        first.source = REPOSITORY_LINE.sub(f'REPOSITORY = "https://github.com/{match[1]}"', first.source, count=1)
+        nbformat.write(book, path)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="notebooks/run.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=FOLDER, help="where to write the executed notebooks")
     parser.add_argument("--page", action="store_true", help="make an HTML page of them, in outputs/page")
     parser.add_argument("--no-run", action="store_true", help="take the notebooks as they are: for --page")
+    parser.add_argument("--colab", metavar="ADDRESS", help="where on GitHub Colab finds the code: runs nothing")
     args = parser.parse_args(argv)
+    if args.colab is not None:
+        return publish(args.colab)
     books = notebooks(args.numbers)
     if not args.no_run:
         failed = run_all(books, args.to)
@@ -115,6 +147,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
     if args.page:
         print(make_page([args.to / path.name for path in books], FOLDER.parent / "outputs" / "page"))
+    return 0
+
+
+def publish(address: str) -> int:
+    try:
+        link_to_colab(address)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
