@@ -4,15 +4,18 @@
 
 MODEL may be config and tokenizer alone, as for `benchmarks.training`; the adapter is then random too, and what is
 measured is speed. Tokenising is part of every figure. ``generate`` is the article's way; it runs on a few rows.
+``score_32_bit`` shows how far 16-bit arithmetic itself moves a probability, on a CPU with ``--compute-dtype bfloat16``.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from checkpoints import code_provenance, lineage_of, read_checkpoint
 from cuda_graphs import compile_layers
 from data.prompt import PromptEncoder
 from data.records import DataError, Skipped, read_records, write_json
-from models import default_device, load_model
+from models import compute_dtype, default_device, load_model
 from scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
 from trainer import build_loraconfig
 
@@ -38,7 +41,8 @@ BORDERLINE = (0.49, 0.51)  # where rounding may decide
 METHODS = {
     "generate": {},
     "score": {},
-    "score_smaller_batches": {},  # what rounding alone does: the sums are in another order
+    "score_32_bit": {"dequantize": True, "exact": True},  # the same weights and adapter, computed without rounding
+    "score_smaller_batches": {},  # the same sums in another order
     "score_dequantized": {"dequantize": True},
     "score_dequantized_compiled": {"dequantize": True, "compile": True},
     "score_merged": {"dequantize": True, "merge": True},
@@ -49,10 +53,11 @@ TOKENS_A_BATCH = {"score_smaller_batches": 4096}  # others: as many as `score_pr
 
 
 def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = False, merge: bool = False,
-            compile: bool = False, as_eager: bool = False):
+            compile: bool = False, as_eager: bool = False, exact: bool = False):
     """(model, encoder): base and adapter as a method wants them.
 
     Args:
+        exact: keep the 16-bit values in 32 bit; see `computing_in`.
         as_eager: let compiled kernels round to 16 bit wherever eager ones do, instead of keeping 32 bit in between.
     """
     base, tokenizer = load_model(folder, device, dequantize=dequantize)
@@ -69,11 +74,23 @@ def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = Fal
                     parameter.normal_(std=0.005)
     if merge:
         model = model.merge_and_unload()
+    if exact:
+        model = model.float()
     if compile:
         torch._dynamo.reset()  # else the kernels of the method before would be taken
         torch._inductor.config.emulate_precision_casts = as_eager
         compile_layers(model)
     return model.eval(), PromptEncoder(tokenizer, task)
+
+
+@contextlib.contextmanager
+def computing_in(dtype: torch.dtype | None):
+    """Within this context models are loaded for, and scored in, `dtype`; None for the device's own."""
+    if dtype is None:
+        yield
+        return
+    with patch("models.compute_dtype", return_value=dtype), patch("scoring.compute_dtype", return_value=dtype):
+        yield
 
 
 def time_generate(model, encoder: PromptEncoder, dialogues: Sequence[str]) -> dict:
@@ -96,22 +113,27 @@ def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str],
             "first_run_seconds": seconds[0]}, scores
 
 
-def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], device: str, output: str) -> dict:
-    """Every method on the rows of `data`; written after each."""
-    dialogues = [record["input"] for record in read_records(data, Skipped())]
+def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], device: str, output: str,
+        rows: int | None = None, dtype: torch.dtype | None = None) -> dict:
+    """Every method on the first `rows` of `data` (default: all); written after each."""
+    dialogues = [record["input"] for record in read_records(data, Skipped())][:rows]
     report = {"methods": {}, "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
               "provenance": {"model": Path(model).name, "checkpoint": Path(checkpoint).name if checkpoint else "random",
-                             "data": Path(data).name, **code_provenance()}}
+                             "data": Path(data).name, "compute_dtype": str(dtype or compute_dtype(device)),
+                             **code_provenance()}}
     plain = None
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(model, scratch, device)
         for method in tqdm(methods, desc="methods"):
             free_memory()
-            loaded, encoder = prepare(folder, checkpoint, device, **METHODS[method])
-            if method == "generate":
-                found = time_generate(loaded, encoder, dialogues)
-            else:
-                found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
+            with computing_in(dtype):
+                loaded, encoder = prepare(folder, checkpoint, device, **METHODS[method])
+            with computing_in(torch.float32 if METHODS[method].get("exact") else dtype):
+                if method == "generate":
+                    found = time_generate(loaded, encoder, dialogues)
+                else:
+                    found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
+            if method != "generate":
                 plain = scores if plain is None else plain
                 found.update(agreement(scores, plain))
             if device != "cpu":
@@ -151,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="folder with a model, or with its config and tokenizer")
     parser.add_argument("--checkpoint", default="", help="folder of an adapter; default: a random one")
     parser.add_argument("--data", required=True, help="JSONL records to score")
+    parser.add_argument("--rows", type=int, help="how many of them (default: all)")
+    parser.add_argument("--compute-dtype", choices=("bfloat16", "float16", "float32"), help="default: the device's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/scoring_benchmark.json")
@@ -158,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bars()
     try:
         report = run(args.model, args.checkpoint, args.data, methods=args.methods, device=args.device,
-                     output=args.output)
+                     output=args.output, rows=args.rows,
+                     dtype=getattr(torch, args.compute_dtype) if args.compute_dtype else None)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

@@ -53,6 +53,16 @@ def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, ru
     assert scoring.table(report).count("\n") == 6
 
 
+def test_16_bit_arithmetic_is_what_tells_plain_scores_from_those_in_32_bit(base, eval_file, tmp_path):
+    found = {}
+    for dtype in (None, torch.bfloat16):
+        report = scoring.run(base, "", eval_file, methods=["score", "score_32_bit"], device="cpu",
+                             output=str(tmp_path / "scoring.json"), rows=6, dtype=dtype)
+        assert report["methods"]["score"]["rows"] == 6
+        found[report["provenance"]["compute_dtype"]] = report["methods"]["score_32_bit"]["max_probability_difference"]
+    assert found["torch.float32"] < 1e-6 < 1e-5 < found["torch.bfloat16"] < 0.1
+
+
 def test_flipped_labels_are_counted_beyond_the_borderline():
     plain = np.array([0.1, 0.495, 0.6, 0.9, 0.48])
     scores = np.array([0.1, 0.505, 0.4, 0.9, 0.52])
