@@ -307,13 +307,14 @@ def standin_scoring_methods() -> str:
 
 def rounding_reading() -> str:
     """What of the differences is 16-bit arithmetic, and what they did to a trained model."""
-    emulated, trained = _load("scoring_in_16_bit")["methods"], _load("standin_scoring")["methods"]
-    fast = trained["score_merged_compiled"]
+    emulated = _load("scoring_in_16_bit")["methods"]
+    plain, merged = (emulated[name]["max_probability_difference"] for name in ("score_32_bit", "score_merged"))
+    fast = _load("standin_scoring")["methods"]["score_merged_compiled"]
     return _paragraph(
         "Two ways of computing in 16 bit do not agree to a hundredth on a dialogue that the model is undecided about. "
-        f"Emulated on a CPU, with the stand-in and a random adapter on {emulated['score']['rows']} rows, the plain path "
-        f"itself lies up to {emulated['score_32_bit']['max_probability_difference']:.3f} from 32-bit arithmetic on the "
-        f"same weights, and the merged model up to {emulated['score_merged']['max_probability_difference']:.3f} from the "
+        f"Emulated on a CPU, with the stand-in and a random adapter on {emulated['score']['rows']} rows, the plain "
+        f"path itself lies up to {plain:.3f} from 32-bit arithmetic on the same weights, and the merged model up to "
+        f"{merged:.3f} from the "
         f"plain path. Of the trained stand-in's {fast['rows']:,} answers `--fast` changed {fast['labels_flipped']}, "
         f"{fast['labels_flipped_beyond_borderline']} of them where the plain score was not within a hundredth of 0.5; "
         f"no probability moved by more than {fast['max_probability_difference']:.3f}.")
