@@ -89,7 +89,7 @@ def _verdict(figure: str, name: str) -> str:
     below = sum(found["interval"][1] < 0 for found in differences)
     mean = f"mean difference {statistics.fmean(found['value'] for found in differences):+.3f}"
     if not above + below:
-        return f"its {name} **cannot be told apart from TF-IDF's** in any seed ({mean})"
+        return f"the stand-in's {name} **cannot be told apart from TF-IDF's** in any seed ({mean})"
     return f"its {name} is above TF-IDF's in {above} of {len(differences)} seeds and below it in {below} ({mean})"
 
 
