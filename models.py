@@ -59,10 +59,7 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            # Else bitsandbytes computes in bf16 on some CPUs (AVX512_BF16), in eval mode only: not what was trained.
-            layer.support_avx512bf16_for_cpu = False
+    compute_in_eval_as_in_training(model)
     if dequantize and config is not None:
         model = model.dequantize(dtype=dtype)
     if tokenizer.pad_token_id is None:
@@ -140,6 +137,13 @@ def compute_dtype(device: str) -> torch.dtype:
     if not device.startswith("cuda"):
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def compute_in_eval_as_in_training(model) -> None:
+    """Keeps bitsandbytes from computing in bf16 on CPUs that can (AVX512_BF16), which it does in eval mode only."""
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def default_device() -> str:

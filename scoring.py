@@ -11,7 +11,13 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from data.prompt import PromptEncoder, Task
-from models import PADDING_MULTIPLE, compute_dtype, label_logits_at, pad_right
+from models import (
+    PADDING_MULTIPLE,
+    compute_dtype,
+    compute_in_eval_as_in_training,
+    label_logits_at,
+    pad_right,
+)
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 4096}  # padded tokens; enough to fill the device, little enough to fit
 GENERATE_ROWS_A_BATCH = 8  # the article's
@@ -105,6 +111,7 @@ def inference(model):
     """Eval mode, no gradients, and the autocast that training ran under; the model's mode is put back."""
     was_training = model.training
     dtype = compute_dtype(str(model.device))
+    compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
     model.eval()
     try:
         autocast = dtype is not torch.float32

@@ -55,6 +55,7 @@ from figures import save_loss_curve
 from models import (
     PADDING_MULTIPLE,
     compute_dtype,
+    compute_in_eval_as_in_training,
     default_device,
     load_model,
     logits_only_at,
@@ -604,6 +605,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     ``trainer.model`` ends as the best checkpoint, and remembers its task for `evaluate_with_model`.
     """
     _require_capturable(train_args)
+    compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = _origin_of(train_dataset)
     if not isinstance(model, PeftModel):

@@ -15,10 +15,12 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from helpers import save_tiny_qwen2
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import models
 from data.records import DataError
 from models import compute_dtype, label_logits_at, load_model, locate_model, pick_device
+from scoring import inference
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -333,6 +335,15 @@ def test_on_a_cpu_a_quantised_model_computes_in_eval_mode_what_it_computes_in_tr
     input_ids = tokenizer("您好", return_tensors="pt").input_ids
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(input_ids=input_ids).logits, model.train()(input_ids=input_ids).logits)
+
+
+def test_a_model_that_somebody_loaded_by_himself_computes_so_too_once_it_is_scored(base):
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32)
+    quantised = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    quantised[0].support_avx512bf16_for_cpu = True  # as it is on such a CPU
+    with inference(model):
+        assert not any(layer.support_avx512bf16_for_cpu for layer in quantised)
 
 
 def test_without_quantisation_the_weights_stay_as_they_are(base):
