@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = early_warning(*load_model(args.model, args.checkpoint, args.device), args.source, args.eval, args.test,
                                false_alarms=args.false_alarms)
         write_json(args.output, report)
-    except DataError as error:
+    except (DataError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -400,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _predict(args)
         require_input(args.data)  # before gigabytes are loaded
         (_calibrate if args.calibrate else _evaluate)(args)
-    except DataError as error:
+    except (DataError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

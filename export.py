@@ -267,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = export(args.model, args.checkpoint, args.output, merge_into=args.merge_into, dtype=args.dtype,
                        report_path=args.report, data_path=args.data, rows=args.rows, gguf=args.gguf,
                        device=args.device, base_id=args.base_id, trust_remote_code=args.trust_remote_code)
-    except DataError as error:
+    except (DataError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -50,7 +50,9 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
             bar.update(len(batch))
     scores = np.array([probability[tuple(prompt) + tuple(encoder.answer_prefix)] for prompt in prompts])
     if require_finite and not np.isfinite(scores).all():
-        raise FloatingPointError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+        remedy = "; a GPU with bf16, or --device cpu, has room for larger numbers than fp16"
+        raise FloatingPointError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite"
+                                 + (remedy if compute_dtype(str(device)) is torch.float16 else ""))
     return scores
 
 

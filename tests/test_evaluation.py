@@ -12,6 +12,7 @@ import torch
 from helpers import make_records, save_tiny_qwen2
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate as evaluate_module
 from checkpoints import find_checkpoint
@@ -81,6 +82,18 @@ def test_a_score_that_is_not_finite_is_an_error(base, encoder, prompts):
     model.get_input_embeddings().weight.data[encoder.head[0]] = float("nan")
     with pytest.raises(FloatingPointError, match=f"{len(prompts)} of {len(prompts)} scores are not finite"):
         score_prompts(model, encoder, prompts)
+
+
+def test_a_model_that_overflows_in_fp16_is_one_line_with_the_remedy(base, eval_file, tmp_path, monkeypatch, capsys):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.norm.weight.data.fill_(1e6)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    for module in ("models", "scoring"):
+        monkeypatch.setattr(f"{module}.compute_dtype", lambda device: torch.float16)  # as on a T4
+    assert evaluate_module.main(["--model", str(tmp_path), "--data", eval_file, "--device", "cpu"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "scores are not finite; a GPU with bf16, or --device cpu" in said
 
 
 def test_generated_answers_do_not_depend_on_the_batch_and_agree_with_the_scores(loaded, encoder, prompts):
