@@ -118,11 +118,12 @@ def rate_differences(y_true: Sequence[bool], y_pred: Sequence[bool], other: Sequ
         first, second = (rates(confusion_counts(y_true, answers, weights)) for answers in (y_pred, other))
         return {name: first[name] - second[name] for name in names}
 
-    return _with_intervals(differences, len(y_true), groups)
+    return with_intervals(differences, len(y_true), groups)
 
 
-def _with_intervals(differences: Callable[[np.ndarray | None], dict[str, float]], n_rows: int,
-                    groups: Sequence[Hashable] | None) -> dict[str, dict]:
+def with_intervals(differences: Callable[[np.ndarray | None], dict[str, float]], n_rows: int,
+                   groups: Sequence[Hashable] | None) -> dict[str, dict]:
+    """Of each of the `differences`, as a function of the weights: ``value``, and ``interval`` (see `bootstrap`)."""
     intervals = bootstrap(differences, n_rows, groups)
     return {name: {"value": none_if_nan(value), "interval": intervals[name]}
             for name, value in differences(None).items()}
@@ -138,7 +139,7 @@ def average_precision_difference(y_true: Sequence[bool], y_score: Sequence[float
                                  groups: Sequence[Hashable] | None = None) -> dict:
     """Average precision of the scores `y_score` minus that of `other` on the same rows; see `f1_difference`."""
     first, second = (average_precision_of(y_true, scores) for scores in (y_score, other))
-    found = _with_intervals(lambda weights: {"difference": first(weights) - second(weights)}, len(y_true), groups)
+    found = with_intervals(lambda weights: {"difference": first(weights) - second(weights)}, len(y_true), groups)
     return found["difference"]
 
 

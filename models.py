@@ -141,9 +141,10 @@ def compute_dtype(device: str) -> torch.dtype:
 
 def compute_in_eval_as_in_training(model) -> None:
     """Keeps bitsandbytes from computing in bf16 on CPUs that can (AVX512_BF16), which it does in eval mode only."""
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            layer.support_avx512bf16_for_cpu = False
+    if model.device.type == "cpu":
+        for layer in model.modules():
+            if isinstance(layer, Linear4bit):
+                layer.support_avx512bf16_for_cpu = False
 
 
 def default_device() -> str:

@@ -341,6 +341,14 @@ def spread(values: Iterable[float | None], form: str = ".3f") -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
+def difference(found: dict, form: str = "+.3f") -> str:
+    """A difference to TF-IDF's figure, with its interval."""
+    if found["interval"] is None:
+        return "undefined"
+    low, high = found["interval"]
+    return f"{found['value']:{form}} ({low:{form}} to {high:{form}})"
+
+
 # ------------------------------------------------------------------------------------------ the command line
 
 
@@ -362,6 +370,15 @@ def read_variants(path: str) -> dict[str, dict]:
                 raise DataError(f"{path}: variant {name!r} has {part!r}; there are {', '.join(OPTIONS)}")
             require_known(part, options, f"{path}: variant {name!r}")
     return variants
+
+
+def choose_variants(names: Sequence[str] | None, more: str | None) -> dict[str, dict]:
+    """The variants of those names (None: all), of ours and of the file `more`."""
+    variants = {**VARIANTS, **(read_variants(more) if more else {})}
+    unknown = [name for name in names or () if name not in variants]
+    if unknown:
+        raise DataError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, variants))}")
+    return {name: variants[name] for name in names or variants}
 
 
 def require_known(part: str, options: Iterable[str], place: str) -> None:
@@ -423,11 +440,7 @@ def _run(args: argparse.Namespace) -> dict | None:
     job = Job(args.model, args.source, Path(args.scratch), args.device, tuple(args.also), dict(args.training),
               Path(args.scores) if args.scores else None)
     require_known("training", job.training, "--training")
-    variants = {**VARIANTS, **(read_variants(args.more_variants) if args.more_variants else {})}
-    unknown = [name for name in args.variants or () if name not in variants]
-    if unknown:
-        raise DataError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, variants))}")
-    variants = {name: variants[name] for name in args.variants or variants}
+    variants = choose_variants(args.variants, args.more_variants)
     if len(set(map(slug, variants))) < len(variants):
         raise DataError(f"two variants would keep their scores in one file: {', '.join(sorted(variants, key=slug))}")
     for path in job.also:

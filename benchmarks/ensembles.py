@@ -18,13 +18,13 @@ import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.ablations import VARIANTS, Job, judge, judged_paths, prepared, read_variants, slug, tfidf_scores
+from benchmarks.ablations import Job, choose_variants, difference, judge, judged_paths, prepared, slug, tfidf_scores
 from checkpoints import code_provenance
 from data.records import DataError, Skipped, groups_of, read_records, write_json
-from metrics import average_precision_of, bootstrap, confusion_counts, rates
+from metrics import average_precision_of, confusion_counts, rates, with_intervals
 
 ENSEMBLES = ("average", "stack")
-FIGURES = ("f1", "average_precision")
+COMPARED = ("f1", "average_precision")
 SMALLEST = 1e-7  # scores are kept in float32, which has 1.0 for what is closer to it
 
 
@@ -42,11 +42,11 @@ def fit_stack(y_true: Sequence[bool], model: np.ndarray, tfidf: np.ndarray) -> L
     return LogisticRegression().fit(np.column_stack([model, tfidf]), y_true)
 
 
-def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> dict:
+def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> tuple[dict, dict[str, dict]]:
     """Both ensembles of one seed, on test and each of `also`.
 
     Returns:
-        ``stack_weights``, and by set ``records``, and [rows] the probabilities of ``tfidf``, ``average``, ``stack``.
+        the stack's weights; and by set ``records``, and [rows] the probabilities of ``tfidf``, ``average``, ``stack``.
 
     Raises:
         DataError: a file of scores is not of this data.
@@ -58,12 +58,11 @@ def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> d
     model = {name: average([scores[name] for scores in models]) for name in sets}
     tfidf = tfidf_scores(data, paths)
     stack = fit_stack([record["label"] for record in sets["eval"]], model["eval"], log_odds(tfidf["eval"]))
-    return {
-        "stack_weights": dict(zip(("model", "tfidf", "intercept"), [*stack.coef_[0], *stack.intercept_])),
-        **{name: {"records": sets[name], "tfidf": tfidf[name], "average": expit(model[name]),
-                  "stack": stack.predict_proba(np.column_stack([model[name], log_odds(tfidf[name])]))[:, 1]}
-           for name in sets if name != "eval"},
-    }
+    weights = dict(zip(("model", "tfidf", "intercept"), [*stack.coef_[0], *stack.intercept_]))
+    return weights, {
+        name: {"records": sets[name], "tfidf": tfidf[name], "average": expit(model[name]),
+               "stack": stack.predict_proba(np.column_stack([model[name], log_odds(tfidf[name])]))[:, 1]}
+        for name in sets if name != "eval"}
 
 
 def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
@@ -79,9 +78,10 @@ def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
     areas = [[average_precision_of(y_true, seed[name]) for name in (ensemble, "tfidf")]
              for y_true, seed in zip(labels, seeds)]
 
-    def differences(weights: np.ndarray) -> dict[str, float]:
+    def differences(weights: np.ndarray | None) -> dict[str, float]:
         found = {"f1": [], "average_precision": []}
-        for y_true, seed, (area, tfidf_area), drawn in zip(labels, seeds, areas, np.split(weights, ends[:-1])):
+        weights_of_seeds = [None] * len(seeds) if weights is None else np.split(weights, ends[:-1])
+        for y_true, seed, (area, tfidf_area), drawn in zip(labels, seeds, areas, weights_of_seeds):
             f1, tfidf_f1 = (rates(confusion_counts(y_true, seed[name] >= 0.5, drawn))["f1"]
                             for name in (ensemble, "tfidf"))
             found["f1"].append(f1 - tfidf_f1)
@@ -90,9 +90,7 @@ def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
 
     groups = [groups_of(seed["records"]) for seed in seeds]
     joint = None if None in groups else [group for of_seed in groups for group in of_seed]
-    intervals = bootstrap(differences, int(ends[-1]), joint)
-    return {name: {"value": value, "interval": intervals[name]}
-            for name, value in differences(np.ones(ends[-1])).items()}
+    return with_intervals(differences, int(ends[-1]), joint)
 
 
 def judge_ensembles(data: dict[int, Path], files: dict[int, Sequence[Path]], also: Sequence[str] = ()) -> dict:
@@ -103,14 +101,14 @@ def judge_ensembles(data: dict[int, Path], files: dict[int, Sequence[Path]], als
         files: by seed, the scores that its models gave.
     """
     seeds = {seed: judge_seed(data[seed], files[seed], also) for seed in data}
-    sets = [name for name in next(iter(seeds.values())) if name != "stack_weights"]
+    by_set = {name: {seed: sets[name] for seed, (_, sets) in seeds.items()} for name in next(iter(seeds.values()))[1]}
     return {
-        "stack_weights": {seed: found["stack_weights"] for seed, found in seeds.items()},
+        "stack_weights": {seed: weights for seed, (weights, _) in seeds.items()},
         "judged_on": {name: {ensemble: {
-            "seeds": {seed: judge(found[name]["records"], found[name][ensemble], 0.5, found[name]["tfidf"])
-                      for seed, found in seeds.items()},
-            "mean_difference_to_tfidf": mean_differences([found[name] for found in seeds.values()], ensemble),
-        } for ensemble in ENSEMBLES} for name in sets},
+            "seeds": {seed: judge(found["records"], found[ensemble], 0.5, found["tfidf"])
+                      for seed, found in of_seeds.items()},
+            "mean_difference_to_tfidf": mean_differences(list(of_seeds.values()), ensemble),
+        } for ensemble in ENSEMBLES} for name, of_seeds in by_set.items()},
     }
 
 
@@ -137,11 +135,11 @@ def table(report: dict) -> str:
     for name, ensembles in report["judged_on"].items():
         for ensemble, found in ensembles.items():
             for seed, judged in found["seeds"].items():
-                differences = [_difference(judged["tfidf"][f"model_{figure}_minus_this"]) for figure in FIGURES]
+                differences = [difference(judged["tfidf"][f"model_{figure}_minus_this"], "+.4f") for figure in COMPARED]
                 lines.append(f"| {name} | {ensemble} | {seed} | {_figure(judged['f1'])} "
                              f"| {_figure(judged['average_precision'])} | {' | '.join(differences)} |")
-            means = [statistics.fmean(judged[figure] or 0 for judged in found["seeds"].values()) for figure in FIGURES]
-            differences = [_difference(found["mean_difference_to_tfidf"][figure]) for figure in FIGURES]
+            means = [_mean([judged[figure] for judged in found["seeds"].values()]) for figure in COMPARED]
+            differences = [difference(found["mean_difference_to_tfidf"][figure], "+.4f") for figure in COMPARED]
             lines.append(f"| {name} | {ensemble} | **mean** | {' | '.join(map(_figure, means))} "
                          f"| {' | '.join(differences)} |")
     return "\n".join(lines)
@@ -151,11 +149,8 @@ def _figure(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _difference(found: dict) -> str:
-    if found["interval"] is None:
-        return "undefined"
-    low, high = found["interval"]
-    return f"{found['value']:+.4f} ({low:+.4f} to {high:+.4f})"
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else statistics.fmean(values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,10 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="results/ensembles.json")
     args = parser.parse_args(argv)
     try:
-        variants = {**VARIANTS, **(read_variants(args.more_variants) if args.more_variants else {})}
-        unknown = [name for name in args.variants if name not in variants]
-        if unknown:
-            raise DataError(f"no variant {unknown[0]!r}; there are {', '.join(map(repr, variants))}")
+        variants = choose_variants(args.variants, args.more_variants)
         job = Job("", args.source, Path(args.scratch), "cpu")
         data = {seed: prepared(job, variants[args.variants[0]].get("data", {}), seed) for seed in args.seeds}
         files = {seed: [args.scores / f"{slug(name)}-{seed}.npz" for name in args.variants] for seed in args.seeds}

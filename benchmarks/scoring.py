@@ -133,9 +133,8 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
                     found = time_generate(loaded, encoder, dialogues)
                 else:
                     found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
-            if method != "generate":
-                plain = scores if plain is None else plain
-                found.update(agreement(scores, plain))
+                    plain = scores if plain is None else plain
+                    found.update(agreement(scores, plain))
             if device != "cpu":
                 found["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
             report["methods"][method] = found

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.ablations import spread
+from benchmarks.ablations import FIGURES, difference, spread
 from benchmarks.ablations import table as ablations_table
 from benchmarks.bases import table as bases_table
 from benchmarks.ensembles import table as ensembles_table
@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 JUDGED_ON = {"standin_eval0819": "the article's eval set",
              "standin_split_by_case": "dialogues never seen, split by dialogue"}
-METRICS = ("precision", "recall", "f1", "average_precision")
 ARTICLE = {"tn": 1143, "fp": 22, "fn": 215, "tp": 968}  # as published, on eval0819
 
 
@@ -42,10 +41,10 @@ def results_table() -> str:
         reports = _seeds(name)
         tfidf = [report["baselines"]["tfidf"] for report in reports]
         lines.append(f"| {data} | **stand-in** (Gemma 3 270M, cut), this project | "
-                     + " | ".join(spread(report[metric] for report in reports) for metric in METRICS)
+                     + " | ".join(spread(report[metric] for report in reports) for metric in FIGURES)
                      + f" | {spread(report['speakers_renamed']['recall'] for report in reports)} |")
         lines.append(f"| {data} | character TF-IDF, same train split | "
-                     + " | ".join(spread(found[metric] for found in tfidf) for metric in METRICS)
+                     + " | ".join(spread(found[metric] for found in tfidf) for metric in FIGURES)
                      + " | same text |")
     return "\n".join(lines)
 
@@ -58,8 +57,8 @@ def seeds_table() -> str:
         for seed, report in enumerate(_seeds(name)):
             tfidf = report["baselines"]["tfidf"]
             lines.append(f"| {data} | {seed} | {report['f1']:.3f} ({_range(report['intervals']['f1'])}) "
-                         f"| {tfidf['f1']:.3f} | {_difference(tfidf['model_f1_minus_this'])} "
-                         f"| {_difference(tfidf['model_average_precision_minus_this'])} |")
+                         f"| {tfidf['f1']:.3f} | {difference(tfidf['model_f1_minus_this'])} "
+                         f"| {difference(tfidf['model_average_precision_minus_this'])} |")
     return "\n".join(lines)
 
 
@@ -400,10 +399,6 @@ def _seeds(name: str) -> list[dict]:
 
 def _range(interval: Sequence[float], form: str = ".3f") -> str:
     return " to ".join(f"{end:{form}}" for end in interval)
-
-
-def _difference(found: dict) -> str:
-    return f"{found['value']:+.3f} ({_range(found['interval'], '+.3f')})"
 
 
 def _paragraph(text: str) -> str:
