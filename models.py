@@ -169,8 +169,10 @@ def round_up(number: int, multiple: int) -> int:
 
 
 @contextlib.contextmanager
-def logits_only_at(model, positions: torch.Tensor):
+def logits_only_at(model, positions: torch.Tensor, after: int = 0):
     """Within this context `model` computes logits only at `positions`: [n] token numbers, counted through the batch.
+
+    Of each row the first `after` tokens are not counted.
 
     The logits of Qwen2 are 151,936 numbers a token, several copies of them in training: 16 rows of 530 tokens
     fill tens of GB, and all but the label positions are thrown away. A hook on the output layer selects its
@@ -178,7 +180,7 @@ def logits_only_at(model, positions: torch.Tensor):
     [n, vocabulary].
     """
     head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(0, 1)[positions],))
+    hook = head.register_forward_pre_hook(lambda module, inputs: (_selected(inputs[0], positions, after),))
     try:
         yield
     finally:
@@ -186,7 +188,19 @@ def logits_only_at(model, positions: torch.Tensor):
 
 
 @contextlib.contextmanager
-def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int]):
+def hidden_states_at(model, positions: torch.Tensor, after: int = 0):
+    """Yields a list, to which `model` adds its last hidden states at `positions`, [n, numbers]."""
+    found = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: found.append(_selected(inputs[0], positions, after)) or (found[-1],))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int], after: int = 0):
     """Like `logits_only_at`, of a few words only, and in 32 bit: ``.logits`` becomes [n, token_ids].
 
     In bf16 a logit of 20 is rounded to an eighth, so that scores would stand on a grid, three hundredths wide at 0.5.
@@ -196,7 +210,8 @@ def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int]):
     def logits_of_words(hidden: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if head.bias is None else head.bias[words].float()
-            return torch.nn.functional.linear(hidden.flatten(0, 1)[positions].float(), head.weight[words].float(), bias)
+            selected = _selected(hidden, positions, after).float()
+            return torch.nn.functional.linear(selected, head.weight[words].float(), bias)
 
     if type(head) is torch.nn.Linear:
         with patch.object(head, "forward", logits_of_words):
@@ -204,7 +219,11 @@ def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int]):
         return
     hook = head.register_forward_hook(lambda module, inputs, logits: logits[:, words])  # one with an adapter, say
     try:
-        with logits_only_at(model, positions):
+        with logits_only_at(model, positions, after):
             yield
     finally:
         hook.remove()
+
+
+def _selected(hidden: torch.Tensor, positions: torch.Tensor, after: int) -> torch.Tensor:
+    return hidden[:, after:].flatten(0, 1)[positions]

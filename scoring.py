@@ -15,9 +15,11 @@ from models import (
     PADDING_MULTIPLE,
     compute_dtype,
     compute_in_eval_as_in_training,
+    hidden_states_at,
     label_logits_at,
     pad_right,
 )
+from shared_prefix import common_prefix, model_inputs
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 4096}  # padded tokens; enough to fill the device, little enough to fit
 GENERATE_ROWS_A_BATCH = 8  # the article's
@@ -31,36 +33,61 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
 
     One forward pass over prompt and the beginning that both answers share; a softmax over the two tokens that may
     follow. Prompts are sorted by length, padded on the right without a mask (exact in a causal model), and
-    batched to `tokens_a_batch` padded tokens; equal prompts are scored once.
+    batched to `tokens_a_batch` padded tokens; equal prompts are scored once, and what all begin with once a batch.
 
     Raises:
         FloatingPointError: a score is not finite, unless `require_finite` is off.
     """
-    device = model.device
-    unique = list(dict.fromkeys(tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts))
+    rows = [tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts]
     probability = {}
-    with inference(model), tqdm(total=len(unique), desc=progress, unit=" rows", disable=progress is None) as bar:
-        for batch in _batches_by_tokens(unique, tokens_a_batch or TOKENS_A_BATCH[device.type]):
-            input_ids = pad_right(batch, encoder.tokenizer.pad_token_id).to(device)
-            width = input_ids.shape[1]
-            last = torch.tensor([row * width + len(ids) - 1 for row, ids in enumerate(batch)], device=device)
-            with label_logits_at(model, last, encoder.label_ids):
-                pairs = model(input_ids=input_ids, use_cache=False).logits.double().softmax(dim=-1)
+    with inference(model), tqdm(total=len(set(rows)), desc=progress, unit=" rows", disable=progress is None) as bar:
+        for batch, inputs, last, head in _batches(model, encoder, rows, tokens_a_batch):
+            with label_logits_at(model, last, encoder.label_ids, after=head):
+                pairs = model(**inputs).logits.double().softmax(dim=-1)
             probability.update(zip(batch, pairs[:, 0].tolist(), strict=True))
             bar.update(len(batch))
-    scores = np.array([probability[tuple(prompt) + tuple(encoder.answer_prefix)] for prompt in prompts])
+    scores = np.array([probability[row] for row in rows])
     if require_finite and not np.isfinite(scores).all():
         remedy = "; a GPU with bf16, or --device cpu, has room for larger numbers than fp16"
         raise FloatingPointError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite"
-                                 + (remedy if compute_dtype(str(device)) is torch.float16 else ""))
+                                 + (remedy if compute_dtype(str(model.device)) is torch.float16 else ""))
     return scores
 
 
-def _batches_by_tokens(rows: Sequence[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
-    """Rows from short to long, as many at a time as fit `budget` padded tokens (one at least)."""
+def last_hidden_states(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """[prompts, numbers] what the output layer reads to say "fraud" or not, in 32 bit."""
+    rows = [tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts]
+    found = {}
+    with inference(model):
+        for batch, inputs, last, head in _batches(model, encoder, rows):
+            with hidden_states_at(model, last, after=head) as selected:
+                model(**inputs)
+            found.update(zip(batch, selected.pop().float().cpu().numpy(), strict=True))
+    return np.stack([found[row] for row in rows])
+
+
+def _batches(model, encoder: PromptEncoder, rows: Sequence[tuple[int, ...]], budget: int | None = None) -> Iterator:
+    """(rows, inputs, last, head) with each row once, from short to long, as many at a time as fit `budget` tokens.
+
+    `inputs` are what the model is called with; `last` are the numbers of the rows' last tokens, counted without the
+    `head` tokens that all rows begin with; see `shared_prefix.model_inputs`.
+    """
+    device = model.device
+    rows = sorted(set(rows), key=len)
+    shared = common_prefix(encoder.head, rows, len(rows[0]) - 1 if rows else 0)
+    prefix, head = torch.tensor(shared, dtype=torch.long, device=device), len(shared)
+    for batch in _batches_by_tokens(rows, head, budget or TOKENS_A_BATCH[device.type]):
+        input_ids = pad_right([row[head:] for row in batch], encoder.tokenizer.pad_token_id).to(device)
+        width = input_ids.shape[1]
+        last = torch.tensor([row * width + len(ids) - head - 1 for row, ids in enumerate(batch)], device=device)
+        yield batch, model_inputs(model, prefix, input_ids), last, head
+
+
+def _batches_by_tokens(rows: Sequence[tuple[int, ...]], head: int, budget: int) -> Iterator[list[tuple[int, ...]]]:
+    """As many rows at a time as fit `budget` padded tokens (one at least), their first `head` ones counted once."""
     batch: list[tuple[int, ...]] = []
-    for row in sorted(rows, key=len):
-        if batch and (len(batch) + 1) * (len(row) + PADDING_MULTIPLE) > budget:
+    for row in rows:
+        if batch and head + (len(batch) + 1) * (len(row) - head + PADDING_MULTIPLE) > budget:
             yield batch
             batch = []
         batch.append(row)

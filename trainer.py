@@ -63,6 +63,7 @@ from models import (
     pad_right,
     round_up,
 )
+from shared_prefix import common_prefix, model_inputs
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CAPTURED_MULTIPLE = 16  # tokens: a CUDA graph for every 16th length, 2 % of padding more
@@ -173,18 +174,39 @@ class RightPaddingCollator:
                 for name, filler in fillers.items()}
 
 
+def prefix_of(encoder: PromptEncoder, *datasets: Dataset) -> list[int]:
+    """What all rows begin with: the prompt's head, or the part of it in datasets that were made by other means."""
+    head = encoder.head
+    for rows in datasets:
+        shortest_prompt = min(labels.count(-100) for labels in rows["labels"])
+        head = common_prefix(head, rows["input_ids"], shortest_prompt - 1)
+    return head
+
+
 BLANK_ROW = {"input_ids": [0], "labels": [-100]}
 
 
-class BlankRowAfter(torch.utils.data.Dataset):
-    """A dataset with one row more than its length: a blank one, which teaches nothing and has no loss.
+class RowsAfterPrefix(torch.utils.data.Dataset):
+    """Rows without the prefix of all, and after the last one a blank row, which teaches nothing and has no loss.
 
-    It fills up the last batch. Without it, processes that share the batches would get rows twice.
+    The latter fills up the last batch. Without it, processes that share the batches would get rows twice.
     """
 
-    def __init__(self, rows: Dataset) -> None:
+    def __init__(self, rows: Dataset, prefix: Sequence[int], label_word: int | None = None) -> None:
+        """
+        Args:
+            prefix: token ids that all rows begin with.
+            label_word: which token of the answer to learn alone; None for the whole answer.
+        """
+        if common_prefix(prefix, rows["input_ids"], len(prefix)) != prefix:
+            raise DataError("a dataset has rows that do not begin as those of the training; make it with the same task")
         # Arrow takes 100 us to give a row: 2 ms of a step that lasts 40.
-        self.columns = {name: [np.array(ids, dtype=np.int32) for ids in rows[name]] for name in BLANK_ROW}
+        self.columns = {name: [np.array(ids[len(prefix):], dtype=np.int32) for ids in rows[name]]
+                        for name in BLANK_ROW}
+        if label_word is not None:
+            for labels in self.columns["labels"]:
+                learned = (labels != -100).argmax() + label_word
+                labels[:learned] = labels[learned + 1:] = -100
         self.lengths = [len(ids) for ids in self.columns["input_ids"]]
 
     def __len__(self) -> int:
@@ -241,7 +263,7 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
 
 
 def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_labels=None,
-                        n_positions: int | None = None) -> torch.Tensor:
+                        n_positions: int | None = None, prefix: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-entropy of the labels that are not -100, equal to the model's own loss over all logits.
 
     Args:
@@ -250,6 +272,7 @@ def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_
         n_labels: what to divide the sum by; the labels of this batch unless gradients are accumulated.
         n_positions: at how many tokens to compute logits, at least the number of labels. Without it they are
             counted, for which the CPU waits for the GPU; a CUDA graph cannot.
+        prefix: [tokens] that precede every row, and are computed once.
 
     Returns:
         A scalar in fp32.
@@ -260,8 +283,9 @@ def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_
         positions = learned.nonzero().squeeze(1)
     else:
         positions = learned.to(torch.uint8).argsort(descending=True, stable=True)[:n_positions]
-    with logits_only_at(_unwrapped(model), positions):
-        logits = model(input_ids=input_ids, use_cache=False).logits
+    prefix = input_ids[0, :0] if prefix is None else prefix
+    with logits_only_at(_unwrapped(model), positions, after=len(prefix)):
+        logits = model(**model_inputs(model, prefix, input_ids)).logits
     loss = cross_entropy(logits.float(), targets[positions], reduction="sum")
     return loss / (n_labels if n_labels is not None else learned.sum())
 
@@ -279,6 +303,9 @@ class LabelPositionTrainer(Trainer):
     def __init__(self, *args, lineage: Lineage, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.lineage = lineage
+        self.encoder = PromptEncoder(self.processing_class, lineage.task)
+        self.prefix = torch.tensor(prefix_of(self.encoder, self.train_dataset, self.eval_dataset),
+                                   dtype=torch.long, device=self.args.device)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step
         self.skipped_steps = 0
         self.loss_of_step = torch.zeros((), device=self.args.device)
@@ -287,7 +314,8 @@ class LabelPositionTrainer(Trainer):
         self.compiled: bool | None = None  # not known before the first step
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
+        loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch,
+                                   prefix=self.prefix)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all
         return (loss, {}) if return_outputs else loss
@@ -302,7 +330,7 @@ class LabelPositionTrainer(Trainer):
         """Adds to the sums of `evaluation_loop`, and never holds logits."""
         for part in self._passes(self._prepare_inputs(inputs)):
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled for training only
-                loss = label_position_loss(model, part["input_ids"], part["labels"], n_labels=1)
+                loss = label_position_loss(model, part["input_ids"], part["labels"], n_labels=1, prefix=self.prefix)
             self.eval_sums += torch.stack([loss, (part["labels"] != -100).sum()])
         return None, None, None
 
@@ -336,7 +364,8 @@ class LabelPositionTrainer(Trainer):
         limit = self.args.tokens_per_pass
         if not limit or self.args.world_size > 1:  # a sharded model would wait for a pass that the others don't make
             return rows
-        return next((n for n in range(rows, 0, -1) if rows % n == 0 and n * width <= limit), 1)
+        return next((n for n in range(rows, 0, -1) if rows % n == 0
+                     and len(self.prefix) + n * width <= limit), 1)
 
     def _captured_pass(self, model, inputs, num_items_in_batch) -> torch.Tensor:
         model.train()
@@ -367,7 +396,8 @@ class LabelPositionTrainer(Trainer):
         most_labels = dataset.most_labels()
 
         def loss(input_ids, labels, n_labels):
-            return label_position_loss(model, input_ids, labels, n_labels, n_positions=len(labels) * most_labels)
+            return label_position_loss(model, input_ids, labels, n_labels, n_positions=len(labels) * most_labels,
+                                       prefix=self.prefix)
 
         return CapturedPass(loss, [p for p in model.parameters() if p.requires_grad], shapes)
 
@@ -415,7 +445,8 @@ class LabelPositionTrainer(Trainer):
                 f"{_what_is_kept(self.args.output_dir)}. Try a lower learning rate")
 
     def _get_dataloader(self, dataset, *args, **kwargs):
-        return super()._get_dataloader(BlankRowAfter(dataset), *args, **kwargs)
+        label_word = len(self.encoder.answer_prefix) if self.args.label_word_only else None
+        return super()._get_dataloader(RowsAfterPrefix(dataset, self.prefix.tolist(), label_word), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset):
         rows_a_step = (self.args.per_device_train_batch_size * self.args.world_size
@@ -500,7 +531,7 @@ class _Between(TrainerCallback):
 
 @dataclass
 class FraudTrainingArguments(TrainingArguments):
-    """TrainingArguments and three of our own. Fields may be assigned afterwards, under transformers 4's names too.
+    """TrainingArguments and four of our own. Fields may be assigned afterwards, under transformers 4's names too.
 
     A name that this version of transformers does not know is refused; the base class would ignore it.
     """
@@ -510,6 +541,8 @@ class FraudTrainingArguments(TrainingArguments):
         "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run."})
     tokens_per_pass: int = field(default=0, metadata={
         "help": "Cut a batch into passes of at most so many tokens, padding included; 0: one pass. Same gradients."})
+    label_word_only: bool = field(default=False, metadata={
+        "help": "Learn the one token that tells the two answers apart, not how an answer is written."})
 
     def __setattr__(self, name: str, value) -> None:
         if getattr(self, "_constructed", False) and not name.startswith("_") and name not in ARGUMENT_NAMES:

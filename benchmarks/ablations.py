@@ -21,13 +21,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import disable_progress_bars
 from peft import LoraConfig
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from baselines import against_scores, build_tfidf, fraud_probability
 from calibration import calibrate, calibrated
@@ -38,7 +41,7 @@ from data.records import DataError, Skipped, groups_of, read_records, write_byte
 from metrics import classification_metrics, confidence_intervals
 from models import default_device, load_model, locate_model
 from probes import probe_report
-from scoring import score_prompts
+from scoring import last_hidden_states, score_prompts
 from trainer import (
     FraudTrainingArguments,
     build_loraconfig,
@@ -48,7 +51,8 @@ from trainer import (
 )
 
 SIX_LENGTHS = [100, 150, 200, 300, 400, 500]
-# Each changes one part, or two: of data.prepare, of the task, of the training arguments, or of LoRA.
+# Each changes one part, or two: of data.prepare, of the task, of the training arguments, or of LoRA. A linear probe is
+# a logistic regression on the hidden states of the base, which is not trained.
 VARIANTS = {
     "as it is": {},
     "speaker names kept": {"task": {"neutral_speakers": False}},
@@ -68,6 +72,8 @@ VARIANTS = {
     "six lengths, rank 64": {"data": {"train_lengths": SIX_LENGTHS}, "lora": {"r": 64, "lora_alpha": 128}},
     "six lengths, three epochs": {"data": {"train_lengths": SIX_LENGTHS}, "training": {"num_train_epochs": 3}},
     "no dropout": {"lora": {"lora_dropout": 0.0}},
+    "loss on the label word only": {"training": {"label_word_only": True}},
+    "no training, linear probe": {"linear_probe": {"C": 0.01}},
 }
 OPTIONS = {
     "data": set(inspect.signature(prepare).parameters) - {"source", "output", "seed"},
@@ -75,6 +81,7 @@ OPTIONS = {
     "training": {field.name for field in dataclasses.fields(FraudTrainingArguments)}
                 | {"gradient_checkpointing", "recipe"},  # which build_train_arguments reads besides
     "lora": {field.name for field in dataclasses.fields(LoraConfig)},
+    "linear_probe": set(LogisticRegression().get_params()),
 }
 FIGURES = ("precision", "recall", "f1", "average_precision")
 ROOT = Path(__file__).parents[1]
@@ -157,48 +164,69 @@ def make_row(job: Job, variant: dict, seed: int) -> tuple[dict, dict[str, np.nda
         the row, and the calibrated probabilities of each set that it was judged on.
     """
     data = prepared(job, variant.get("data", {}), seed)
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
         model, tokenizer = load_model(job.model, job.device)
-        train, held_out = load_dataset(str(data / "train.jsonl"), str(data / "eval.jsonl"), tokenizer,
-                                       task=Task(**variant.get("task", {})))
-        options = {"seed": seed, "use_cpu": job.device == "cpu", "disable_tqdm": True, **job.training,
-                   **variant.get("training", {})}
-        trainer = build_trainer(model, tokenizer, build_train_arguments(folder, **options),
-                                build_loraconfig(**variant.get("lora", {})), train, held_out)
-        trainer.train()
+        task = Task(**variant.get("task", {}))
+        if "linear_probe" in variant:
+            made, score = fit_linear_probe(model, tokenizer, task, data, variant["linear_probe"])
+        else:
+            made = train_variant(model, tokenizer, task, data, folder, job, variant, seed)
+            model, score = made.pop("model"), None
         seconds = time.perf_counter() - started
         started = time.perf_counter()
-        task, judged_on, scores = judge_model(trainer.model, tokenizer, data, job.also)
-        row = {
-            "data": data.name,
-            "train_rows": len(train),
-            "eval_loss": trainer.state.best_metric,
-            "steps": trainer.state.global_step,
-            "training_seconds": seconds,
-            "judging_seconds": time.perf_counter() - started,
-            "temperature": task.temperature,
-            "judged_on": judged_on,
-        }
-        return row, scores
+        task, judged_on, scores = judge_model(model, tokenizer, task, data, job.also, score)
+    return {"data": data.name, **made, "training_seconds": seconds, "judging_seconds": time.perf_counter() - started,
+            "temperature": task.temperature, "judged_on": judged_on}, scores
 
 
-def judge_model(model, tokenizer, data: Path, also: Sequence[str]) -> tuple[Task, dict[str, dict], dict]:
-    """The model's task with a temperature from the eval split, and its figures and probabilities on every set.
+def train_variant(model, tokenizer, task: Task, data: Path, folder: str, job: Job, variant: dict, seed: int) -> dict:
+    """``model``, the best checkpoint of a training in `folder`, and what there is to say about it."""
+    train, held_out = load_dataset(str(data / "train.jsonl"), str(data / "eval.jsonl"), tokenizer, task=task)
+    options = {"seed": seed, "use_cpu": job.device == "cpu", "disable_tqdm": True, **job.training,
+               **variant.get("training", {})}
+    trainer = build_trainer(model, tokenizer, build_train_arguments(folder, **options),
+                            build_loraconfig(**variant.get("lora", {})), train, held_out)
+    trainer.train()
+    return {"model": trainer.model, "train_rows": len(train), "eval_loss": trainer.state.best_metric,
+            "steps": trainer.state.global_step}
+
+
+def fit_linear_probe(model, tokenizer, task: Task, data: Path, options: dict) -> tuple[dict, Callable]:
+    """What there is to say about a logistic regression on the model's hidden states, and how it scores prompts."""
+    encoder = PromptEncoder(tokenizer, task)
+    train = read_records(data / "train.jsonl", Skipped())
+    states = last_hidden_states(model, encoder, encoder.prompts([record["input"] for record in train]))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, **options))
+    probe.fit(states, [record["label"] for record in train])
+
+    def score(rows: Sequence[Sequence[int]]) -> np.ndarray:
+        return probe.predict_proba(last_hidden_states(model, encoder, rows))[:, 1]
+
+    return {"train_rows": len(train)}, score
+
+
+def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
+                score: Callable | None = None) -> tuple[Task, dict[str, dict], dict]:
+    """The task with a temperature from the eval split, and figures and probabilities on every set.
 
     The threshold stays, so that rows can be compared. The eval split is judged without probes: it is there to choose.
+
+    Args:
+        score: gives the probabilities of prompts; None for the model's own, which the probes are then made with, too.
     """
     paths = judged_paths(data, also)
     sets = {name: read_records(path, Skipped()) for name, path in paths.items()}
-    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    encoder = PromptEncoder(tokenizer, task)
     prompts = {name: encoder.prompts([record["input"] for record in records]) for name, records in sets.items()}
-    raw_scores = {name: score_prompts(model, encoder, rows) for name, rows in prompts.items()}
-    task = calibrate([record["label"] for record in sets["eval"]], raw_scores["eval"], encoder.task)[0]
+    raw_scores = {name: score(rows) if score else score_prompts(model, encoder, rows)
+                  for name, rows in prompts.items()}
+    task = calibrate([record["label"] for record in sets["eval"]], raw_scores["eval"], task)[0]
     scores = {name: calibrated(raw, task.temperature) for name, raw in raw_scores.items()}
     tfidf = tfidf_scores(data, paths)
     judged = {name: judge(sets[name], scores[name], task.threshold, tfidf[name]) for name in sets}
     encoder = PromptEncoder(tokenizer, task)
-    for name in sets.keys() - {"eval"}:
+    for name in sets.keys() - ({"eval"} if score is None else sets.keys()):
         probes = probe_report(model, encoder, sets[name], prompts[name], scores[name], threshold=task.threshold,
                               groups=groups_of(sets[name]))
         judged[name]["probes"] = {probe: {key: found[key] for key in (*FIGURES, "change")}
@@ -353,7 +381,7 @@ def difference(found: dict, form: str = "+.3f") -> str:
 
 
 def read_variants(path: str) -> dict[str, dict]:
-    """Variants of one's own: a JSON object, name -> {"data" | "task" | "training" | "lora": {option: value}}."""
+    """Variants of one's own: a JSON object, name -> {one of OPTIONS: {option: value}}."""
     try:
         variants = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -55,14 +55,15 @@ class _GradientProbe:
         with torch.no_grad():
             for parameter in self.parameters:
                 parameter.normal_(std=0.02)  # LoRA's B starts at zero, which would hide A's gradients
-        self.input_ids, self.labels = batch_of(rows, 0, tokenizer, "cuda", multiple=16)
+        self.prefix, self.input_ids, self.labels = batch_of(rows, 0, tokenizer, "cuda", multiple=16)
         self.n_labels = (self.labels != -100).sum()
         self.most_labels = int((self.labels != -100).sum(1).max())
         self.pass_: CapturedPass | None = None
 
     def loss(self, input_ids, labels, n_labels):
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            return label_position_loss(self.model, input_ids, labels, n_labels, self.most_labels * len(labels))
+            return label_position_loss(self.model, input_ids, labels, n_labels, self.most_labels * len(labels),
+                                       prefix=self.prefix)
 
     def eager(self, parts: int) -> tuple[float, torch.Tensor]:
         self.model.zero_grad()

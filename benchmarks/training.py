@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import get_peft_model
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -33,15 +34,18 @@ from transformers import (
 )
 
 from checkpoints import code_provenance
+from data.prompt import PromptEncoder, Task
 from data.records import DataError, write_json
 from models import default_device, load_model
 from trainer import (
     RightPaddingCollator,
+    RowsAfterPrefix,
     build_loraconfig,
     build_train_arguments,
     build_trainer,
     label_position_loss,
     load_dataset,
+    prefix_of,
 )
 
 ROWS_A_STEP = 16
@@ -142,20 +146,26 @@ def loss_difference(folder: str, rows: Dataset, device: str) -> float:
     model, tokenizer = load_model(folder, device)
     differences = []
     for start in range(0, min(len(rows), 4 * ROWS_A_STEP), ROWS_A_STEP):
-        input_ids, labels = batch_of(rows, start, tokenizer, device)
-        length = (labels != -100).cumsum(1).argmax(1) + 1
-        mask = (torch.arange(labels.shape[1], device=device) < length[:, None]).long()
+        prefix, input_ids, labels = batch_of(rows, start, tokenizer, device)
+        whole = torch.cat([prefix.expand(len(input_ids), -1), input_ids], 1)
+        whole_labels = pad(labels, (len(prefix), 0), value=-100)
+        length = (whole_labels != -100).cumsum(1).argmax(1) + 1
+        mask = (torch.arange(whole.shape[1], device=device) < length[:, None]).long()
         with torch.no_grad():
-            full = model(input_ids=input_ids, labels=labels, attention_mask=mask).loss
-            ours = label_position_loss(model, input_ids, labels)
+            full = model(input_ids=whole, labels=whole_labels, attention_mask=mask).loss
+            ours = label_position_loss(model, input_ids, labels, prefix=prefix)
         differences.append(abs(full.item() - ours.item()))
     return max(differences)
 
 
-def batch_of(rows: Dataset, start: int, tokenizer, device: str, **padding) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(rows: Dataset, start: int, tokenizer, device: str,
+             **padding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(prefix, input_ids, labels) of 16 rows, as the trainer computes them."""
+    prefix = prefix_of(PromptEncoder(tokenizer, Task()), rows)
+    rests = RowsAfterPrefix(rows, prefix)
     collate = RightPaddingCollator(tokenizer.pad_token_id, **padding)
-    batch = collate([rows[i] for i in range(start, min(start + ROWS_A_STEP, len(rows)))])
-    return batch["input_ids"].to(device), batch["labels"].to(device)
+    batch = collate([rests[i] for i in range(start, min(start + ROWS_A_STEP, len(rows)))])
+    return torch.tensor(prefix, device=device), batch["input_ids"].to(device), batch["labels"].to(device)
 
 
 def free_memory() -> None:

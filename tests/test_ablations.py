@@ -98,6 +98,22 @@ def test_scores_are_kept_and_are_those_that_were_judged(command, scratch, tmp_pa
             assert tfidf[key]["value"] == pytest.approx((judged[figure] or 0) - (tfidf[figure] or 0))
 
 
+def test_a_linear_probe_is_judged_like_a_trained_variant(command, tmp_path, monkeypatch):
+    lengths = []  # as hidden states: what is scored is then known
+
+    def states(model, encoder, rows):
+        lengths.append([len(row) for row in rows])
+        return np.array(lengths[-1])[:, None]
+
+    monkeypatch.setattr(ablations, "last_hidden_states", states)
+    assert command("--variants", "no training, linear probe", "--scores", str(tmp_path / "scores")) == 0
+    row, = json.loads((tmp_path / "ablations.json").read_text())["rows"]
+    assert "steps" not in row and row["train_rows"] > 0 and "probes" not in row["judged_on"]["test"]
+    scores = np.load(tmp_path / "scores" / "no-training-linear-probe-3.npz")["test"]
+    assert row["judged_on"]["test"]["n"] == len(scores) and len(lengths) == 3  # train, eval, test
+    assert abs(np.corrcoef(np.log(scores / (1 - scores)), lengths[-1])[0, 1]) == pytest.approx(1, abs=1e-3)
+
+
 def test_tfidf_is_fitted_once_for_all_that_is_judged(command, eval_file, source, scratch, monkeypatch):
     fitted = []
     build_tfidf = ablations.build_tfidf
