@@ -175,7 +175,8 @@ def make_row(job: Job, variant: dict, seed: int) -> tuple[dict, dict[str, np.nda
             model, score = made.pop("model"), None
         seconds = time.perf_counter() - started
         started = time.perf_counter()
-        task, judged_on, scores = judge_model(model, tokenizer, task, data, job.also, score)
+        with torch.compiler.set_stance("force_eager"):  # as the checkpoint would be, were it loaded again
+            task, judged_on, scores = judge_model(model, tokenizer, task, data, job.also, score)
     return {"data": data.name, **made, "training_seconds": seconds, "judging_seconds": time.perf_counter() - started,
             "temperature": task.temperature, "judged_on": judged_on}, scores
 
