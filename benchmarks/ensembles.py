@@ -4,7 +4,8 @@
 
 ``average`` is the mean of the variants' log-odds; ``stack`` is a logistic regression on that mean and TF-IDF's
 log-odds, fitted on the eval split. Both are judged on test against TF-IDF, seed by seed and as the mean over the seeds,
-and no row that they are judged on was used to fit them. TF-IDF is fitted on the train split of the first variant.
+and no row that they are judged on was used to fit them. TF-IDF is fitted on the train split of the first variant. So
+are whole dialogues: by the mean log-odds of their pieces, TF-IDF's likewise; one is a fraud if one of its pieces is.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from data.records import DataError, Skipped, groups_of, read_records, write_json
 from metrics import average_precision_of, confusion_counts, rates, with_intervals
 
 ENSEMBLES = ("average", "stack")
+WHOLE_DIALOGUES = "test, whole dialogues"
 COMPARED = ("f1", "average_precision")
 SMALLEST = 1e-7  # scores are kept in float32, which has 1.0 for what is closer to it
 
@@ -42,8 +44,20 @@ def fit_stack(y_true: Sequence[bool], model: np.ndarray, tfidf: np.ndarray) -> L
     return LogisticRegression().fit(np.column_stack([model, tfidf]), y_true)
 
 
+def by_dialogue(found: dict) -> dict:
+    """What `judge_seed` returns of a set, with one record a dialogue and the mean of its pieces' log-odds."""
+    records, dialogues = found["records"], groups_of(found["records"])
+    pieces = {}
+    for row, dialogue in enumerate(dialogues):
+        pieces.setdefault(dialogue, []).append(row)
+    return {"records": [{"case": dialogue, "label": any(records[row]["label"] for row in rows)}
+                        for dialogue, rows in pieces.items()],
+            **{name: expit([log_odds(found[name][rows]).mean() for rows in pieces.values()])
+               for name in ("tfidf", *ENSEMBLES)}}
+
+
 def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> tuple[dict, dict[str, dict]]:
-    """Both ensembles of one seed, on test and each of `also`.
+    """Both ensembles of one seed, on test, its whole dialogues, and each of `also`.
 
     Returns:
         the stack's weights; and by set ``records``, and [rows] the probabilities of ``tfidf``, ``average``, ``stack``.
@@ -59,10 +73,11 @@ def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> t
     tfidf = tfidf_scores(data, paths)
     stack = fit_stack([record["label"] for record in sets["eval"]], model["eval"], log_odds(tfidf["eval"]))
     weights = dict(zip(("model", "tfidf", "intercept"), [*stack.coef_[0], *stack.intercept_]))
-    return weights, {
+    judged = {
         name: {"records": sets[name], "tfidf": tfidf[name], "average": expit(model[name]),
                "stack": stack.predict_proba(np.column_stack([model[name], log_odds(tfidf[name])]))[:, 1]}
         for name in sets if name != "eval"}
+    return weights, {**judged, WHOLE_DIALOGUES: by_dialogue(judged["test"])}
 
 
 def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
@@ -94,7 +109,7 @@ def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
 
 
 def judge_ensembles(data: dict[int, Path], files: dict[int, Sequence[Path]], also: Sequence[str] = ()) -> dict:
-    """``average`` and ``stack`` against TF-IDF, on test and each of `also`, for each seed and over all of them.
+    """``average`` and ``stack`` against TF-IDF, on test, its whole dialogues and `also`, by seed and over all of them.
 
     Args:
         data: by seed, the folder of prepared data that its models were trained on.

@@ -43,7 +43,9 @@ def test_log_odds_are_averaged():
 def test_models_that_err_on_different_rows_are_right_together_and_the_stack_passes_over_a_useless_tfidf(data, tmp_path):
     files = [save_model(tmp_path / f"{wrong}.npz", wrong) for wrong in (3, 4)]
     report = ensembles.judge_ensembles({0: data}, {0: files})
-    assert report["judged_on"].keys() == {"test"}
+    assert report["judged_on"].keys() == {"test", ensembles.WHOLE_DIALOGUES}
+    whole = report["judged_on"][ensembles.WHOLE_DIALOGUES]["average"]["seeds"][0]
+    assert whole["n"] == 15 and whole["tp"] + whole["fn"] == 15  # four pieces each, and a fraud among them
     for found in report["judged_on"]["test"].values():
         assert found["seeds"][0]["f1"] == found["seeds"][0]["average_precision"] == 1.0
         difference = found["seeds"][0]["tfidf"]["model_average_precision_minus_this"]
@@ -52,6 +54,15 @@ def test_models_that_err_on_different_rows_are_right_together_and_the_stack_pass
     assert report["stack_weights"][0]["model"] > 0.5 > abs(report["stack_weights"][0]["tfidf"])
     alone = ensembles.judge_ensembles({0: data}, {0: files[:1]})["judged_on"]["test"]["average"]["seeds"][0]
     assert (alone["tp"], alone["fp"]) == (30, 6)  # an odd row in ten is called a fraud
+
+
+def test_a_whole_dialogue_is_judged_by_the_mean_log_odds_of_its_pieces():
+    odds = np.array([2.0, -1.0, -3.0, 1.0, -1.0])
+    records = [{"case": case, "label": label} for case, label in zip("aabba", [True, False, False, False, False])]
+    found = ensembles.by_dialogue({"records": records, **dict.fromkeys(("tfidf", "average", "stack"), expit(odds))})
+    assert found["records"] == [{"case": "a", "label": True}, {"case": "b", "label": False}]
+    for name in ("tfidf", "average", "stack"):
+        assert ensembles.log_odds(found[name]) == pytest.approx([0.0, -1.0])
 
 
 def test_a_dialogue_of_several_seeds_is_drawn_for_all_of_them_together():
