@@ -51,14 +51,10 @@ class CapturedPass:
         """
         largest = max(shapes, key=math.prod)
         self.loss = loss
-        self.parameters = list(parameters)
-        first = self.parameters[0]
-        sizes = [parameter.numel() for parameter in self.parameters]
-        self.buffer = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
-        self.gradients = [part.view_as(parameter) for part, parameter in zip(self.buffer.split(sizes), self.parameters)]
-        self.input_ids = torch.zeros(largest[0] * largest[1], dtype=torch.long, device=first.device)
+        self._allocate_gradients(parameters)
+        self.input_ids = torch.zeros(largest[0] * largest[1], dtype=torch.long, device=self.buffer.device)
         self.labels = torch.full_like(self.input_ids, -100)
-        self.n_labels = torch.ones((), device=first.device)
+        self.n_labels = torch.ones((), device=self.buffer.device)
         self.stream = torch.cuda.Stream()  # every backward runs on it: a capture refuses what began on another
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
@@ -79,9 +75,25 @@ class CapturedPass:
         graph.replay()
         return loss.clone()  # the next replay writes to the same place
 
+    def gradient_norm(self) -> torch.Tensor:
+        """The norm of all gradients together."""
+        return torch.linalg.vector_norm(self.buffer)
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Scales the gradients down to `max_norm`, as `torch.nn.utils.clip_grad_norm_` does; returns what it was."""
+        norm = self.gradient_norm()
+        self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
     def _inputs(self, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens = shape[0] * shape[1]
         return self.input_ids[:tokens].view(shape), self.labels[:tokens].view(shape), self.n_labels
+
+    def _allocate_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        first, sizes = self.parameters[0], [parameter.numel() for parameter in self.parameters]
+        self.buffer = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        self.gradients = [part.view_as(parameter) for part, parameter in zip(self.buffer.split(sizes), self.parameters)]
 
     def _lend_gradients(self) -> None:
         for parameter, gradient in zip(self.parameters, self.gradients):

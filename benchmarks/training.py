@@ -105,6 +105,7 @@ def article_trainer(model, tokenizer, train_args, train_dataset: Dataset) -> Tra
 def measure(recipe: str, folder: str, rows: Dataset, device: str, steps: int) -> dict:
     """One short training run of a recipe; a captured one warms up for an epoch, in which all shapes occur."""
     free_memory()
+    torch._dynamo.reset()  # what the recipes before have compiled counts towards a limit, past which nothing is
     options = dict(RECIPES[recipe])
     model, tokenizer = load_model(folder, device, **options.pop("model", {}))
     options.pop("rows", None)

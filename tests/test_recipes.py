@@ -5,11 +5,11 @@ import torch
 from helpers import make_records, make_tokenizer, train_briefly
 from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Qwen2Config, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import trainer as trainer_module
-from cuda_graphs import compile_layers, without_masks
+from cuda_graphs import CapturedPass, compile_layers, without_masks
 from data.records import DataError, write_records
 from trainer import (
     RightPaddingCollator,
@@ -25,17 +25,21 @@ from trainer import (
 GIB = 2**30
 
 
-class EagerPass:
-    """Stands in for a captured pass where there is no GPU: the same loss, computed at once."""
+class EagerPass(CapturedPass):
+    """Stands in for a captured pass where there is no GPU: the same loss and gradients, computed at once."""
 
     made: list["EagerPass"] = []
 
     def __init__(self, loss, parameters, shapes):
-        self.loss, self.parameters, self.expected, self.shapes = loss, list(parameters), shapes, []
+        self._allocate_gradients(parameters)
+        self.loss, self.expected, self.shapes = loss, shapes, []
         EagerPass.made.append(self)
 
     def __call__(self, input_ids, labels, n_labels):
         self.shapes.append(tuple(input_ids.shape))
+        if self.parameters[0].grad is None:
+            self.buffer.zero_()
+            self._lend_gradients()
         loss = self.loss(input_ids, labels, n_labels)
         loss.backward()
         return loss.detach()
@@ -140,6 +144,31 @@ def test_a_run_of_captured_passes_takes_the_plain_runs_steps(base, train_file, e
     assert all(width % 16 == 0 and rows in (1, 2, 4, 8) for rows, width in one_pass.shapes)
     assert len(one_pass.shapes) > 8  # of 8 steps, some were cut
     assert set(one_pass.shapes) <= set(one_pass.expected)  # they were warmed up
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 5.0])
+def test_gradients_in_one_buffer_are_clipped_like_those_in_many_tensors(max_norm):
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,))]
+
+    def loss(input_ids, labels, n_labels):
+        return sum((p * torch.arange(p.numel()).view_as(p)).sum() for p in parameters) / 9
+
+    one_pass = EagerPass(loss, parameters, [(1, 1)])
+    one_pass(torch.zeros(1, 1), None, None)
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
+    for copy, parameter in zip(copies, parameters):
+        copy.grad = parameter.grad.clone()
+    norm = torch.nn.utils.clip_grad_norm_(copies, max_norm)
+    assert one_pass.gradient_norm().item() == pytest.approx(norm.item()) and 0.5 < norm < 5
+    assert one_pass.clip_gradients(max_norm).item() == pytest.approx(norm.item())
+    for copy, parameter in zip(copies, parameters):
+        torch.testing.assert_close(parameter.grad, copy.grad)
+
+
+def test_the_work_is_counted_as_trainer_counts_it(base, train_file, eval_file, tmp_path):
+    trainer = train_briefly(base, train_file, eval_file, tmp_path, max_steps=1, eval_steps=1, save_steps=1)
+    inputs = {"input_ids": torch.zeros(3, 5, dtype=torch.long)}
+    assert trainer.floating_point_ops(inputs) == Trainer.floating_point_ops(trainer, inputs) > 0
 
 
 def not_finite_at(step):
