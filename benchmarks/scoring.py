@@ -25,7 +25,7 @@ from datasets import disable_progress_bars
 from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
 
-from benchmarks.training import folder_with_weights, free_memory
+from benchmarks.training import folder_with_weights, free_memory, whole_rows
 from checkpoints import code_provenance, lineage_of, read_checkpoint
 from cuda_graphs import compile_layers
 from data.prompt import PromptEncoder
@@ -43,6 +43,7 @@ METHODS = {
     "score": {},
     "score_32_bit": {"dequantize": True, "exact": True},  # the same weights and adapter, computed without rounding
     "score_smaller_batches": {},  # the same sums in another order
+    "score_whole_rows": {},  # what all rows begin with computed in each of them
     "score_dequantized": {"dequantize": True},
     "score_dequantized_compiled": {"dequantize": True, "compile": True},
     "score_merged": {"dequantize": True, "merge": True},
@@ -132,7 +133,8 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
                 if method == "generate":
                     found = time_generate(loaded, encoder, dialogues)
                 else:
-                    found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
+                    with whole_rows(method == "score_whole_rows"):
+                        found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
                     plain = scores if plain is None else plain
                     found.update(agreement(scores, plain))
             if device != "cpu":

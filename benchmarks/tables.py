@@ -153,12 +153,11 @@ def early_warning_reading() -> str:
     return _paragraph(f"The stand-in (seed 0): {'; '.join(said)}.")
 
 
-def training_table_of(*names: str) -> str:
-    """The recipes of the training benchmark, all of them or those named."""
-    report = _load("training_benchmark")
-    recipes = {name: report["recipes"][name] for name in names or report["recipes"]}
+def training_table_of(name: str) -> str:
+    """The recipes of a training benchmark."""
+    report = _load(name)
     provenance = report["provenance"]
-    return (f"{training_table({'recipes': recipes})}\n\n" + _paragraph(
+    return (f"{training_table(report)}\n\n" + _paragraph(
         f"One {report['device']}, one run, {provenance['rows']} rows a round, {_rounds(report)}. Commit "
         f"{provenance['commit'][:7]}."))
 
@@ -171,12 +170,13 @@ def _rounds(report: dict) -> str:
 
 def training_reading() -> str:
     """What the training benchmark says."""
-    recipes = _load("training_benchmark")["recipes"]
+    recipes, parts = _load("training_benchmark")["recipes"], _load("training_benchmark_parts")
     article, small, fast = (recipes[name] for name in ("article", "small", "fast"))
-    frugal, longest = recipes["fast_6_gb"], recipes["small_longest_rows"]
+    frugal, longest = (parts["recipes"][name] for name in ("fast_6_gb", "small_longest_rows"))
+    before = _load("training_benchmark_before")
 
-    def times(found: dict) -> str:
-        return f"{found['samples_per_second'] / article['samples_per_second']:.1f} times"
+    def times(found: dict, base: dict = article) -> str:
+        return f"{found['samples_per_second'] / base['samples_per_second']:.1f} times"
 
     def gib(found: dict, kind: str = "allocated") -> str:
         return f"{found[f'peak_{kind}_gib']:.1f} GiB"
@@ -184,13 +184,18 @@ def training_reading() -> str:
     return _paragraph(
         f"`small` allocates {gib(small)} where the article's recipe allocates {gib(article)}, reserves "
         f"{gib(small, 'reserved')} where that reserves {gib(article, 'reserved')}, and makes {times(small)} its "
-        "samples a second, with the same paged optimiser; with the longest rows in every batch it allocates "
-        f"{gib(longest)} and reserves {gib(longest, 'reserved')}. `fast` makes {times(fast)} the article's samples a "
-        f"second in {gib(fast)}, and {times(frugal)} in {gib(frugal)} ({gib(frugal, 'reserved')} reserved) with "
-        "`--tokens-per-pass 1024`, for a card of 6 GB. On a GPU like this an eager step lasts as long as the CPU needs "
-        "to launch its kernels one by one; both recipes replay them as CUDA graphs. The first run on a machine "
-        f"compiles, here {small['seconds_to_first_step']:.0f} s until the first step; the next finds it done "
-        f"({fast['seconds_to_first_step']:.0f} s).")
+        f"samples a second, with the same paged optimiser. `fast` makes {times(fast)} the article's samples a second "
+        f"in {gib(fast)}. An eager step lasts as long as the CPU needs to launch its kernels one by one, so the slower "
+        "a host's CPU, the larger these ratios; this one's was slow. On a faster one, just before the CPU's own work "
+        f"was cut (commit {before['provenance']['commit'][:7]}), the article's recipe made "
+        f"{before['recipes']['article']['samples_per_second']:.1f} samples a second instead of "
+        f"{article['samples_per_second']:.1f}, and `fast` "
+        f"{times(before['recipes']['fast'], before['recipes']['article'])} as many. In an earlier run (commit "
+        f"{parts['provenance']['commit'][:7]}) `--tokens-per-pass 1024`, for a card of 6 GB, took {gib(frugal)} "
+        f"({gib(frugal, 'reserved')} reserved) at {times(frugal, parts['recipes']['article'])} the article's speed, "
+        f"and `small` with the longest rows in every batch {gib(longest)} ({gib(longest, 'reserved')} reserved). The "
+        f"first run on a machine compiles, here {small['seconds_to_first_step']:.0f} s until the first step; the next "
+        f"finds it done ({fast['seconds_to_first_step']:.0f} s).")
 
 
 def captured_reading() -> str:
@@ -375,9 +380,10 @@ TABLES = {
     "profile": profile_reading,
     "standin_scoring": standin_scoring_methods,
     "rounding": rounding_reading,
-    "training": partial(training_table_of, "article", "plain", "small", "fast", "fast_6_gb"),
+    "training": partial(training_table_of, "training_benchmark"),
     "training_reading": training_reading,
-    "training_all": training_table_of,
+    "training_parts": partial(training_table_of, "training_benchmark_parts"),
+    "training_before": partial(training_table_of, "training_benchmark_before"),
     "captured": captured_reading,
     "scoring": scoring_reading,
     "scoring_methods": scoring_methods,

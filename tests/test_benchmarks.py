@@ -12,17 +12,19 @@ from benchmarks import gradients, loss_curves, scoring, step_profile, training
 
 def test_the_training_benchmark_runs_each_recipe_on_the_same_rows(base, train_file, tmp_path):
     output = tmp_path / "training.json"
-    report = training.run(base, train_file, recipes=["article", "small", "fast", "small_longest_rows"], rows=32,
-                          steps=1, rounds=2, device="cpu", output=str(output))
+    report = training.run(base, train_file, output=str(output), rows=32, steps=1, rounds=2, device="cpu",
+                          recipes=["article", "small", "fast", "small_longest_rows", "fast_whole_rows"])
     assert json.loads(output.read_text()) == report
     assert {name: len(runs) for name, runs in report["rounds"].items()} == {
-        "article": 2, "small": 2, "fast": 2, "small_longest_rows": 1}
+        "article": 2, "small": 2, "fast": 2, "small_longest_rows": 1, "fast_whole_rows": 1}
+    shared, whole = (report["rounds"][name][0]["loss"] for name in ("fast", "fast_whole_rows"))
+    assert whole == pytest.approx(shared, rel=0.1)  # they draw their dropout otherwise
     assert 0 < report["max_loss_difference_on_the_same_batches"] < 1e-4
     for found in report["recipes"].values():
         assert found["samples_per_second"] > 0
         assert found["real_tokens_per_second"] / found["samples_per_second"] == pytest.approx(
             np.mean(lengths_of(base, train_file)), rel=0.2)
-    assert training.table(report).count("\n") == 5
+    assert training.table(report).count("\n") == 6
 
 
 def lengths_of(base, train_file):
@@ -42,15 +44,16 @@ def test_rounds_take_turns_through_the_rows_and_the_longest_are_the_longest(base
 
 def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, run_folder, eval_file, tmp_path):
     output = tmp_path / "scoring.json"
-    methods = ["generate", "score", "score_smaller_batches", "score_dequantized", "score_merged"]
+    methods = ["generate", "score", "score_smaller_batches", "score_whole_rows", "score_dequantized", "score_merged"]
     report = scoring.run(base, f"{run_folder}/checkpoint-80", eval_file, methods=methods, device="cpu",
                          output=str(output))
     assert json.loads(output.read_text()) == report and list(report["methods"]) == methods
     assert report["methods"]["score"]["max_probability_difference"] == 0
     assert report["methods"]["score_smaller_batches"]["max_probability_difference"] < 1e-5
+    assert report["methods"]["score_whole_rows"]["max_probability_difference"] < 1e-5
     assert report["methods"]["score_dequantized"]["max_probability_difference"] < 1e-6
     assert 0 < report["methods"]["score_merged"]["max_probability_difference"] < 1e-3
-    assert scoring.table(report).count("\n") == 6
+    assert scoring.table(report).count("\n") == 7
 
 
 def test_16_bit_arithmetic_is_what_tells_plain_scores_from_those_in_32_bit(base, eval_file, tmp_path):
