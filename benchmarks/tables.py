@@ -309,6 +309,14 @@ def standin_scoring_methods() -> str:
         f"{report['provenance']['data']}, commit {report['provenance']['commit'][:7]}.")
 
 
+def cpu_scoring() -> str:
+    """What it saves to compute once what all prompts begin with, where it was measured."""
+    report = _load("scoring_shared_prefix")
+    return f"{scoring_table(report)}\n\n" + _paragraph(
+        f"{report['methods']['score']['rows']} rows of {report['provenance']['data']} on a {report['device']} of two "
+        f"cores, commit {report['provenance']['commit'][:7]}. `score_whole_rows` is `score` without the shared prefix.")
+
+
 def rounding_reading() -> str:
     """What of the differences is 16-bit arithmetic, and what they did to a trained model."""
     emulated = _load("scoring_in_16_bit")["methods"]
@@ -380,6 +388,7 @@ TABLES = {
     "profile": profile_reading,
     "standin_scoring": standin_scoring_methods,
     "rounding": rounding_reading,
+    "cpu_scoring": cpu_scoring,
     "training": partial(training_table_of, "training_benchmark"),
     "training_reading": training_reading,
     "training_parts": partial(training_table_of, "training_benchmark_parts"),
