@@ -191,8 +191,12 @@ def logits_only_at(model, positions: torch.Tensor, after: int = 0):
 def hidden_states_at(model, positions: torch.Tensor, after: int = 0):
     """Yields a list, to which `model` adds its last hidden states at `positions`, [n, numbers]."""
     found = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda module, inputs: found.append(_selected(inputs[0], positions, after)) or (found[-1],))
+
+    def select(module, inputs):
+        found.append(_selected(inputs[0], positions, after))
+        return (found[-1],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield found
     finally:
