@@ -5,7 +5,8 @@
 ``average`` is the mean of the variants' log-odds; ``stack`` is a logistic regression on that mean and TF-IDF's
 log-odds, fitted on the eval split. Both are judged on test against TF-IDF, seed by seed and as the mean over the seeds,
 and no row that they are judged on was used to fit them. TF-IDF is fitted on the train split of the first variant. So
-are whole dialogues: by the mean log-odds of their pieces, TF-IDF's likewise; one is a fraud if one of its pieces is.
+are whole dialogues, by the mean log-odds of their pieces (one is a fraud if one of its pieces is), and the pieces at
+thresholds with the fewest errors on the eval split instead of 0.5; TF-IDF likewise.
 """
 
 import argparse
@@ -20,12 +21,14 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.ablations import Job, choose_variants, difference, judge, judged_paths, prepared, slug, tfidf_scores
+from calibration import choose_threshold
 from checkpoints import code_provenance
 from data.records import DataError, Skipped, groups_of, read_records, write_json
 from metrics import average_precision_of, confusion_counts, rates, with_intervals
 
 ENSEMBLES = ("average", "stack")
 WHOLE_DIALOGUES = "test, whole dialogues"
+CHOSEN_THRESHOLDS = "test, thresholds from eval"
 COMPARED = ("f1", "average_precision")
 SMALLEST = 1e-7  # scores are kept in float32, which has 1.0 for what is closer to it
 
@@ -56,8 +59,18 @@ def by_dialogue(found: dict) -> dict:
                for name in ("tfidf", *ENSEMBLES)}}
 
 
+def at_chosen_thresholds(found: dict, eval_split: dict) -> dict:
+    """What `judge_seed` returns of a set, with log-odds shifted so that the threshold chosen on eval is at 0.5."""
+    y_true = [record["label"] for record in eval_split["records"]]
+    shifted = {"records": found["records"]}
+    for name in ("tfidf", *ENSEMBLES):
+        threshold = np.array(choose_threshold(y_true, eval_split[name], cost_ratio=1))
+        shifted[name] = expit(log_odds(found[name]) - log_odds(threshold))
+    return shifted
+
+
 def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> tuple[dict, dict[str, dict]]:
-    """Both ensembles of one seed, on test, its whole dialogues, and each of `also`.
+    """Both ensembles of one seed, on test, each of `also`, test at thresholds from eval, and whole dialogues.
 
     Returns:
         the stack's weights; and by set ``records``, and [rows] the probabilities of ``tfidf``, ``average``, ``stack``.
@@ -76,8 +89,10 @@ def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = ()) -> t
     judged = {
         name: {"records": sets[name], "tfidf": tfidf[name], "average": expit(model[name]),
                "stack": stack.predict_proba(np.column_stack([model[name], log_odds(tfidf[name])]))[:, 1]}
-        for name in sets if name != "eval"}
-    return weights, {**judged, WHOLE_DIALOGUES: by_dialogue(judged["test"])}
+        for name in sets}
+    eval_split = judged.pop("eval")
+    return weights, {**judged, CHOSEN_THRESHOLDS: at_chosen_thresholds(judged["test"], eval_split),
+                     WHOLE_DIALOGUES: by_dialogue(judged["test"])}
 
 
 def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
@@ -109,7 +124,7 @@ def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
 
 
 def judge_ensembles(data: dict[int, Path], files: dict[int, Sequence[Path]], also: Sequence[str] = ()) -> dict:
-    """``average`` and ``stack`` against TF-IDF, on test, its whole dialogues and `also`, by seed and over all of them.
+    """``average`` and ``stack`` against TF-IDF on what `judge_seed` judges, by seed and over all of them.
 
     Args:
         data: by seed, the folder of prepared data that its models were trained on.

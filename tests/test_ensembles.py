@@ -43,7 +43,7 @@ def test_log_odds_are_averaged():
 def test_models_that_err_on_different_rows_are_right_together_and_the_stack_passes_over_a_useless_tfidf(data, tmp_path):
     files = [save_model(tmp_path / f"{wrong}.npz", wrong) for wrong in (3, 4)]
     report = ensembles.judge_ensembles({0: data}, {0: files})
-    assert report["judged_on"].keys() == {"test", ensembles.WHOLE_DIALOGUES}
+    assert report["judged_on"].keys() == {"test", ensembles.CHOSEN_THRESHOLDS, ensembles.WHOLE_DIALOGUES}
     whole = report["judged_on"][ensembles.WHOLE_DIALOGUES]["average"]["seeds"][0]
     assert whole["n"] == 15 and whole["tp"] + whole["fn"] == 15  # four pieces each, and a fraud among them
     for found in report["judged_on"]["test"].values():
@@ -63,6 +63,17 @@ def test_a_whole_dialogue_is_judged_by_the_mean_log_odds_of_its_pieces():
     assert found["records"] == [{"case": "a", "label": True}, {"case": "b", "label": False}]
     for name in ("tfidf", "average", "stack"):
         assert ensembles.log_odds(found[name]) == pytest.approx([0.0, -1.0])
+
+
+def test_a_threshold_from_eval_moves_the_line_and_leaves_the_order():
+    def split(odds):
+        return {"records": [{"label": label} for label in (True, True, False, False)],
+                **dict.fromkeys(("tfidf", "average", "stack"), expit(np.array(odds)))}
+
+    found = ensembles.at_chosen_thresholds(split([1.0, -0.9, -2.0, -1.5]), split([2.0, -1.0, -2.0, -3.0]))
+    for name in ("tfidf", "average", "stack"):
+        assert (found[name] >= 0.5).tolist() == [True, True, False, False]  # between -1 and -2, not at 0
+        assert found[name].argsort().tolist() == [2, 3, 1, 0]
 
 
 def test_a_dialogue_of_several_seeds_is_drawn_for_all_of_them_together():
