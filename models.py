@@ -151,6 +151,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def unwrapped(model):
+    """The model that DDP or FSDP wrapped, or itself."""
+    return getattr(model, "module", model)
+
+
 def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

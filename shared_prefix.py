@@ -15,6 +15,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from models import unwrapped
+
 BY_TOKEN = {"full_attention", "sliding_attention"}  # of ``layer_types``; a convolution, say, mixes tokens outside
 
 
@@ -49,7 +51,7 @@ def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor) -> dict:
 
 def shares_prefix(model, tokens: int) -> bool:
     """Whether `model` can compute rows of so many tokens as one sequence: nothing but SDPA attention mixes tokens."""
-    model = getattr(model, "module", model)
+    model = unwrapped(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or BY_TOKEN)

@@ -63,6 +63,7 @@ from models import (
     one_line,
     pad_right,
     round_up,
+    unwrapped,
 )
 from shared_prefix import common_prefix, model_inputs
 
@@ -199,11 +200,12 @@ class RowsAfterPrefix(torch.utils.data.Dataset):
             prefix: token ids that all rows begin with.
             label_word: which token of the answer to learn alone; None for the whole answer.
         """
-        if common_prefix(prefix, rows["input_ids"], len(prefix)) != prefix:
-            raise DataError("a dataset has rows that do not begin as those of the training; make it with the same task")
         # Arrow takes 100 us to give a row: 2 ms of a step that lasts 40.
-        self.columns = {name: [np.array(ids[len(prefix):], dtype=np.int32) for ids in rows[name]]
-                        for name in BLANK_ROW}
+        columns = {name: list(rows[name]) for name in BLANK_ROW}
+        if common_prefix(prefix, columns["input_ids"], len(prefix)) != prefix:
+            raise DataError("a dataset has rows that do not begin as those of the training; make it with the same task")
+        self.columns = {name: [np.array(ids[len(prefix):], dtype=np.int32) for ids in column]
+                        for name, column in columns.items()}
         if label_word is not None:
             for labels in self.columns["labels"]:
                 learned = (labels != -100).argmax() + label_word
@@ -285,14 +287,10 @@ def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_
     else:
         positions = learned.to(torch.uint8).argsort(descending=True, stable=True)[:n_positions]
     prefix = input_ids[0, :0] if prefix is None else prefix
-    with logits_only_at(_unwrapped(model), positions, after=len(prefix)):
+    with logits_only_at(unwrapped(model), positions, after=len(prefix)):
         logits = model(**model_inputs(model, prefix, input_ids)).logits
     loss = cross_entropy(logits.float(), targets[positions], reduction="sum")
     return loss / (n_labels if n_labels is not None else learned.sum())
-
-
-def _unwrapped(model):
-    return getattr(model, "module", model)
 
 
 class LabelPositionTrainer(Trainer):

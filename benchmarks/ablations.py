@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import disable_progress_bars
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -168,11 +168,11 @@ def make_row(job: Job, variant: dict, seed: int) -> tuple[dict, dict[str, np.nda
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = load_model(job.model, job.device)
         task = Task(**variant.get("task", {}))
+        score = None
         if "linear_probe" in variant:
-            made, score = fit_linear_probe(model, tokenizer, task, data, variant["linear_probe"])
+            score, made = fit_linear_probe(model, tokenizer, task, data, variant["linear_probe"])
         else:
-            made = train_variant(model, tokenizer, task, data, folder, job, variant, seed)
-            model, score = made.pop("model"), None
+            model, made = train_variant(model, tokenizer, task, data, folder, job, variant, seed)
         seconds = time.perf_counter() - started
         started = time.perf_counter()
         with torch.compiler.set_stance("force_eager"):  # as the checkpoint would be, were it loaded again
@@ -181,20 +181,21 @@ def make_row(job: Job, variant: dict, seed: int) -> tuple[dict, dict[str, np.nda
             "temperature": task.temperature, "judged_on": judged_on}, scores
 
 
-def train_variant(model, tokenizer, task: Task, data: Path, folder: str, job: Job, variant: dict, seed: int) -> dict:
-    """``model``, the best checkpoint of a training in `folder`, and what there is to say about it."""
+def train_variant(model, tokenizer, task: Task, data: Path, folder: str, job: Job, variant: dict,
+                  seed: int) -> tuple[PeftModel, dict]:
+    """The best checkpoint of a training in `folder`, and what there is to say about it."""
     train, held_out = load_dataset(str(data / "train.jsonl"), str(data / "eval.jsonl"), tokenizer, task=task)
     options = {"seed": seed, "use_cpu": job.device == "cpu", "disable_tqdm": True, **job.training,
                **variant.get("training", {})}
     trainer = build_trainer(model, tokenizer, build_train_arguments(folder, **options),
                             build_loraconfig(**variant.get("lora", {})), train, held_out)
     trainer.train()
-    return {"model": trainer.model, "train_rows": len(train), "eval_loss": trainer.state.best_metric,
-            "steps": trainer.state.global_step}
+    return trainer.model, {"train_rows": len(train), "eval_loss": trainer.state.best_metric,
+                           "steps": trainer.state.global_step}
 
 
-def fit_linear_probe(model, tokenizer, task: Task, data: Path, options: dict) -> tuple[dict, Callable]:
-    """What there is to say about a logistic regression on the model's hidden states, and how it scores prompts."""
+def fit_linear_probe(model, tokenizer, task: Task, data: Path, options: dict) -> tuple[Callable, dict]:
+    """How a logistic regression on the model's hidden states scores prompts, and what there is to say about it."""
     encoder = PromptEncoder(tokenizer, task)
     train = read_records(data / "train.jsonl", Skipped())
     states = last_hidden_states(model, encoder, encoder.prompts([record["input"] for record in train]))
@@ -204,7 +205,7 @@ def fit_linear_probe(model, tokenizer, task: Task, data: Path, options: dict) ->
     def score(rows: Sequence[Sequence[int]]) -> np.ndarray:
         return probe.predict_proba(last_hidden_states(model, encoder, rows))[:, 1]
 
-    return {"train_rows": len(train)}, score
+    return score, {"train_rows": len(train)}
 
 
 def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
@@ -227,7 +228,7 @@ def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
     tfidf = tfidf_scores(data, paths)
     judged = {name: judge(sets[name], scores[name], task.threshold, tfidf[name]) for name in sets}
     encoder = PromptEncoder(tokenizer, task)
-    for name in sets.keys() - ({"eval"} if score is None else sets.keys()):
+    for name in sets.keys() - {"eval"} if score is None else ():
         probes = probe_report(model, encoder, sets[name], prompts[name], scores[name], threshold=task.threshold,
                               groups=groups_of(sets[name]))
         judged[name]["probes"] = {probe: {key: found[key] for key in (*FIGURES, "change")}

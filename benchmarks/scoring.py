@@ -133,7 +133,7 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
                 if method == "generate":
                     found = time_generate(loaded, encoder, dialogues)
                 else:
-                    with whole_rows(method == "score_whole_rows"):
+                    with whole_rows() if method == "score_whole_rows" else contextlib.nullcontext():
                         found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
                     plain = scores if plain is None else plain
                     found.update(agreement(scores, plain))

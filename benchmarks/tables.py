@@ -157,9 +157,9 @@ def training_table_of(name: str) -> str:
     """The recipes of a training benchmark."""
     report = _load(name)
     provenance = report["provenance"]
-    return (f"{training_table(report)}\n\n" + _paragraph(
-        f"One {report['device']}, one run, {provenance['rows']} rows a round, {_rounds(report)}. Commit "
-        f"{provenance['commit'][:7]}."))
+    return _captioned(training_table(report),
+                      f"One {report['device']}, one run, {provenance['rows']} rows a round, {_rounds(report)}. Commit "
+                      f"{provenance['commit'][:7]}.")
 
 
 def _rounds(report: dict) -> str:
@@ -215,7 +215,8 @@ def captured_reading() -> str:
 def scoring_methods() -> str:
     report = _load("scoring_benchmark")
     provenance = report["provenance"]
-    return f"{scoring_table(report)}\n\n" + _paragraph(
+    return _captioned(
+        scoring_table(report),
         f"One {report['device']}, {report['methods']['score']['rows']} rows of {provenance['data']}, tokenising "
         "included, "
         f"commit {provenance['commit'][:7]}. Weights and adapter are random here, so that the last two columns say "
@@ -304,7 +305,8 @@ def scale_plan() -> str:
 
 def standin_scoring_methods() -> str:
     report = _load("standin_scoring")
-    return f"{scoring_table(report)}\n\n" + _paragraph(
+    return _captioned(
+        scoring_table(report),
         f"The stand-in, trained, on one {report['device']}, {report['methods']['score']['rows']} rows of "
         f"{report['provenance']['data']}, commit {report['provenance']['commit'][:7]}.")
 
@@ -312,7 +314,8 @@ def standin_scoring_methods() -> str:
 def cpu_scoring() -> str:
     """What it saves to compute once what all prompts begin with, where it was measured."""
     report = _load("scoring_shared_prefix")
-    return f"{scoring_table(report)}\n\n" + _paragraph(
+    return _captioned(
+        scoring_table(report),
         f"{report['methods']['score']['rows']} rows of {report['provenance']['data']} on a {report['device']} of two "
         f"cores, commit {report['provenance']['commit'][:7]}. `score_whole_rows` is `score` without the shared prefix.")
 
@@ -360,7 +363,8 @@ def ablations_on_test() -> str:
 
 def startup() -> str:
     report = _load("startup")
-    return f"{startup_table(report)}\n\n" + _paragraph(
+    return _captioned(
+        startup_table(report),
         f"{report['provenance']['model']} on a {report['device'].replace('cpu', 'CPU')}, commit "
         f"{report['provenance']['commit'][:7]}.")
 
@@ -418,6 +422,10 @@ def _range(interval: Sequence[float], form: str = ".3f") -> str:
 
 def _paragraph(text: str) -> str:
     return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
+
+
+def _captioned(table: str, text: str) -> str:
+    return f"{table}\n\n{_paragraph(text)}"
 
 
 def _load(name: str) -> dict:

@@ -50,8 +50,9 @@ from trainer import (
 )
 
 ROWS_A_STEP = 16
-# What `build_train_arguments` is told, beside ``model`` (what `load_model` is told) and ``rows`` (if not the first
-# ones). Those below `fast` change a thing or two each, to show what it is worth.
+# What `build_train_arguments` is told, beside ``model`` (what `load_model` is told), ``rows`` (if not the first ones)
+# and ``whole_rows`` (what all rows begin with is computed in each of them). Those below `fast` change a thing or two
+# each, to show what it is worth.
 RECIPES = {
     "article": {"recipe": "plain", "tokens_per_pass": 0},
     "small": {"recipe": "small"},
@@ -67,7 +68,7 @@ RECIPES = {
     "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
     "fast_6_gb": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 1024},
     "fast_longest_rows": {"recipe": "fast", "compile_layers": True, "rows": "longest"},
-    "fast_whole_rows": {"recipe": "fast", "compile_layers": True},  # what all rows begin with computed in each of them
+    "fast_whole_rows": {"recipe": "fast", "compile_layers": True, "whole_rows": True},
 }
 MAIN_RECIPES = ("article", "small", "fast")  # measured in every round, the others in the first
 WARM_UP_STEPS = 4  # of what is not captured
@@ -111,6 +112,7 @@ def measure(recipe: str, folder: str, rows: Dataset, device: str, steps: int) ->
     options = dict(RECIPES[recipe])
     model, tokenizer = load_model(folder, device, **options.pop("model", {}))
     options.pop("rows", None)
+    apart = options.pop("whole_rows", False)
     epoch = len(rows) // ROWS_A_STEP
     with tempfile.TemporaryDirectory() as output:
         train_args = build_train_arguments(
@@ -125,7 +127,7 @@ def measure(recipe: str, folder: str, rows: Dataset, device: str, steps: int) ->
             trainer = build_trainer(model, tokenizer, train_args, build_loraconfig(), rows, rows)
         clock = Clock(device, warm_up)
         trainer.add_callback(clock)
-        with whole_rows(recipe == "fast_whole_rows"):
+        with whole_rows() if apart else contextlib.nullcontext():
             trainer.train()
     rows_a_second = ROWS_A_STEP * timed / clock.seconds(warm_up, warm_up + timed)
     found = {"samples_per_second": rows_a_second,
@@ -137,9 +139,9 @@ def measure(recipe: str, folder: str, rows: Dataset, device: str, steps: int) ->
     return found
 
 
-def whole_rows(wanted: bool = True):
-    """A context within which no row shares its beginning with others, if `wanted`."""
-    return patch("shared_prefix.shares_prefix", return_value=False) if wanted else contextlib.nullcontext()
+def whole_rows():
+    """A context within which no row shares its beginning with others."""
+    return patch("shared_prefix.shares_prefix", return_value=False)
 
 
 def _for(device: str, options: dict) -> dict:
