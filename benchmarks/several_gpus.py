@@ -1,0 +1,129 @@
+"""One GPU and several, the same rows a step: do they learn the same?
+
+    python -m benchmarks.several_gpus --model MODEL --train F --eval F --output results/several_gpus.json
+
+Each layout is a command of the README in processes of its own: one GPU, a copy of the model on each of several
+(``configs/ddp.yaml``), one model sharded over them (``configs/fsdp.yaml``). All take the recipe ``plain`` and 16 rows a
+step, without LoRA dropout, which each process would draw for itself. MODEL may be config and tokenizer alone, as for
+`benchmarks.training`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.training import ROWS_A_STEP, folder_with_weights
+from checkpoints import checkpoints_in, code_provenance
+from data.records import DataError, write_json
+from models import default_device, locate_model
+
+ROOT = Path(__file__).parents[1]
+LAYOUTS = {"one": None, "ddp": ROOT / "configs" / "ddp.yaml", "fsdp": ROOT / "configs" / "fsdp.yaml"}
+STEPS = 24
+
+
+def command(layout: str, processes: int, options: Sequence[str]) -> list[str]:
+    """What a user types to train in `layout`, with 16 rows a step."""
+    config = LAYOUTS[layout]
+    launch = [] if config is None else ["-m", "accelerate.commands.launch", "--config_file", str(config),
+                                        "--num_processes", str(processes)]
+    rows = ROWS_A_STEP if config is None else ROWS_A_STEP // processes
+    return [sys.executable, *launch, str(ROOT / "trainer.py"), *options, "--per-device-train-batch-size", str(rows)]
+
+
+def train(layout: str, processes: int, options: Sequence[str], output: str, device: str) -> dict:
+    """Trains in `layout`.
+
+    Returns:
+        ``losses``, one a step; ``eval_loss`` after the last; ``seconds`` of the whole command.
+
+    Raises:
+        DataError: the command failed; says what it wrote last.
+    """
+    began = time.time()
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
+    done = subprocess.run(command(layout, processes, [*options, "--output", output, "--device", device]),
+                          capture_output=True, text=True, env={**os.environ, **on_cpu})
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise DataError(f"{layout}: training failed: {said[-1] if said else f'exit code {done.returncode}'}")
+    history = json.loads((checkpoints_in(output)[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return {"losses": [row["loss"] for row in history if "loss" in row],
+            "eval_loss": next(row["eval_loss"] for row in reversed(history) if "eval_loss" in row),
+            "seconds": time.time() - began}
+
+
+def against_one(found: dict, one: dict) -> dict:
+    """`found` with how far its losses lie from those of one GPU."""
+    differences = [abs(loss - other) for loss, other in zip(found["losses"], one["losses"], strict=True)]
+    return {**found, "largest_loss_difference": max(differences),
+            "eval_loss_difference": found["eval_loss"] - one["eval_loss"]}
+
+
+def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], processes: int, steps: int,
+        device: str, output: str) -> dict:
+    """The layouts one after the other, ``one`` first; written after each."""
+    report = {"layouts": {}, "processes": processes,
+              "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+              "provenance": {"model": Path(model).resolve().name, "train": Path(train_file).name,
+                             "eval": Path(eval_file).name, "steps": steps, **code_provenance()}}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder_with_weights(locate_model(model), f"{scratch}/model", device)
+        if device != "cpu":
+            torch.cuda.empty_cache()  # the processes that follow shall have the GPU's memory
+        options = ["--model", folder, "--train", train_file, "--eval", eval_file,
+                   "--recipe", "plain", "--lora-dropout", "0", "--learning-rate", "1e-3", "--logging-steps", "1",
+                   *(word for name in ("max", "eval", "save") for word in (f"--{name}-steps", str(steps))),
+                   "--disable-tqdm", "true"]
+        for layout in tqdm(layouts, desc="layouts"):
+            found = train(layout, processes, options, f"{scratch}/{layout}", device)
+            report["layouts"][layout] = against_one(found, report["layouts"].get("one", found))
+            write_json(output, report)
+    return report
+
+
+def table(report: dict) -> str:
+    """The layouts as a Markdown table."""
+    lines = ["| layout | GPUs | loss, first step | last step | eval loss | largest difference of a step's loss to one "
+             "GPU's | whole command, s |", "|---|---|---|---|---|---|---|"]
+    for layout, found in report["layouts"].items():
+        lines.append(f"| {layout} | {1 if layout == 'one' else report['processes']} | {found['losses'][0]:.4f} "
+                     f"| {found['losses'][-1]:.4f} | {found['eval_loss']:.4f} "
+                     f"| {found['largest_loss_difference']:.4f} | {found['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.several_gpus", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="a folder, or one with config and tokenizer alone")
+    parser.add_argument("--train", required=True, help="JSONL records to train on")
+    parser.add_argument("--eval", required=True, help="JSONL records for the eval loss")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--processes", type=int, default=2, help="GPUs; 16 is a multiple of it")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--output", default="results/several_gpus.json")
+    args = parser.parse_args(argv)
+    if ROWS_A_STEP % args.processes:
+        parser.error(f"--processes: {ROWS_A_STEP} rows a step cannot be dealt to {args.processes} evenly")
+    try:
+        report = run(args.model, args.train, args.eval, layouts=args.layouts, processes=args.processes,
+                     steps=args.steps, device=args.device, output=args.output)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
