@@ -161,16 +161,18 @@ def one_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = PADDING_MULTIPLE) -> torch.Tensor:
-    """[rows, tokens] of ids, padded with `value` to a multiple of so many tokens."""
-    padded = np.full((len(rows), round_up(max(map(len, rows)), multiple)), value)
+def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = PADDING_MULTIPLE,
+              after: int = 0) -> torch.Tensor:
+    """[rows, tokens] of ids, padded with `value` to `padded_length`."""
+    padded = np.full((len(rows), padded_length(max(map(len, rows)), multiple, after)), value)
     for row, ids in zip(padded, rows):
         row[:len(ids)] = ids
     return torch.from_numpy(padded)
 
 
-def round_up(number: int, multiple: int) -> int:
-    return math.ceil(number / multiple) * multiple
+def padded_length(tokens: int, multiple: int, after: int = 0) -> int:
+    """At least `tokens`, such that with `after` tokens before them they are a multiple of so many."""
+    return math.ceil((after + tokens) / multiple) * multiple - after
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def _batches(model, encoder: PromptEncoder, rows: Sequence[tuple[int, ...]], bud
     shared = common_prefix(encoder.head, rows, len(rows[0]) - 1 if rows else 0)
     prefix, head = torch.tensor(shared, dtype=torch.long, device=device), len(shared)
     for batch in _batches_by_tokens(rows, head, budget or TOKENS_A_BATCH[device.type]):
-        input_ids = pad_right([row[head:] for row in batch], encoder.tokenizer.pad_token_id).to(device)
+        input_ids = pad_right([row[head:] for row in batch], encoder.tokenizer.pad_token_id, after=head).to(device)
         width = input_ids.shape[1]
         last = torch.tensor([row * width + len(ids) - head - 1 for row, ids in enumerate(batch)], device=device)
         yield batch, model_inputs(model, prefix, input_ids), last, head

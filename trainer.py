@@ -62,7 +62,7 @@ from models import (
     logits_only_at,
     one_line,
     pad_right,
-    round_up,
+    padded_length,
     unwrapped,
 )
 from shared_prefix import common_prefix, model_inputs
@@ -165,15 +165,24 @@ class RightPaddingCollator:
     keeps the fastest attention kernel. (Left padding needs a mask, and with SDPA it gave NaN gradients.)
     """
 
-    def __init__(self, pad_token_id: int, multiple: int = PADDING_MULTIPLE) -> None:
+    def __init__(self, pad_token_id: int, multiple: int = PADDING_MULTIPLE, after: int = 0) -> None:
+        """
+        Args:
+            multiple: with the `after` tokens that precede every row, rows become as long as a multiple of so many.
+        """
         self.pad_token_id = pad_token_id
         self.multiple = multiple
+        self.after = after
 
     def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """``input_ids`` and ``labels``, both [rows, tokens], tokens a multiple of `multiple`."""
+        """``input_ids`` and ``labels``, both [rows, tokens]."""
         fillers = {"input_ids": self.pad_token_id, "labels": -100}
-        return {name: pad_right([example[name] for example in examples], filler, self.multiple)
+        return {name: pad_right([example[name] for example in examples], filler, self.multiple, self.after)
                 for name, filler in fillers.items()}
+
+    def width(self, tokens: int) -> int:
+        """How long a row of so many tokens becomes, if it is the longest."""
+        return padded_length(tokens, self.multiple, self.after)
 
 
 def prefix_of(encoder: PromptEncoder, *datasets: Dataset) -> list[int]:
@@ -305,6 +314,9 @@ class LabelPositionTrainer(Trainer):
         self.encoder = PromptEncoder(self.processing_class, lineage.task)
         self.prefix = torch.tensor(prefix_of(self.encoder, self.train_dataset, self.eval_dataset),
                                    dtype=torch.long, device=self.args.device)
+        self.data_collator = RightPaddingCollator(self.processing_class.pad_token_id,
+                                                  CAPTURED_MULTIPLE if self.args.cuda_graphs else PADDING_MULTIPLE,
+                                                  after=len(self.prefix))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole step
         self.skipped_steps = 0
         self.loss_of_step = torch.zeros((), device=self.args.device)
@@ -408,8 +420,8 @@ class LabelPositionTrainer(Trainer):
         return wanted
 
     def _capture(self, model) -> CapturedPass:
-        rows, dataset, multiple = self.args.per_device_train_batch_size, self.train_rows, self.data_collator.multiple
-        widths = {round_up(length, multiple) for length in dataset.lengths}
+        rows, dataset = self.args.per_device_train_batch_size, self.train_rows
+        widths = {self.data_collator.width(length) for length in dataset.lengths}
         shapes = [(self._rows_a_pass(rows, width), width) for width in sorted(widths)]
         most_labels = dataset.most_labels()
 
@@ -675,10 +687,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
         callbacks.append(_EarlyStopping(early_stopping_patience))
     between.trainer = LabelPositionTrainer(
         model=model, args=train_args, train_dataset=train_dataset, eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        data_collator=RightPaddingCollator(tokenizer.pad_token_id,
-                                           CAPTURED_MULTIPLE if train_args.cuda_graphs else PADDING_MULTIPLE),
-        callbacks=callbacks, lineage=lineage)
+        processing_class=tokenizer, callbacks=callbacks, lineage=lineage)
     return between.trainer
 
 

@@ -174,7 +174,7 @@ def batch_of(rows: Dataset, start: int, tokenizer, device: str,
     """(prefix, input_ids, labels) of 16 rows, as the trainer computes them."""
     prefix = prefix_of(PromptEncoder(tokenizer, Task()), rows)
     rests = RowsAfterPrefix(rows, prefix)
-    collate = RightPaddingCollator(tokenizer.pad_token_id, **padding)
+    collate = RightPaddingCollator(tokenizer.pad_token_id, after=len(prefix), **padding)
     batch = collate([rests[i] for i in range(start, min(start + ROWS_A_STEP, len(rows)))])
     return torch.tensor(prefix, device=device), batch["input_ids"].to(device), batch["labels"].to(device)
 

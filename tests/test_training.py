@@ -52,6 +52,17 @@ def batch(base, train_file):
     return RightPaddingCollator(tokenizer.pad_token_id)(examples), examples
 
 
+@pytest.mark.parametrize("after, width", [(0, 32), (5, 27), (16, 32), (44, 20)])
+def test_rows_are_padded_so_that_with_what_precedes_them_they_fill_whole_tiles(after, width):
+    collate = RightPaddingCollator(9, multiple=16, after=after)
+    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 1) + [1]} for n in (3, 19)]
+    batch = collate(rows)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, width) and (after + width) % 16 == 0
+    assert batch["input_ids"][0].tolist() == [1] * 3 + [9] * (width - 3)
+    assert batch["labels"][1].tolist() == [-100] * 18 + [1] + [-100] * (width - 19)
+    assert collate.width(19) == width
+
+
 def gradients(model, loss) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
