@@ -61,6 +61,8 @@ VARIANTS = {
     "half as many negatives": {"data": {"negatives_per_positive": 0.5}},
     "half as many, balanced by source": {"data": {"negatives_per_positive": 0.5, "balance_sources": True}},
     "noisy copies of half the train set": {"data": {"augment": 0.5}},
+    "balanced by source, noisy copies": {
+        "data": {"negatives_per_positive": 0.5, "balance_sources": True, "augment": 0.5}},
     "pieces of six lengths": {"data": {"train_lengths": SIX_LENGTHS}},
     "six lengths, noisy copies": {"data": {"train_lengths": SIX_LENGTHS, "augment": 0.5}},
     "one epoch": {"training": {"num_train_epochs": 1}},
