@@ -93,8 +93,8 @@ def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], 
 
 def table(report: dict) -> str:
     """The layouts as a Markdown table."""
-    lines = ["| layout | GPUs | loss, first step | last step | eval loss | largest difference of a step's loss to one "
-             "GPU's | whole command, s |", "|---|---|---|---|---|---|---|"]
+    lines = ["| layout | processes | loss, first step | last step | eval loss | largest difference of a step's loss to "
+             "that of one process | whole command, s |", "|---|---|---|---|---|---|---|"]
     for layout, found in report["layouts"].items():
         lines.append(f"| {layout} | {1 if layout == 'one' else report['processes']} | {found['losses'][0]:.4f} "
                      f"| {found['losses'][-1]:.4f} | {found['eval_loss']:.4f} "
