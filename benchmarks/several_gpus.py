@@ -98,7 +98,7 @@ def table(report: dict) -> str:
     for layout, found in report["layouts"].items():
         lines.append(f"| {layout} | {1 if layout == 'one' else report['processes']} | {found['losses'][0]:.4f} "
                      f"| {found['losses'][-1]:.4f} | {found['eval_loss']:.4f} "
-                     f"| {found['largest_loss_difference']:.4f} | {found['seconds']:.0f} |")
+                     f"| {found['largest_loss_difference']:.1e} | {found['seconds']:.0f} |")
     return "\n".join(lines)
 
 

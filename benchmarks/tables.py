@@ -20,6 +20,7 @@ from benchmarks.bases import table as bases_table
 from benchmarks.ensembles import CHOSEN_THRESHOLDS, COMPARED
 from benchmarks.ensembles import table as ensembles_table
 from benchmarks.scoring import table as scoring_table
+from benchmarks.several_gpus import table as several_gpus_table
 from benchmarks.startup import table as startup_table
 from benchmarks.training import table as training_table
 from label_audit import SUSPECT
@@ -384,6 +385,15 @@ def startup() -> str:
         f"{report['provenance']['commit'][:7]}.")
 
 
+def several_gpus() -> str:
+    report = _load("several_gpus")
+    provenance = report["provenance"]
+    return _captioned(
+        several_gpus_table(report),
+        f"{provenance['model']} on a {report['device'].replace('cpu', 'CPU')}, {provenance['steps']} steps, commit "
+        f"{provenance['commit'][:7]}.")
+
+
 def ensembles() -> str:
     return ensembles_table(_load("ensembles"))
 
@@ -418,6 +428,7 @@ TABLES = {
     "ensembles": ensembles,
     "ensembles_compared": ensembles_compared,
     "startup": startup,
+    "several_gpus": several_gpus,
     "loss_curves": loss_curves_reading,
     "profile": profile_reading,
     "standin_scoring": standin_scoring_methods,
