@@ -11,11 +11,19 @@ from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import torch
+import torch._functorch.config as partitioning
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-def compile_layers(model) -> None:
-    """Compiles the decoder layers of `model`, for every length at once; takes effect with the next pass."""
+def compile_layers(model, keep_fewer: bool = False) -> None:
+    """Compiles the decoder layers of `model`, for every length at once; takes effect with the next pass.
+
+    Args:
+        keep_fewer: keep a third less for the backward pass, which computes dropped inputs, norms and activations again
+            from what went into them. What dropout drew is kept in any case, so that the gradients are the same.
+    """
+    # Read when a layer is compiled, at its next pass.
+    partitioning.ban_recompute_materialized_backward = partitioning.ban_recompute_used_far_apart = not keep_fewer
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.compile(dynamic=True)

@@ -416,7 +416,7 @@ class LabelPositionTrainer(Trainer):
         wanted = pays if self.args.compile_layers is None else self.args.compile_layers
         if wanted:
             self.model.enable_input_require_grads()  # else the first layer is compiled for itself: its input has none
-            compile_layers(self.model)
+            compile_layers(self.model, keep_fewer=self.args.keep_fewer_activations)
         return wanted
 
     def _capture(self, model) -> CapturedPass:
@@ -564,7 +564,7 @@ class _Between(TrainerCallback):
 
 @dataclass
 class FraudTrainingArguments(TrainingArguments):
-    """TrainingArguments and four of our own. Fields may be assigned afterwards, under transformers 4's names too.
+    """TrainingArguments and five of our own. Fields may be assigned afterwards, under transformers 4's names too.
 
     A name that this version of transformers does not know is refused; the base class would ignore it.
     """
@@ -572,6 +572,8 @@ class FraudTrainingArguments(TrainingArguments):
     cuda_graphs: bool = field(default=False, metadata={"help": "Replay each pass as a CUDA graph; one GPU, bf16."})
     compile_layers: bool | None = field(default=None, metadata={
         "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run."})
+    keep_fewer_activations: bool = field(default=False, metadata={
+        "help": "Compiled layers keep a third less for the backward pass, which computes it again. Same gradients."})
     tokens_per_pass: int = field(default=0, metadata={
         "help": "Cut a batch into passes of at most so many tokens, padding included; 0: one pass. Same gradients."})
     label_word_only: bool = field(default=False, metadata={

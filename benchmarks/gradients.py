@@ -22,21 +22,24 @@ from models import load_model
 from trainer import build_loraconfig, label_position_loss
 
 
-def captured_against_eager(folder: str, rows: Dataset) -> dict:
+def captured_against_eager(folder: str, rows: Dataset, keep_fewer: bool = False) -> dict:
     """Whether the compiled, captured pass computes what the eager one does, on one batch; on a GPU.
+
+    Args:
+        keep_fewer: as for `compile_layers`.
 
     Returns:
         relative differences of loss and gradients, without dropout: of the captured pass to the eager one and, to see
         what 16-bit rounding does, of the eager one in two halves; and, with dropout, the loss's change along the
         gradient over what the gradient promises, which is 1 if the backward pass drops what the forward pass did.
     """
-    probe = _GradientProbe(folder, rows, dropout=0.0)
+    probe = _GradientProbe(folder, rows, 0.0, keep_fewer)
     captured = probe.captured()  # before any other backward, see `CapturedPass`
     with torch.compiler.set_stance("force_eager"):
         whole, halves = probe.eager(1), probe.eager(2)
     found = {"captured": _relative_difference(captured, whole), "in_two_halves": _relative_difference(halves, whole)}
     del probe, captured, whole, halves
-    probe = _GradientProbe(folder, rows, dropout=0.2)
+    probe = _GradientProbe(folder, rows, 0.2, keep_fewer)
     _, gradient = probe.captured()
     promised = 0.05  # of a loss of about ten: a small step, yet well above 16-bit noise
     ahead, behind = (probe.captured(step * promised / gradient.square().sum(), gradient)[0] for step in (0.5, -0.5))
@@ -46,8 +49,10 @@ def captured_against_eager(folder: str, rows: Dataset) -> dict:
 class _GradientProbe:
     """Loss and gradients of one batch under LoRA with random values, eager or captured."""
 
-    def __init__(self, folder: str, rows: Dataset, dropout: float) -> None:
+    def __init__(self, folder: str, rows: Dataset, dropout: float, keep_fewer: bool) -> None:
         free_memory()
+        torch._dynamo.reset()  # what was compiled before counts towards a limit, past which nothing is
+        self.keep_fewer = keep_fewer
         base, tokenizer = load_model(folder, "cuda")
         torch.manual_seed(0)
         self.model = get_peft_model(base, build_loraconfig(lora_dropout=dropout)).train()
@@ -79,7 +84,7 @@ class _GradientProbe:
         """With the same dropout at every call; at parameters moved by ``step * direction``."""
         if self.pass_ is None:
             self.model.enable_input_require_grads()
-            compile_layers(self.model)
+            compile_layers(self.model, self.keep_fewer)
             self.pass_ = CapturedPass(self.loss, self.parameters, [tuple(self.labels.shape)])
         kept = [parameter.detach().clone() for parameter in self.parameters]
         with torch.no_grad():
@@ -113,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bars()
     try:
         with folder_and_rows(args.model, args.data, "cuda") as (folder, rows):
-            found = captured_against_eager(folder, rows)
+            found = {**captured_against_eager(folder, rows),
+                     "keeping_fewer": captured_against_eager(folder, rows, keep_fewer=True)}
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

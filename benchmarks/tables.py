@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.ablations import FIGURES, difference, spread
 from benchmarks.ablations import table as ablations_table
+from benchmarks.activations import table as activations_table
 from benchmarks.bases import table as bases_table
 from benchmarks.ensembles import CHOSEN_THRESHOLDS, COMPARED
 from benchmarks.ensembles import table as ensembles_table
@@ -385,6 +386,15 @@ def startup() -> str:
         f"{report['provenance']['commit'][:7]}.")
 
 
+def kept_activations() -> str:
+    report = _load("activations")
+    provenance = report["provenance"]
+    return _captioned(
+        activations_table(report),
+        f"{provenance['layers']} layers of {provenance['model']}, {provenance['tokens']} tokens, LoRA with dropout, bf16, "
+        f"counted on a {report['device'].replace('cpu', 'CPU')}. Commit {provenance['commit'][:7]}.")
+
+
 def several_gpus() -> str:
     report = _load("several_gpus")
     provenance = report["provenance"]
@@ -429,6 +439,7 @@ TABLES = {
     "ensembles_compared": ensembles_compared,
     "startup": startup,
     "several_gpus": several_gpus,
+    "kept_activations": kept_activations,
     "loss_curves": loss_curves_reading,
     "profile": profile_reading,
     "standin_scoring": standin_scoring_methods,

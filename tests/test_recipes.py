@@ -259,7 +259,7 @@ def test_an_unknown_recipe_is_refused():
 def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, eval_file, tmp_path, captured_on_cpu,
                                                             monkeypatch):
     compiled = []
-    monkeypatch.setattr(trainer_module, "compile_layers", compiled.append)
+    monkeypatch.setattr(trainer_module, "compile_layers", lambda model, keep_fewer: compiled.append(keep_fewer))
     options = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
                "optim": "adamw_torch"}
 
@@ -269,7 +269,8 @@ def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, e
         return len(compiled)
 
     assert run(cuda_graphs=True) == 0  # 8 rows
-    assert run(cuda_graphs=True, compile_layers=True) == run(compile_layers=True) == 1
+    assert run(cuda_graphs=True, compile_layers=True) == run(compile_layers=True) == 1 and compiled == [False]
+    assert run(compile_layers=True, keep_fewer_activations=True) == 1 and compiled == [True]
     monkeypatch.setattr(trainer_module, "COMPILING_PAYS", 8)
     assert run(cuda_graphs=True) == 1
     assert run(cuda_graphs=True, compile_layers=False) == run() == 0
@@ -282,3 +283,52 @@ def test_compiling_reaches_the_decoder_layers_and_nothing_else():
     compile_layers(model)
     compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
     assert len(compiled) == 3 and all(isinstance(module, GradientCheckpointingLayer) for module in compiled)
+
+
+def test_compiled_layers_that_keep_fewer_activations_keep_what_dropout_drew_and_give_the_same_gradients():
+    model = AutoModelForCausalLM.from_config(Qwen2Config(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, pad_token_id=0), dtype=torch.float32)
+    model = get_peft_model(model, build_loraconfig(lora_dropout=0.2)).train()
+    model.enable_input_require_grads()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.1)
+    rows = torch.randint(99, (5, 16), generator=torch.Generator().manual_seed(0))
+    labels = torch.where(torch.arange(16) < 9, -100, rows)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(0)  # the same dropout
+        return label_position_loss(model, rows, labels)
+
+    def kept_and_gradients(keep_fewer: bool) -> tuple[dict[str, int], torch.Tensor]:
+        """Bytes of activations by dtype, and the gradients."""
+        compile_layers(model, keep_fewer)
+        torch._dynamo.reset()
+        loss().backward()  # compiles
+        model.zero_grad()
+        kept = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found = loss()
+        activations = [kept[pointer] for pointer in kept.keys() - {p.data_ptr() for p in model.parameters()}]
+        sizes = {dtype: sum(tensor.nbytes for tensor in activations if tensor.dtype is dtype)
+                 for dtype in (torch.float32, torch.bool)}
+        found.backward()
+        return sizes, torch.cat([parameter.grad.flatten() for parameter in parameters])
+
+    (all_kept, expected), (fewer_kept, gradients) = kept_and_gradients(False), kept_and_gradients(True)
+    assert fewer_kept[torch.float32] < 0.8 * all_kept[torch.float32]
+    assert fewer_kept[torch.bool] == all_kept[torch.bool] > 0  # which inputs were dropped
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    # Along the gradient the loss changes as that says, under the same dropout.
+    values = torch.nn.utils.parameters_to_vector(parameters).detach()
+    ends = []
+    for step in (5e-4, -5e-4):
+        torch.nn.utils.vector_to_parameters(values + step / gradients.square().sum() * gradients, parameters)
+        ends.append(loss().item())
+    assert (ends[0] - ends[1]) / 1e-3 == pytest.approx(1, abs=0.02)
