@@ -50,7 +50,7 @@ def make_model(folder: str, device: str):
 
 @contextlib.contextmanager
 def keeping(counted: dict[str, int], but: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Within this context what autograd keeps is added to `counted`: bytes by dtype, each storage once, none of `but`."""
+    """Within this context what autograd keeps counts, in bytes by dtype, each storage once and none of `but`."""
     seen = {tensor.untyped_storage().data_ptr() for tensor in but}
     held = []  # so that no other tensor gets the place of one that was counted
 

@@ -391,8 +391,8 @@ def kept_activations() -> str:
     provenance = report["provenance"]
     return _captioned(
         activations_table(report),
-        f"{provenance['layers']} layers of {provenance['model']}, {provenance['tokens']} tokens, LoRA with dropout, bf16, "
-        f"counted on a {report['device'].replace('cpu', 'CPU')}. Commit {provenance['commit'][:7]}.")
+        f"{provenance['layers']} layers of {provenance['model']}, {provenance['tokens']} tokens, LoRA with dropout, "
+        f"bf16, counted on a {report['device'].replace('cpu', 'CPU')}. Commit {provenance['commit'][:7]}.")
 
 
 def several_gpus() -> str:
