@@ -27,6 +27,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import (
     EarlyStoppingCallback,
@@ -72,6 +73,7 @@ CAPTURED_MULTIPLE = 16  # tokens: a CUDA graph for every 16th length, 2 % of pad
 # Rows, from which on compiled layers make up for compiling them: 100 s or so, for 1.7 ms a row (Qwen2-1.5B, one H100).
 COMPILING_PAYS = 60_000
 GROUPED_BATCHES = 50  # rows of so many batches are sorted together: few padded tokens, yet a new mix every epoch
+SHARDABLE_OPTIMIZER = "adamw_torch"  # bitsandbytes' optimisers step whole tensors only
 SKIPPED_STEPS_LIMIT = 20  # fp16 loss scaling skips steps with infinite gradients while it finds its scale
 
 # Names that transformers 5 removed or renamed. Assigning them after construction would be ignored in silence.
@@ -442,7 +444,8 @@ class LabelPositionTrainer(Trainer):
         """Stops before the optimiser takes a step on a loss or a gradient that is not finite."""
         if self.captured_pass is None:
             gradients = [p.grad for p in self.trained_parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients).to(self.args.device)
+            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).to(self.args.device)
         else:
             norm = self.captured_pass.gradient_norm()
         # Over all processes: FSDP's have a part of the gradients each, and if one stopped alone the rest would hang.
@@ -606,7 +609,8 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
-    chosen = _choose_recipe(recipe, dtype) if on_gpu else {"optim": "paged_adamw_32bit"}
+    chosen = _choose_recipe(recipe, dtype) if on_gpu else {
+        "optim": SHARDABLE_OPTIMIZER if _sharded() else "paged_adamw_32bit"}
     settings = {
         "output_dir": str(output_path),
         "per_device_train_batch_size": 16,
@@ -653,10 +657,17 @@ def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
         settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
     else:
         settings = RECIPES[recipe]
+    if _sharded():
+        settings = {**settings, "optim": SHARDABLE_OPTIMIZER}
     if _speaks():
         print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: "
               + ", ".join(f"{name} {value}" for name, value in settings.items()), file=sys.stderr)
     return settings
+
+
+def _sharded() -> bool:
+    """Whether ``accelerate launch`` was told to shard the model."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def settings_for(free: int) -> dict:
@@ -673,6 +684,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     ``trainer.model`` ends as the best checkpoint, and remembers its task for `evaluate_with_model`.
     """
     _require_capturable(train_args)
+    _require_shardable(train_args)
     compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = _origin_of(train_dataset)
@@ -707,6 +719,13 @@ def _require_capturable(train_args: TrainingArguments) -> None:
             raise DataError(f"cuda_graphs cannot be used: {reason}")
 
 
+def _require_shardable(train_args: TrainingArguments) -> None:
+    """Raises DataError where an optimiser is asked for that cannot step a sharded model."""
+    if _sharded() and any(part in train_args.optim for part in ("paged", "bit", "bnb")):
+        raise DataError(f"{train_args.optim.value} cannot step weights that are sharded: bitsandbytes' optimisers take "
+                        f"whole tensors; take --optim {SHARDABLE_OPTIMIZER}")
+
+
 # ------------------------------------------------------------------------------------------ the command line
 
 
@@ -720,7 +739,7 @@ def train(args: argparse.Namespace, train_options: dict) -> Path:
     model, tokenizer = load_model(args.model, args.device, quantization=args.quantization,
                                   double_quantization=args.double_quantization, dequantize=args.dequantize,
                                   trust_remote_code=args.trust_remote_code,
-                                  shardable=os.environ.get("ACCELERATE_USE_FSDP") == "true")
+                                  shardable=_sharded())
     train_dataset, eval_dataset = load_dataset(args.train, args.eval, tokenizer, task=task)
     lora_config = build_loraconfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
     train_args = build_train_arguments(args.output, recipe=args.recipe, **train_options)

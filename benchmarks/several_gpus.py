@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a folder, or one with config and tokenizer alone")
     parser.add_argument("--train", required=True, help="JSONL records to train on")
     parser.add_argument("--eval", required=True, help="JSONL records for the eval loss")
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, help="default: all; on a CPU, all but fsdp")
     parser.add_argument("--processes", type=int, default=2, help="GPUs; 16 is a multiple of it")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default=default_device())
@@ -115,8 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if ROWS_A_STEP % args.processes:
         parser.error(f"--processes: {ROWS_A_STEP} rows a step cannot be dealt to {args.processes} evenly")
+    layouts = args.layouts or [layout for layout in LAYOUTS if layout != "fsdp" or args.device != "cpu"]
+    if args.device == "cpu" and "fsdp" in layouts:
+        parser.error("--layouts fsdp: Accelerate shards models on GPUs only; on a CPU it would train as ddp does")
     try:
-        report = run(args.model, args.train, args.eval, layouts=args.layouts, processes=args.processes,
+        report = run(args.model, args.train, args.eval, layouts=layouts, processes=args.processes,
                      steps=args.steps, device=args.device, output=args.output)
     except DataError as error:
         print(error, file=sys.stderr)

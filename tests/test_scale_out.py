@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -197,17 +198,38 @@ def test_accelerate_reads_the_configuration_files():
         assert getattr(launch, kind) and launch.num_processes == 3 and launch.mixed_precision == "no"
 
 
-def test_fsdp_shards_the_4_bit_weights_and_trains_as_one_process_does(layouts, arguments, tmp_path):
-    def launch():
+@pytest.fixture
+def launch_sharded(arguments, tmp_path, monkeypatch):
+    """Trains into ``run`` with the configuration for FSDP, on two processes that share a step's 16 rows."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def launch(*more: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [str(ROOT / ".venv" / "bin" / "accelerate"), "launch", "--config_file", str(ROOT / "configs" / "fsdp.yaml"),
-             "--main_process_ip", "127.0.0.1", "--main_process_port", "0", str(ROOT / "trainer.py"),
-             *arguments(tmp_path / "run", "--per-device-train-batch-size", "8")], capture_output=True, text=True)
+             "--main_process_ip", "127.0.0.1", "--main_process_port", "0", str(ROOT / "tests" / "fsdp_on_cpu.py"),
+             *arguments(tmp_path / "run", "--per-device-train-batch-size", "8", *more)], capture_output=True, text=True)
+    return launch
 
-    done = launch()
+
+def test_fsdp_shards_the_4_bit_weights_and_trains_and_resumes_as_one_process_does(layouts, launch_sharded, tmp_path):
+    done = launch_sharded()
     assert done.returncode == 0, done.stderr
-    assert "Excluding from FSDP2 sharding" not in done.stderr  # what accelerate says of 4-bit weights it cannot shard
-    assert_close(layouts["one"], tmp_path, loss=1e-4, weight=1e-3)
+    told = [line.split() for line in done.stderr.splitlines() if line.startswith("sharded:")]
+    assert [words[4] for words in told] == ["parameters", "4-bit"]
+    assert all(words[1] == words[3] != "0" for words in told)
+    assert_close(layouts["one"], tmp_path, loss=1e-3, weight=1e-3)
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}", ignore_errors=True)
+    done = launch_sharded()
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {tmp_path / 'run' / 'checkpoint-4'}" in done.stderr
+    assert_close(layouts["one"], tmp_path, loss=1e-3, weight=1e-3)
+
+
+def test_an_optimiser_that_cannot_step_sharded_weights_is_refused_in_a_line(launch_sharded):
+    done = launch_sharded("--optim", "paged_adamw_32bit")
+    assert done.returncode and done.stderr.count("paged_adamw_32bit cannot step weights that are sharded") == 1
+    assert "take --optim adamw_torch" in done.stderr
 
 
 def test_4_bit_weights_lie_in_tensors_of_the_compute_dtype_where_they_are_to_be_sharded(base):

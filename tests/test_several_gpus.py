@@ -35,6 +35,12 @@ def test_a_failure_is_told_in_a_line(base, eval_file, tmp_path, capsys):
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("one: training failed: missing.jsonl:")
 
 
+def test_on_a_cpu_nothing_passes_for_sharded(capsys):
+    with pytest.raises(SystemExit):
+        several_gpus.main(["--model", "M", "--train", "F", "--eval", "F", "--device", "cpu", "--layouts", "fsdp"])
+    assert "Accelerate shards models on GPUs only" in capsys.readouterr().err
+
+
 def test_rows_that_cannot_be_dealt_evenly_are_refused(capsys):
     with pytest.raises(SystemExit):
         several_gpus.main(["--model", "M", "--train", "F", "--eval", "F", "--processes", "3"])
