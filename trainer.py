@@ -415,7 +415,8 @@ class LabelPositionTrainer(Trainer):
     def _compile_if_it_pays(self) -> bool:
         rows_to_come = (self.state.max_steps - self.state.global_step) * self.args.train_batch_size
         pays = self.args.cuda_graphs and rows_to_come >= COMPILING_PAYS
-        wanted = pays if self.args.compile_layers is None else self.args.compile_layers
+        asked_for = self.args.compile_layers or self.args.keep_fewer_activations
+        wanted = asked_for or pays and self.args.compile_layers is None
         if wanted:
             self.model.enable_input_require_grads()  # else the first layer is compiled for itself: its input has none
             compile_layers(self.model, keep_fewer=self.args.keep_fewer_activations)
@@ -574,7 +575,8 @@ class FraudTrainingArguments(TrainingArguments):
 
     cuda_graphs: bool = field(default=False, metadata={"help": "Replay each pass as a CUDA graph; one GPU, bf16."})
     compile_layers: bool | None = field(default=None, metadata={
-        "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run."})
+        "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run, and "
+                "where fewer activations are to be kept."})
     keep_fewer_activations: bool = field(default=False, metadata={
         "help": "Compiled layers keep a third less for the backward pass, which computes it again. Same gradients."})
     tokens_per_pass: int = field(default=0, metadata={
@@ -685,6 +687,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     """
     _require_capturable(train_args)
     _require_shardable(train_args)
+    _require_compiled(train_args)
     compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = _origin_of(train_dataset)
@@ -717,6 +720,12 @@ def _require_capturable(train_args: TrainingArguments) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise DataError(f"cuda_graphs cannot be used: {reason}")
+
+
+def _require_compiled(train_args: TrainingArguments) -> None:
+    """Raises DataError where what only compiled layers can do is asked for without them."""
+    if train_args.keep_fewer_activations and train_args.compile_layers is False:
+        raise DataError("keep_fewer_activations needs compiled layers; leave out --compile-layers false")
 
 
 def _require_shardable(train_args: TrainingArguments) -> None:

@@ -270,7 +270,9 @@ def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, e
 
     assert run(cuda_graphs=True) == 0  # 8 rows
     assert run(cuda_graphs=True, compile_layers=True) == run(compile_layers=True) == 1 and compiled == [False]
-    assert run(compile_layers=True, keep_fewer_activations=True) == 1 and compiled == [True]
+    assert run(keep_fewer_activations=True) == 1 and compiled == [True]
+    with pytest.raises(DataError, match="keep_fewer_activations needs compiled layers"):
+        run(keep_fewer_activations=True, compile_layers=False)
     monkeypatch.setattr(trainer_module, "COMPILING_PAYS", 8)
     assert run(cuda_graphs=True) == 1
     assert run(cuda_graphs=True, compile_layers=False) == run() == 0
