@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from peft import PeftModel
 
 from calibration import at_prevalence, calibrate, calibrated, reliability
@@ -43,7 +42,7 @@ from data.records import DataError, Skipped, groups_of, read_numbered_records, r
 from error_analysis import error_report
 from figures import save_report_figure
 from metrics import classification_metrics, confidence_intervals, threshold_table
-from models import default_device, locate_model, one_line
+from models import default_device, device_name, locate_model, one_line
 from models import load_model as load_base_model
 from predict import BATCH_ROWS, predict_file, require_input, require_paths
 from probes import probe_report
@@ -296,7 +295,7 @@ def provenance_of(model, data_path: str | Path, rows: int) -> dict:
         "max_length": lineage.task.max_length,
         "data": _anonymous(describe_data(data_path, rows)),
         "train_data": _anonymous(lineage.train_data) or None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         **code_provenance(),
     }
 

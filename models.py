@@ -151,6 +151,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_name(device: str | torch.device) -> str:
+    """Where a figure was measured: the GPU's name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
+
+
 def unwrapped(model):
     """The model that DDP or FSDP wrapped, or itself."""
     return getattr(model, "module", model)

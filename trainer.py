@@ -611,8 +611,7 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
-    chosen = _choose_recipe(recipe, dtype) if on_gpu else {
-        "optim": SHARDABLE_OPTIMIZER if _sharded() else "paged_adamw_32bit"}
+    chosen = _choose_recipe(recipe, dtype) if on_gpu else _shardable({"optim": "paged_adamw_32bit"})
     settings = {
         "output_dir": str(output_path),
         "per_device_train_batch_size": 16,
@@ -659,8 +658,7 @@ def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
         settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
     else:
         settings = RECIPES[recipe]
-    if _sharded():
-        settings = {**settings, "optim": SHARDABLE_OPTIMIZER}
+    settings = _shardable(settings)
     if _speaks():
         print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: "
               + ", ".join(f"{name} {value}" for name, value in settings.items()), file=sys.stderr)
@@ -670,6 +668,11 @@ def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
 def _sharded() -> bool:
     """Whether ``accelerate launch`` was told to shard the model."""
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def _shardable(settings: dict) -> dict:
+    """`settings`, with an optimiser that can step a sharded model where the model will be one."""
+    return {**settings, "optim": SHARDABLE_OPTIMIZER} if _sharded() else settings
 
 
 def settings_for(free: int) -> dict:
@@ -747,8 +750,7 @@ def train(args: argparse.Namespace, train_options: dict) -> Path:
         train_options["use_cpu"] = True
     model, tokenizer = load_model(args.model, args.device, quantization=args.quantization,
                                   double_quantization=args.double_quantization, dequantize=args.dequantize,
-                                  trust_remote_code=args.trust_remote_code,
-                                  shardable=_sharded())
+                                  trust_remote_code=args.trust_remote_code, shardable=_sharded())
     train_dataset, eval_dataset = load_dataset(args.train, args.eval, tokenizer, task=task)
     lora_config = build_loraconfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
     train_args = build_train_arguments(args.output, recipe=args.recipe, **train_options)

@@ -33,13 +33,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from baselines import against_scores, build_tfidf, fraud_probability
+from benchmarks import refusing_in_a_line
 from calibration import calibrate, calibrated
 from checkpoints import code_provenance, describe_base, file_sha256, source_commit
 from data.prepare import prepare
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, groups_of, read_records, write_bytes, write_json
 from metrics import classification_metrics, confidence_intervals
-from models import default_device, load_model, locate_model
+from models import default_device, device_name, load_model, locate_model
 from probes import probe_report
 from scoring import last_hidden_states, score_prompts
 from trainer import (
@@ -309,7 +310,7 @@ def _fingerprint(path: str | Path) -> str:
 
 def _provenance(job: Job) -> dict:
     return {"model": {**describe_base(locate_model(job.model)), "name": Path(job.model).name}, "quantization": "nf4",
-            "device": torch.cuda.get_device_name() if job.device.startswith("cuda") else "cpu", **code_provenance()}
+            "device": device_name(job.device), **code_provenance()}
 
 
 def merge(files: Sequence[str], output: str | Path) -> dict:
@@ -449,6 +450,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
@@ -457,9 +459,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bars()
     try:
         report = merge(args.merge, args.output) if args.merge else _run(args)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
     if report is not None:

@@ -17,10 +17,11 @@ from peft import get_peft_model
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks import refusing_in_a_line
 from checkpoints import code_provenance
 from cuda_graphs import compile_layers, without_masks
-from data.records import DataError, write_json
-from models import default_device, locate_model
+from data.records import write_json
+from models import default_device, device_name, locate_model
 from trainer import build_loraconfig, label_position_loss
 
 LAYERS, VOCABULARY = 2, 2000
@@ -89,7 +90,7 @@ def run(model: str, *, device: str, output: str) -> dict:
     """All ways, each with a model of its own; written after each."""
     folder = locate_model(model)
     tokens = PREFIX + ROWS * TOKENS
-    report = {"ways": {}, "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+    report = {"ways": {}, "device": device_name(device),
               "provenance": {"model": Path(model).resolve().name, "layers": LAYERS, "tokens": tokens,
                              **code_provenance()}}
     for way, prepare in tqdm(WAYS.items(), desc="ways"):
@@ -112,17 +113,14 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.activations", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with a model, or with its config alone")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/activations.json")
     args = parser.parse_args(argv)
-    try:
-        report = run(args.model, device=args.device, output=args.output)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = run(args.model, device=args.device, output=args.output)
     print(table(report))
     return 0
 

@@ -20,9 +20,10 @@ import transformers
 from datasets import disable_progress_bars
 from transformers import set_seed
 
+from benchmarks import refusing_in_a_line
 from checkpoints import code_provenance, describe_base
 from data.prompt import PromptEncoder
-from data.records import DataError, read_records, write_json, write_records
+from data.records import read_records, write_json, write_records
 from data.sample import sample_dialogues
 from data.speakers import format_dialogue
 from data.tiny_base import build_tokenizer, corpus
@@ -156,6 +157,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bases", description=__doc__.split("\n")[0])
     parser.add_argument("--architectures", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES))
@@ -165,12 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="results/bases.json")
     args = parser.parse_args(argv)
     disable_progress_bars()
-    try:
-        report = run(args.architectures, args.model, steps=args.steps, model_steps=args.model_steps)
-        write_json(args.output, report)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = run(args.architectures, args.model, steps=args.steps, model_steps=args.model_steps)
+    write_json(args.output, report)
     print(table(report))
     print(f"written to {args.output}")
     return 0

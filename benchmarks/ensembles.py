@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks import refusing_in_a_line
 from benchmarks.ablations import Job, choose_variants, difference, judge, judged_paths, prepared, slug, tfidf_scores
 from calibration import choose_threshold
 from checkpoints import code_provenance
@@ -183,6 +184,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else statistics.fmean(values)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ensembles", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,17 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scratch", default="outputs/ablations", help="where prepared data is kept")
     parser.add_argument("--output", default="results/ensembles.json")
     args = parser.parse_args(argv)
-    try:
-        variants = choose_variants(args.variants, args.more_variants)
-        job = Job("", args.source, Path(args.scratch), "cpu")
-        data = {seed: prepared(job, variants[args.variants[0]].get("data", {}), seed) for seed in args.seeds}
-        files = {seed: [args.scores / f"{slug(name)}-{seed}.npz" for name in args.variants] for seed in args.seeds}
-        report = {"variants": args.variants, **judge_ensembles(data, files, args.also), "device": "cpu",
-                  "provenance": code_provenance()}
-        write_json(args.output, report)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    variants = choose_variants(args.variants, args.more_variants)
+    job = Job("", args.source, Path(args.scratch), "cpu")
+    data = {seed: prepared(job, variants[args.variants[0]].get("data", {}), seed) for seed in args.seeds}
+    files = {seed: [args.scores / f"{slug(name)}-{seed}.npz" for name in args.variants] for seed in args.seeds}
+    report = {"variants": args.variants, **judge_ensembles(data, files, args.also), "device": "cpu",
+              "provenance": code_provenance()}
+    write_json(args.output, report)
     print(table(report))
     return 0
 

@@ -14,10 +14,11 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from peft import get_peft_model
 
+from benchmarks import refusing_in_a_line
 from benchmarks.training import batch_of, folder_and_rows, free_memory
 from checkpoints import code_provenance
 from cuda_graphs import CapturedPass, compile_layers
-from data.records import DataError, write_json
+from data.records import write_json
 from models import load_model
 from trainer import build_loraconfig, label_position_loss
 
@@ -106,6 +107,7 @@ def _relative_difference(one: tuple[float, torch.Tensor], other: tuple[float, to
             "gradients": ((one[1] - other[1]).norm() / other[1].norm()).item()}
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with Qwen2-1.5B, or with its config and tokenizer")
@@ -116,13 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("gradients: needs a GPU", file=sys.stderr)
         return 2
     disable_progress_bars()
-    try:
-        with folder_and_rows(args.model, args.data, "cuda") as (folder, rows):
-            found = {**captured_against_eager(folder, rows),
-                     "keeping_fewer": captured_against_eager(folder, rows, keep_fewer=True)}
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    with folder_and_rows(args.model, args.data, "cuda") as (folder, rows):
+        found = {**captured_against_eager(folder, rows),
+                 "keeping_fewer": captured_against_eager(folder, rows, keep_fewer=True)}
     write_json(args.output, {**found, "device": torch.cuda.get_device_name(),
                              "provenance": {"model": Path(args.model).name, "data": Path(args.data).name,
                                             **code_provenance()}})

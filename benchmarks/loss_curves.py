@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-import torch
 from datasets import disable_progress_bars
 
+from benchmarks import refusing_in_a_line
 from benchmarks.training import RECIPES, free_memory
 from checkpoints import code_provenance
-from data.records import DataError, write_json
-from models import default_device, load_model
+from data.records import write_json
+from models import default_device, device_name, load_model
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
 
 matplotlib.use("Agg")
@@ -86,6 +86,7 @@ def curves_of_the_same(report: dict, path: str) -> dict[str, dict[str, dict]]:
     return other["curves"] if made_of(other) == made_of(report) else {}
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loss_curves", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
@@ -101,19 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     disable_progress_bars()
     report = {"curves": {},
-              "device": torch.cuda.get_device_name() if args.device != "cpu" else "cpu",
+              "device": device_name(args.device),
               "provenance": {"model": Path(args.model).name, "train": Path(args.train).name, "steps": args.steps,
                              "learning_rate": args.learning_rate, **code_provenance()}}
     found = curves_of_the_same(report, args.output)
-    try:
-        for recipe in args.recipes:
-            for seed in map(str, args.seeds):
-                made = found.get(recipe, {}).get(seed) or curve(recipe, int(seed), args)
-                report["curves"].setdefault(recipe, {})[seed] = made
-                write_json(args.output, report)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    for recipe in args.recipes:
+        for seed in map(str, args.seeds):
+            made = found.get(recipe, {}).get(seed) or curve(recipe, int(seed), args)
+            report["curves"].setdefault(recipe, {})[seed] = made
+            write_json(args.output, report)
     if len(args.recipes) > 1 and len(args.seeds) > 1:
         report["mean_distance"] = spread(report["curves"])
     write_json(args.output, report)

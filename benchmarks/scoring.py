@@ -25,12 +25,13 @@ from datasets import disable_progress_bars
 from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
 
+from benchmarks import refusing_in_a_line
 from benchmarks.training import folder_with_weights, free_memory, whole_rows
 from checkpoints import code_provenance, lineage_of, read_checkpoint
 from cuda_graphs import compile_layers
 from data.prompt import PromptEncoder
-from data.records import DataError, Skipped, read_records, write_json
-from models import compute_dtype, default_device, load_model
+from data.records import Skipped, read_records, write_json
+from models import compute_dtype, default_device, device_name, load_model
 from scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
 from trainer import build_loraconfig
 
@@ -118,7 +119,7 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
         rows: int | None = None, dtype: torch.dtype | None = None) -> dict:
     """Every method on the first `rows` of `data` (default: all); written after each."""
     dialogues = [record["input"] for record in read_records(data, Skipped())][:rows]
-    report = {"methods": {}, "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+    report = {"methods": {}, "device": device_name(device),
               "provenance": {"model": Path(model).name, "checkpoint": Path(checkpoint).name if checkpoint else "random",
                              "data": Path(data).name, "compute_dtype": str(dtype or compute_dtype(device)),
                              **code_provenance()}}
@@ -169,6 +170,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with a model, or with its config and tokenizer")
@@ -181,13 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="results/scoring_benchmark.json")
     args = parser.parse_args(argv)
     disable_progress_bars()
-    try:
-        report = run(args.model, args.checkpoint, args.data, methods=args.methods, device=args.device,
-                     output=args.output, rows=args.rows,
-                     dtype=getattr(torch, args.compute_dtype) if args.compute_dtype else None)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = run(args.model, args.checkpoint, args.data, methods=args.methods, device=args.device,
+                 output=args.output, rows=args.rows,
+                 dtype=getattr(torch, args.compute_dtype) if args.compute_dtype else None)
     print(table(report))
     return 0
 

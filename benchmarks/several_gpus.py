@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from benchmarks import refusing_in_a_line
 from benchmarks.training import ROWS_A_STEP, folder_with_weights
 from checkpoints import checkpoints_in, code_provenance
 from data.records import DataError, write_json
-from models import default_device, locate_model
+from models import default_device, device_name, locate_model
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = {"one": None, "ddp": ROOT / "configs" / "ddp.yaml", "fsdp": ROOT / "configs" / "fsdp.yaml"}
@@ -73,7 +74,7 @@ def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], 
         device: str, output: str) -> dict:
     """The layouts one after the other, ``one`` first; written after each."""
     report = {"layouts": {}, "processes": processes,
-              "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+              "device": device_name(device),
               "provenance": {"model": Path(model).resolve().name, "train": Path(train_file).name,
                              "eval": Path(eval_file).name, "steps": steps, **code_provenance()}}
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,6 +103,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.several_gpus", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="a folder, or one with config and tokenizer alone")
@@ -118,12 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     layouts = args.layouts or [layout for layout in LAYOUTS if layout != "fsdp" or args.device != "cpu"]
     if args.device == "cpu" and "fsdp" in layouts:
         parser.error("--layouts fsdp: Accelerate shards models on GPUs only; on a CPU it would train as ddp does")
-    try:
-        report = run(args.model, args.train, args.eval, layouts=layouts, processes=args.processes,
-                     steps=args.steps, device=args.device, output=args.output)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = run(args.model, args.train, args.eval, layouts=layouts, processes=args.processes,
+                 steps=args.steps, device=args.device, output=args.output)
     print(table(report))
     return 0
 

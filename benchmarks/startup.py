@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import refusing_in_a_line
 from benchmarks.training import folder_with_weights
 from checkpoints import code_provenance
 from data.records import DataError, write_json
-from models import default_device, locate_model
+from models import default_device, device_name, locate_model
 
 ROOT = Path(__file__).parents[1]
 INTERPRETER = "Python itself"
@@ -119,7 +120,7 @@ def run(model: str, train: str, data: str, *, checkpoint: str = "", device: str)
         found = {"training": measure(TRAINING, names), "scoring": measure(SCORING, names)}
     return {
         **found,
-        "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
+        "device": device_name(device),
         "provenance": {"model": Path(model).resolve().name, "train": Path(train).name, "data": Path(data).name,
                        "checkpoint": Path(checkpoint).name or None, **code_provenance()},
     }
@@ -139,6 +140,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="a folder, or one with config and tokenizer alone")
@@ -148,12 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/startup.json")
     args = parser.parse_args(argv)
-    try:
-        report = run(args.model, args.train, args.data, checkpoint=args.checkpoint, device=args.device)
-        write_json(args.output, report)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = run(args.model, args.train, args.data, checkpoint=args.checkpoint, device=args.device)
+    write_json(args.output, report)
     print(table(report))
     print(f"written to {args.output}")
     return 0

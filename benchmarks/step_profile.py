@@ -21,9 +21,10 @@ from datasets import Dataset, disable_progress_bars
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
+from benchmarks import refusing_in_a_line
 from benchmarks.training import RECIPES, article_trainer, choose_rows, folder_and_rows, free_memory
 from checkpoints import code_provenance
-from data.records import DataError, write_json
+from data.records import write_json
 from models import load_model
 from trainer import build_loraconfig, build_train_arguments, build_trainer
 
@@ -158,6 +159,7 @@ def save_pictures(report: dict, path: Path) -> None:
     plt.close(figure)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_profile", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with Qwen2-1.5B, or with its config and tokenizer")
@@ -170,14 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bars()
     report = {"recipes": {}, "device": torch.cuda.get_device_name(),
               "provenance": {"model": Path(args.model).name, "data": Path(args.data).name, **code_provenance()}}
-    try:
-        with folder_and_rows(args.model, args.data, "cuda") as (folder, dataset):
-            for recipe in RECIPES_SHOWN:
-                report["recipes"][recipe] = measure(recipe, folder, choose_rows(dataset, "first", 64))
-                write_json(args.output, report)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    with folder_and_rows(args.model, args.data, "cuda") as (folder, dataset):
+        for recipe in RECIPES_SHOWN:
+            report["recipes"][recipe] = measure(recipe, folder, choose_rows(dataset, "first", 64))
+            write_json(args.output, report)
     save_pictures(report, Path(args.output).with_suffix(".png"))
     for recipe, found in report["recipes"].items():
         print(recipe, f"{found['step_milliseconds']:.0f} ms, {found['kernels_a_step']} kernels,",

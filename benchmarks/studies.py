@@ -30,11 +30,12 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks import refusing_in_a_line
 from benchmarks.training import folder_with_weights
 from checkpoints import code_provenance
 from data.records import DataError, write_json
 from figures import BLUE, GREEN, GREY, ORANGE, _save, _style
-from models import compute_dtype, default_device, load_model, locate_model, pick_device
+from models import compute_dtype, default_device, device_name, load_model, locate_model, pick_device
 from trainer import CHECKPOINTING, build_loraconfig, label_position_loss
 
 ANSWER_TOKENS = 7  # with labels, at the end of a row
@@ -271,7 +272,7 @@ def run(model: str, output: str | Path, *, studies: Iterable[str] = STUDIES, dev
     """Makes the studies in turn and writes `output` after each of them; returns the report."""
     where = torch.device(pick_device(device))
     points = points or POINTS[where.type]
-    report = {"device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+    report = {"device": device_name(where),
               "provenance": _provenance(model, points)}
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -391,6 +392,7 @@ DRAWN = {"lengths": _draw_lengths, "batch_sizes": _draw_batch_sizes, "quantizati
          "optimizers": _draw_optimizers}
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with Qwen2-1.5B, or with its config and tokenizer")
@@ -399,11 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="results/studies.json", help="a picture goes beside it")
     args = parser.parse_args(argv)
     disable_progress_bar()
-    try:
-        report = run(args.model, args.output, studies=args.studies, device=args.device)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = run(args.model, args.output, studies=args.studies, device=args.device)
     picture = _save(studies_figure(report), Path(args.output).with_suffix(".png"))
     print(table(report))
     print(f"written to {args.output} and {picture}")

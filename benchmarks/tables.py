@@ -175,7 +175,7 @@ def training_table_of(name: str) -> str:
     provenance = report["provenance"]
     return _captioned(training_table(report),
                       f"One {report['device']}, one run, {provenance['rows']} rows a round, {_rounds(report)}. Commit "
-                      f"{provenance['commit'][:7]}.")
+                      f"{_commit(report)}.")
 
 
 def _rounds(report: dict) -> str:
@@ -221,11 +221,9 @@ def captured_reading() -> str:
     return _paragraph(
         "On the same batches our loss differs from the model's own over all logits by at most "
         f"{report['max_loss_difference_on_the_same_batches']:.4f} (bf16). The gradients of the compiled, captured pass "
-        f"differ from the eager one's by {found['captured']['gradients']:.1%} of their norm; those of the eager "
-        "pass in "
-        f"two halves, which is the same sum, by {found['in_two_halves']['gradients']:.1%}: that is what 16 bits do. "
-        "With "
-        "dropout, a small step along the gradient changes the loss by "
+        f"differ from the eager one's by {found['captured']['gradients']:.1%} of their norm; those of the eager pass "
+        f"in two halves, which is the same sum, by {found['in_two_halves']['gradients']:.1%}: that is what 16 bits do. "
+        "With dropout, a small step along the gradient changes the loss by "
         f"{found['change_of_loss_over_promised_with_dropout']:.2f} of what the gradient promises; 1 would be exact.")
 
 
@@ -235,24 +233,22 @@ def scoring_methods() -> str:
     return _captioned(
         scoring_table(report),
         f"One {report['device']}, {report['methods']['score']['rows']} rows of {provenance['data']}, tokenising "
-        "included, "
-        f"commit {provenance['commit'][:7]}. Weights and adapter are random here, so that the last two columns say "
-        "what "
-        "rounding does to a model that is undecided.")
+        f"included, commit {_commit(report)}. Weights and adapter are random here, so that the last two columns say "
+        "what rounding does to a model that is undecided.")
 
 
 def scoring_reading() -> str:
     methods = _load("scoring_benchmark")["methods"]
     fast, plain, generate = (methods[name] for name in ("score_merged_compiled", "score", "generate"))
+    compiling = max(found["first_run_seconds"] - found["rows"] / found["rows_per_second"]
+                    for name, found in methods.items() if name.endswith("_compiled"))
     return _paragraph(
         f"Qwen2-1.5B's architecture, with random weights, scores {plain['rows_per_second']:.0f} rows a second on an "
-        "H100 "
-        f"in a plain pass, and {fast['rows_per_second']:,.0f} with `--fast`; writing the answers out, 8 at a time, "
-        "gives "
-        f"{generate['rows_per_second']:.1f}. `--fast` keeps the weights in 16 bit, merges the adapter into them and "
-        "compiles the layers: for many rows, since compiling takes up to half a minute, and at the price of rounding, "
-        f"which moved probabilities of that undecided model by up to {fast['max_probability_difference']:.2f}. See "
-        "[`benchmarks/`](benchmarks).")
+        f"H100 in a plain pass, and {fast['rows_per_second']:,.0f} with `--fast`; writing the answers out, 8 at a "
+        f"time, gives {generate['rows_per_second']:.1f}. `--fast` keeps the weights in 16 bit, merges the adapter into "
+        f"them and compiles the layers: for many rows, since compiling took {compiling:.0f} s, and at the price of "
+        "rounding, which moved probabilities of that undecided model by up to "
+        f"{fast['max_probability_difference']:.2f}. See [`benchmarks/`](benchmarks).")
 
 
 def quantization_table() -> str:
@@ -325,7 +321,7 @@ def standin_scoring_methods() -> str:
     return _captioned(
         scoring_table(report),
         f"The stand-in, trained, on one {report['device']}, {report['methods']['score']['rows']} rows of "
-        f"{report['provenance']['data']}, commit {report['provenance']['commit'][:7]}.")
+        f"{report['provenance']['data']}, commit {_commit(report)}.")
 
 
 def prefix_reading() -> str:
@@ -383,7 +379,7 @@ def startup() -> str:
     return _captioned(
         startup_table(report),
         f"{report['provenance']['model']} on a {report['device'].replace('cpu', 'CPU')}, commit "
-        f"{report['provenance']['commit'][:7]}.")
+        f"{_commit(report)}.")
 
 
 def kept_activations() -> str:
@@ -392,7 +388,7 @@ def kept_activations() -> str:
     return _captioned(
         activations_table(report),
         f"{provenance['layers']} layers of {provenance['model']}, {provenance['tokens']} tokens, LoRA with dropout, "
-        f"bf16, counted on a {report['device'].replace('cpu', 'CPU')}. Commit {provenance['commit'][:7]}.")
+        f"bf16, counted on a {report['device'].replace('cpu', 'CPU')}. Commit {_commit(report)}.")
 
 
 def several_gpus() -> str:
@@ -401,7 +397,7 @@ def several_gpus() -> str:
     return _captioned(
         several_gpus_table(report),
         f"{provenance['model']} on a {report['device'].replace('cpu', 'CPU')}, {provenance['steps']} steps, commit "
-        f"{provenance['commit'][:7]}.")
+        f"{_commit(report)}.")
 
 
 def ensembles() -> str:
@@ -477,6 +473,10 @@ def _paragraph(text: str) -> str:
 
 def _captioned(table: str, text: str) -> str:
     return f"{table}\n\n{_paragraph(text)}"
+
+
+def _commit(report: dict) -> str:
+    return report["provenance"]["commit"][:7]
 
 
 def _load(name: str) -> dict:

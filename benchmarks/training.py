@@ -34,10 +34,11 @@ from transformers import (
     TrainerCallback,
 )
 
+from benchmarks import refusing_in_a_line
 from checkpoints import code_provenance
 from data.prompt import PromptEncoder, Task
-from data.records import DataError, write_json
-from models import default_device, load_model
+from data.records import write_json
+from models import default_device, device_name, load_model
 from trainer import (
     RightPaddingCollator,
     RowsAfterPrefix,
@@ -226,7 +227,7 @@ def run(model: str, data: str, *, recipes: Sequence[str], rows: int, steps: int,
         output: str) -> dict:
     """The recipes in turn, `rounds` times; the median of each figure. Written after every measurement."""
     report = {"recipes": {}, "rounds": {recipe: [] for recipe in recipes},
-              "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+              "device": device_name(device),
               "provenance": {"model": Path(model).name, "data": Path(data).name, "rows": rows, "steps": steps,
                              "rounds": rounds, **code_provenance()}}
     with folder_and_rows(model, data, device) as (folder, dataset):
@@ -256,6 +257,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+@refusing_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with Qwen2-1.5B, or with its config and tokenizer")
@@ -269,12 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="results/training_benchmark.json")
     args = parser.parse_args(argv)
     disable_progress_bars()
-    try:
-        report = run(args.model, args.data, recipes=args.recipes, rows=args.rows, steps=args.steps, rounds=args.rounds,
-                     device=args.device, output=args.output)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = run(args.model, args.data, recipes=args.recipes, rows=args.rows, steps=args.steps, rounds=args.rounds,
+                 device=args.device, output=args.output)
     print(table(report))
     print(f"largest difference of the two losses on the same batches: "
           f"{report['max_loss_difference_on_the_same_batches']:.2e}; written to {args.output}")

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import trainer as trainer_module
+from benchmarks.activations import keeping
 from cuda_graphs import CapturedPass, compile_layers, without_masks
 from data.records import DataError, write_records
 from trainer import (
@@ -310,22 +311,14 @@ def test_compiled_layers_that_keep_fewer_activations_keep_what_dropout_drew_and_
         loss().backward()  # compiles
         model.zero_grad()
         kept = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.data_ptr()] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with keeping(kept, but=model.parameters()):
             found = loss()
-        activations = [kept[pointer] for pointer in kept.keys() - {p.data_ptr() for p in model.parameters()}]
-        sizes = {dtype: sum(tensor.nbytes for tensor in activations if tensor.dtype is dtype)
-                 for dtype in (torch.float32, torch.bool)}
         found.backward()
-        return sizes, torch.cat([parameter.grad.flatten() for parameter in parameters])
+        return kept, torch.cat([parameter.grad.flatten() for parameter in parameters])
 
     (all_kept, expected), (fewer_kept, gradients) = kept_and_gradients(False), kept_and_gradients(True)
-    assert fewer_kept[torch.float32] < 0.8 * all_kept[torch.float32]
-    assert fewer_kept[torch.bool] == all_kept[torch.bool] > 0  # which inputs were dropped
+    assert fewer_kept["float32"] < 0.8 * all_kept["float32"]
+    assert fewer_kept["bool"] == all_kept["bool"] > 0  # which inputs were dropped
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
     # Along the gradient the loss changes as that says, under the same dropout.
     values = torch.nn.utils.parameters_to_vector(parameters).detach()
