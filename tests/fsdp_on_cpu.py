@@ -23,13 +23,17 @@ def initialise_sharded(self, *args, fsdp_plugin=None, **kwargs) -> None:
 
 
 class TellsWhatIsSharded(TrainerCallback):
+    told = False
+
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 0:
-            parameters = dict(model.named_parameters())
-            base = [name for name in parameters if name.endswith("base_layer.weight")]
-            for what, names in (("parameters", parameters), ("4-bit weights", base)):
-                sharded = sum(isinstance(parameters[name], DTensor) for name in names)
-                print(f"sharded: {sharded} of {len(names)} {what}", file=sys.stderr)
+        if self.told:
+            return
+        self.told = True
+        parameters = dict(model.named_parameters())
+        base = [name for name in parameters if name.endswith("base_layer.weight")]
+        for what, names in (("parameters", parameters), ("4-bit weights", base)):
+            sharded = sum(isinstance(parameters[name], DTensor) for name in names)
+            print(f"sharded: {sharded} of {len(names)} {what}", file=sys.stderr)
 
 
 def build_telling_trainer(*args, **kwargs):
