@@ -65,6 +65,7 @@ RECIPES = {
     "small_not_compiled": {"recipe": "small", "compile_layers": False},
     "small_keeps_fewer": {"recipe": "small", "keep_fewer_activations": True},
     "small_longest_rows": {"recipe": "small", "rows": "longest"},
+    "small_longest_keeps_fewer": {"recipe": "small", "rows": "longest", "keep_fewer_activations": True},
     "fast_not_compiled": {"recipe": "fast", "compile_layers": False},
     "fast_dequantized": {"recipe": "fast", "compile_layers": True, "model": {"dequantize": True}},
     "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
