@@ -37,7 +37,7 @@ def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor) -> dict:
     """
     rows, width = input_ids.shape
     length = len(prefix)
-    if rows == 1 or not shares_prefix(model, length + width):
+    if not shares_prefix(model, length + width):
         if length:
             input_ids = torch.cat([prefix.expand(rows, -1), input_ids], 1)
         return {"input_ids": input_ids, "use_cache": False}

@@ -91,7 +91,7 @@ CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_che
 RECIPES = {
     "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
     "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True,
-              "compile_layers": True},  # fused kernels keep less, too
+              "keep_fewer_activations": True},
     "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
 }
 # What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json, with a reserve.
@@ -605,13 +605,15 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     Args:
         recipe: how to compute it; the steps are the same. ``plain``: checkpointed activations and the paged
             optimiser, for every GPU and several of them. ``fast``: each pass a CUDA graph, fused optimiser; a
-            single GPU with bf16. ``small``: the same with short passes and the paged optimiser. ``auto``: ``fast``
-            with passes as large as the free memory allows, or ``small`` where that is little, or ``plain`` where
-            there are several GPUs or no bf16. A line on standard error says what was chosen.
+            single GPU with bf16. ``small``: the same with short passes, fewer activations kept and the paged
+            optimiser. ``auto``: ``fast`` with passes as large as the free memory allows, or ``small`` where that is
+            little, or ``plain`` where there are several GPUs or no bf16. A line on standard error says what was
+            chosen.
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
-    chosen = _choose_recipe(recipe, dtype) if on_gpu else _shardable({"optim": "paged_adamw_32bit"})
+    compiles = overrides.get("compile_layers") is not False
+    chosen = _choose_recipe(recipe, dtype, compiles) if on_gpu else _shardable({"optim": "paged_adamw_32bit"})
     settings = {
         "output_dir": str(output_path),
         "per_device_train_batch_size": 16,
@@ -648,8 +650,12 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     return args
 
 
-def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
-    """The settings of `recipe`, or those for the memory that is free; says so in a line."""
+def _choose_recipe(recipe: str, dtype: torch.dtype, compiles: bool = True) -> dict:
+    """The settings of `recipe`, or those for the memory that is free; says so in a line.
+
+    Args:
+        compiles: whether layers may be compiled, without which they cannot keep fewer activations.
+    """
     if recipe not in ("auto", *RECIPES):
         raise DataError(f"recipe must be auto, {', '.join(RECIPES)}, not {recipe!r}")
     free, _ = torch.cuda.mem_get_info()
@@ -659,6 +665,8 @@ def _choose_recipe(recipe: str, dtype: torch.dtype) -> dict:
     else:
         settings = RECIPES[recipe]
     settings = _shardable(settings)
+    if not compiles:
+        settings = {name: value for name, value in settings.items() if name != "keep_fewer_activations"}
     if _speaks():
         print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: "
               + ", ".join(f"{name} {value}" for name, value in settings.items()), file=sys.stderr)
@@ -728,7 +736,7 @@ def _require_capturable(train_args: TrainingArguments) -> None:
 def _require_compiled(train_args: TrainingArguments) -> None:
     """Raises DataError where what only compiled layers can do is asked for without them."""
     if train_args.keep_fewer_activations and train_args.compile_layers is False:
-        raise DataError("keep_fewer_activations needs compiled layers; leave out --compile-layers false")
+        raise DataError("keep_fewer_activations needs compiled layers; leave it out, or --compile-layers false")
 
 
 def _require_shardable(train_args: TrainingArguments) -> None:

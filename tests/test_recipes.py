@@ -257,6 +257,14 @@ def test_an_unknown_recipe_is_refused():
         trainer_module._choose_recipe("tiny", torch.bfloat16)
 
 
+def test_a_recipe_keeps_fewer_activations_only_where_layers_may_be_compiled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GIB, 80 * GIB))
+    chosen = trainer_module._choose_recipe("auto", torch.bfloat16)
+    assert chosen == trainer_module.RECIPES["small"] and chosen["keep_fewer_activations"]
+    not_compiled = trainer_module._choose_recipe("auto", torch.bfloat16, compiles=False)
+    assert not_compiled == {name: chosen[name] for name in chosen if name != "keep_fewer_activations"}
+
+
 def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, eval_file, tmp_path, captured_on_cpu,
                                                             monkeypatch):
     compiled = []
