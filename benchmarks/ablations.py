@@ -340,7 +340,7 @@ def table(report: dict, judged_on: str = "test") -> str:
     """Each variant's mean over its seeds, with the lowest and the highest, as a Markdown table."""
     names = list(dict.fromkeys(row["variant"] for row in report["rows"]))
     lines = [f"| variant, judged on {judged_on} | seeds | F1 | average precision | F1 minus TF-IDF's "
-             "| average precision minus TF-IDF's | lowest recall of all probes | recall under noise |",
+             "| average precision minus TF-IDF's | lowest recall of all probes | change of recall under noise |",
              "|---|---|---|---|---|---|---|---|"]
     for name in names:
         found = [row["judged_on"][judged_on] for row in report["rows"]
@@ -362,7 +362,7 @@ def _cells(judged: dict) -> list[float | None]:
     return [judged["f1"], judged["average_precision"], judged["tfidf"]["model_f1_minus_this"]["value"],
             judged["tfidf"]["model_average_precision_minus_this"]["value"],
             min(recalls) if recalls and None not in recalls else None,
-            judged["probes"]["asr_noise"]["recall"] if recalls else None]
+            judged["probes"]["asr_noise"]["change"]["recall"]["value"] if recalls else None]
 
 
 def spread(values: Iterable[float | None], form: str = ".3f") -> str:

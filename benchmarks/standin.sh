@@ -8,11 +8,12 @@
 # MODEL was a small pretrained model (Gemma 3 270M, cut vocabulary) that stands in for Qwen2-1.5B-Instruct where its
 # weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. The learning rate and the
 # number of epochs were chosen by loss and F1 on the eval split; the test split was looked at afterwards. Another recipe
-# is tried with TRAIN="--num-train-epochs 3 ..." and PREPARE="--augment 0.5 ..." in the environment.
+# is tried with TRAIN="--num-train-epochs 3 ..." and PREPARE="--augment 0 ..." in the environment, which made
+# results/standin_not_augmented_*.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
-read -ra prepare <<<"${PREPARE:-}"
+read -ra prepare <<<"${PREPARE:---augment 0.5}"
 read -ra train <<<"${TRAIN:---num-train-epochs 2 --learning-rate 1e-3}"
 
 one_seed() {

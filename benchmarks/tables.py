@@ -70,7 +70,7 @@ def reading() -> str:
     held_out, eval0819 = _seeds("standin_split_by_case"), _seeds("standin_eval0819")
     seen = eval0819[0]["overlap_with_train"]["rows_sharing_a_line"]
     names = spread(report["baselines"]["speaker_names"]["f1"] for report in held_out)
-    written = _load("standin_generate")
+    written = _load("standin_not_augmented_generate")
     agreement = written["agreement_of_methods"]
     return _paragraph(
         "Means of three seeds, which deal the dialogues to the splits and begin the training; in brackets the lowest "
@@ -80,7 +80,8 @@ def reading() -> str:
         f"{_verdict('average_precision', 'average precision')}. {_together()} The last column is what the stand-in "
         "does hold: who the speakers are called changes nothing. In this corpus the names alone, without a word of "
         f"what is said, reach F1 {names}. Written answers, which know no threshold, agreed with the scores at "
-        f"threshold {written['threshold']:.2f} on {agreement['agree']} of {agreement['rows']} rows.")
+        f"threshold {written['threshold']:.2f} on {agreement['agree']} of {agreement['rows']} rows, with the first "
+        "seed trained without noisy copies.")
 
 
 def _verdict(figure: str, name: str) -> str:
@@ -101,8 +102,9 @@ def _together() -> str:
         {figure: difference(found) for figure, found in
          _load(name)["judged_on"][CHOSEN_THRESHOLDS]["average"]["mean_difference_to_tfidf"].items()}
         for name in ("ensembles_as_it_is", "ensembles", "ensembles_against_balanced"))
-    return ("Over the three seeds together, with thresholds from the eval split for both, one model is ahead of TF-IDF "
-            f"in average precision by {one['average_precision']} and in F1 by {one['f1']}; three models of different "
+    return ("Trained without noisy copies, over the three seeds together and with thresholds from the eval split for "
+            f"both, one model is ahead of TF-IDF in average precision by {one['average_precision']} and in F1 by "
+            f"{one['f1']}; three models of different "
             f"recipes, averaged, by {three['average_precision']} and by {three['f1']}, or by {stricter['f1']} where "
             "TF-IDF is fitted on data balanced by source, which suits it better "
             "([more](benchmarks#what-each-part-of-the-recipe-buys)).")
@@ -133,14 +135,36 @@ def ceiling() -> str:
 
 def probes_table() -> str:
     """Recall under every probe, and its change, over the seeds of the held-out splits."""
-    reports = _seeds("standin_split_by_case")
-    lines = ["| held-out dialogues, changed | recall | change of recall | change of F1 |", "|---|---|---|---|"]
+    reports, without = _seeds("standin_split_by_case"), _seeds("standin_not_augmented_split_by_case")
+    lines = ["| held-out dialogues, changed | recall | change of recall | change of F1 "
+             "| change of recall, trained without noisy copies |", "|---|---|---|---|---|"]
     for probe in reports[0]["probes"]:
         found = [report["probes"][probe] for report in reports]
-        lines.append(f"| {probe} | {spread(row['recall'] for row in found)} "
-                     f"| {spread((row['change']['recall']['value'] for row in found), '+.3f')} "
-                     f"| {spread((row['change']['f1']['value'] for row in found), '+.3f')} |")
+        changes = [_changes(reports, probe, "recall"), _changes(reports, probe, "f1"),
+                   _changes(without, probe, "recall")]
+        lines.append(f"| {probe} | {spread(row['recall'] for row in found)} | {' | '.join(changes)} |")
     return "\n".join(lines)
+
+
+def _changes(reports: Sequence[dict], probe: str, figure: str) -> str:
+    return spread((report["probes"][probe]["change"][figure]["value"] for report in reports), "+.3f")
+
+
+def noise_reading() -> str:
+    """What noisy copies of train dialogues buy, and what they cost."""
+    with_copies, without = (
+        {figure: spread(report[figure] for report in _seeds(name)) for figure in COMPARED}
+        for name in ("standin_split_by_case", "standin_not_augmented_split_by_case"))
+    lost = [report["probes"]["asr_noise"]["change"]["recall"]["value"]
+            for name in ("standin_eval0819", "standin_not_augmented_eval0819") for report in _seeds(name)]
+    worst = min(probe["change"]["recall"]["value"] for name in JUDGED_ON for report in _seeds(name)
+                for probe in report["probes"].values())
+    return _paragraph(
+        f"Where there is no noise the copies hardly matter: F1 {with_copies['f1']} with them, {without['f1']} "
+        f"without, average precision {with_copies['average_precision']} and {without['average_precision']}. On the "
+        f"article's eval set noise changes recall by {spread(lost[:3], '+.3f')} with them, and by "
+        f"{spread(lost[3:], '+.3f')} without. No probe takes more than {-worst:.3f} of recall from any of the three "
+        "checkpoints, on either set.")
 
 
 def rare_reading() -> str:
@@ -207,24 +231,44 @@ def training_reading() -> str:
         f"samples a second, with the same paged optimiser; with the longest rows in every batch it allocates "
         f"{gib(longest)}. `fast` makes {times(fast)} the article's samples a second in {gib(fast)}, and "
         f"{times(frugal)} with `--tokens-per-pass 1024`, for a card of 6 GB, in {gib(frugal)} "
-        f"({gib(frugal, 'reserved')} reserved). An eager step lasts as long as the CPU needs to launch its kernels one "
+        f"({gib(frugal, 'reserved')} reserved). {_keeping_fewer()} An eager step lasts as long as the CPU needs to launch its kernels one "
         f"by one: while other work kept this host's CPU busy, the article's recipe made {busy:.1f} samples a second, "
         f"and {idle:.1f} when that had ended. `fast` made {rates[1][0]:.0f} and {rates[1][-1]:.0f}: it waits for the "
-        "GPU alone, so the slower a CPU, the larger its lead. The first run on a machine compiles, here "
+        f"GPU alone, so the slower a CPU, the larger its lead ({_on_a_slow_host()}). The first run on a machine compiles, here "
         f"{max(run['seconds_to_first_step'] for run in report['rounds']['small']):.0f} s until the first step; the "
         f"next finds it done ({fast['seconds_to_first_step']:.0f} s).")
+
+
+def _keeping_fewer() -> str:
+    """What `small` takes since it keeps fewer activations, from a later run."""
+    recipes = _load("training_benchmark_captured")["recipes"]
+    before, small, longest = (recipes[name] for name in ("small", "small_keeps_fewer", "small_longest_keeps_fewer"))
+    return (f"Since that run `small` keeps fewer activations, which takes {small['peak_allocated_gib']:.1f} GiB "
+            f"({small['peak_reserved_gib']:.1f} GiB reserved), {longest['peak_allocated_gib']:.1f} GiB with the longest "
+            f"rows, at {small['samples_per_second'] / before['samples_per_second']:.0%} of the speed.")
+
+
+def _on_a_slow_host() -> str:
+    """How far ahead `fast` was where the CPU was slow."""
+    report = _load("training_benchmark_slow_host")
+    article, fast = (report["recipes"][name]["samples_per_second"] for name in ("article", "fast"))
+    rounds = " and ".join(f"{run['samples_per_second']:.1f}" for run in report["rounds"]["article"])
+    return f"{fast / article:.0f} times on a host where the article's recipe, alone, made {rounds}"
 
 
 def captured_reading() -> str:
     """Whether the fast path computes the same."""
     report, found = _load("training_benchmark"), _load("captured_gradients")
+    fewer = found["keeping_fewer"]
     return _paragraph(
         "On the same batches our loss differs from the model's own over all logits by at most "
         f"{report['max_loss_difference_on_the_same_batches']:.4f} (bf16). The gradients of the compiled, captured pass "
         f"differ from the eager one's by {found['captured']['gradients']:.1%} of their norm; those of the eager pass "
         f"in two halves, which is the same sum, by {found['in_two_halves']['gradients']:.1%}: that is what 16 bits do. "
         "With dropout, a small step along the gradient changes the loss by "
-        f"{found['change_of_loss_over_promised_with_dropout']:.2f} of what the gradient promises; 1 would be exact.")
+        f"{found['change_of_loss_over_promised_with_dropout']:.2f} of what the gradient promises; 1 would be exact. With "
+        f"fewer activations kept these figures are {fewer['captured']['gradients']:.1%}, "
+        f"{fewer['in_two_halves']['gradients']:.1%} and {fewer['change_of_loss_over_promised_with_dropout']:.2f}.")
 
 
 def scoring_methods() -> str:
@@ -374,11 +418,11 @@ def ablations_on_test() -> str:
     return ablations_table(_load("ablations"))
 
 
-def startup() -> str:
-    report = _load("startup")
+def startup_of(name: str) -> str:
+    report = _load(name)
     return _captioned(
         startup_table(report),
-        f"{report['provenance']['model']} on a {report['device'].replace('cpu', 'CPU')}, commit "
+        f"{report['provenance']['model']} on one {report['device'].replace('cpu', 'CPU')}, commit "
         f"{_commit(report)}.")
 
 
@@ -388,7 +432,7 @@ def kept_activations() -> str:
     return _captioned(
         activations_table(report),
         f"{provenance['layers']} layers of {provenance['model']}, {provenance['tokens']} tokens, LoRA with dropout, "
-        f"bf16, counted on a {report['device'].replace('cpu', 'CPU')}. Commit {_commit(report)}.")
+        f"bf16, counted on one {report['device'].replace('cpu', 'CPU')}. Commit {_commit(report)}.")
 
 
 def several_gpus() -> str:
@@ -396,7 +440,7 @@ def several_gpus() -> str:
     provenance = report["provenance"]
     return _captioned(
         several_gpus_table(report),
-        f"{provenance['model']} on a {report['device'].replace('cpu', 'CPU')}, {provenance['steps']} steps, commit "
+        f"{provenance['model']} on one {report['device'].replace('cpu', 'CPU')}, {provenance['steps']} steps, commit "
         f"{_commit(report)}.")
 
 
@@ -428,12 +472,14 @@ TABLES = {
     "seeds": seeds_table,
     "ceiling": ceiling,
     "probes": probes_table,
+    "noise": noise_reading,
     "rare": rare_reading,
     "early_warning": early_warning_reading,
     "ablations": ablations_on_test,
     "ensembles": ensembles,
     "ensembles_compared": ensembles_compared,
-    "startup": startup,
+    "startup": partial(startup_of, "startup"),
+    "startup_cpu": partial(startup_of, "startup_cpu"),
     "several_gpus": several_gpus,
     "kept_activations": kept_activations,
     "loss_curves": loss_curves_reading,
@@ -444,6 +490,8 @@ TABLES = {
     "training": partial(training_table_of, "training_benchmark"),
     "training_reading": training_reading,
     "training_parts": partial(training_table_of, "training_benchmark_parts"),
+    "training_captured": partial(training_table_of, "training_benchmark_captured"),
+    "training_slow_host": partial(training_table_of, "training_benchmark_slow_host"),
     "captured": captured_reading,
     "scoring": scoring_reading,
     "scoring_methods": scoring_methods,
