@@ -231,11 +231,11 @@ def training_reading() -> str:
         f"samples a second, with the same paged optimiser; with the longest rows in every batch it allocates "
         f"{gib(longest)}. `fast` makes {times(fast)} the article's samples a second in {gib(fast)}, and "
         f"{times(frugal)} with `--tokens-per-pass 1024`, for a card of 6 GB, in {gib(frugal)} "
-        f"({gib(frugal, 'reserved')} reserved). {_keeping_fewer()} An eager step lasts as long as the CPU needs to launch its kernels one "
-        f"by one: while other work kept this host's CPU busy, the article's recipe made {busy:.1f} samples a second, "
+        f"({gib(frugal, 'reserved')} reserved). {_keeping_fewer()} An eager step lasts as long as the CPU needs to "
+        f"launch its kernels one by one: while other work kept this host's CPU busy, the article's recipe made {busy:.1f} samples a second, "
         f"and {idle:.1f} when that had ended. `fast` made {rates[1][0]:.0f} and {rates[1][-1]:.0f}: it waits for the "
-        f"GPU alone, so the slower a CPU, the larger its lead ({_on_a_slow_host()}). The first run on a machine compiles, here "
-        f"{max(run['seconds_to_first_step'] for run in report['rounds']['small']):.0f} s until the first step; the "
+        f"GPU alone, so the slower a CPU, the larger its lead ({_on_a_slow_host()}). The first run on a "
+        f"machine compiles, here {max(run['seconds_to_first_step'] for run in report['rounds']['small']):.0f} s until the first step; the "
         f"next finds it done ({fast['seconds_to_first_step']:.0f} s).")
 
 
@@ -244,8 +244,8 @@ def _keeping_fewer() -> str:
     recipes = _load("training_benchmark_captured")["recipes"]
     before, small, longest = (recipes[name] for name in ("small", "small_keeps_fewer", "small_longest_keeps_fewer"))
     return (f"Since that run `small` keeps fewer activations, which takes {small['peak_allocated_gib']:.1f} GiB "
-            f"({small['peak_reserved_gib']:.1f} GiB reserved), {longest['peak_allocated_gib']:.1f} GiB with the longest "
-            f"rows, at {small['samples_per_second'] / before['samples_per_second']:.0%} of the speed.")
+            f"({small['peak_reserved_gib']:.1f} GiB reserved), {longest['peak_allocated_gib']:.1f} GiB with the "
+            f"longest rows, at {small['samples_per_second'] / before['samples_per_second']:.0%} of the speed.")
 
 
 def _on_a_slow_host() -> str:
@@ -266,8 +266,8 @@ def captured_reading() -> str:
         f"differ from the eager one's by {found['captured']['gradients']:.1%} of their norm; those of the eager pass "
         f"in two halves, which is the same sum, by {found['in_two_halves']['gradients']:.1%}: that is what 16 bits do. "
         "With dropout, a small step along the gradient changes the loss by "
-        f"{found['change_of_loss_over_promised_with_dropout']:.2f} of what the gradient promises; 1 would be exact. With "
-        f"fewer activations kept these figures are {fewer['captured']['gradients']:.1%}, "
+        f"{found['change_of_loss_over_promised_with_dropout']:.2f} of what the gradient promises; 1 would be exact. "
+        f"With fewer activations kept these figures are {fewer['captured']['gradients']:.1%}, "
         f"{fewer['in_two_halves']['gradients']:.1%} and {fewer['change_of_loss_over_promised_with_dropout']:.2f}.")
 
 

@@ -137,7 +137,8 @@ def test_data_is_prepared_ahead_and_shared_by_what_needs_the_same(command, monke
 
 def made_row(variant: str, seed: int, f1: float) -> dict:
     """A row as far as tables read it, with two probes."""
-    probes = {"asr_noise": {"recall": f1}, "meeting_style": {"recall": f1 - 0.5}}
+    probes = {"asr_noise": {"recall": f1, "change": {"recall": {"value": f1 - 1}}},
+              "meeting_style": {"recall": f1 - 0.5}}
     judged = {"f1": f1, "average_precision": 1.0,
               "tfidf": dict(zip(MINUS, ({"value": f1 - 0.6}, {"value": 0.0})))}
     return {"variant": variant, "seed": seed, "judged_on": {"eval": judged, "test": {**judged, "probes": probes}}}
@@ -148,7 +149,7 @@ def test_the_tables_show_the_mean_and_the_spread_over_seeds():
     of_eval, of_test = (text.split("\n")[2] for text in made.split("\n\n"))
     same = "| x | 2 | 0.850 (0.800 to 0.900) | 1.000 | 0.250 (0.200 to 0.300) | 0.000 "
     assert of_eval == same + "| - | - |"
-    assert of_test == same + "| 0.350 (0.300 to 0.400) | 0.850 (0.800 to 0.900) |"
+    assert of_test == same + "| 0.350 (0.300 to 0.400) | -0.150 (-0.200 to -0.100) |"
 
 
 def test_reports_made_side_by_side_are_merged_unless_they_contradict_each_other(tmp_path, capsys):
