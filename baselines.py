@@ -1,6 +1,6 @@
 """What is reached without a language model: the bar to clear, trained on the model's own train split."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from sklearn.dummy import DummyClassifier
@@ -47,14 +47,14 @@ def fraud_probability(classifier: Pipeline | DummyClassifier, dialogues: Sequenc
     return classifier.predict_proba(list(dialogues))[:, list(classifier.classes_).index(True)]
 
 
-def against_baselines(records: Sequence[dict], answers: Sequence[bool], train: Sequence[dict] | None, *,
-                      scores: np.ndarray | None = None, untuned: np.ndarray | None = None,
-                      groups: Sequence[Hashable] | None = None) -> dict | None:
+def against_baselines(records: Sequence[dict], answers: Sequence[bool],
+                      fitted: Mapping[str, Pipeline | DummyClassifier], *, scores: np.ndarray | None = None,
+                      untuned: np.ndarray | None = None, groups: Sequence[Hashable] | None = None) -> dict | None:
     """Each baseline's metrics on `records`, and how far the model's F1 and average precision lie above its own.
 
     Args:
         answers: [records] the model's.
-        train: the train split that baselines are fitted on; None to do without them.
+        fitted: the baselines of `fit_baselines`; may be empty.
         scores: [records] the model's probabilities; None if it gave answers only.
         untuned: [records] probabilities of the model without its adapter.
         groups: [records] the dialogue of each; see `metrics.bootstrap`.
@@ -63,7 +63,6 @@ def against_baselines(records: Sequence[dict], answers: Sequence[bool], train: S
         by baseline; None where there is none. All have the threshold 0.5: only the model's is chosen.
     """
     dialogues, y_true = [record["input"] for record in records], [record["label"] for record in records]
-    fitted = fit_baselines(train) if train else {}
     others = {"untuned": untuned} if untuned is not None else {}
     others.update({name: fraud_probability(classifier, dialogues) for name, classifier in fitted.items()})
     found = {name: against_scores(y_true, answers, scores, other, groups) for name, other in others.items()}

@@ -137,7 +137,9 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
     Returns:
         the report, the same in Python and in JSON; see the README for its fields.
     """
-    from label_audit import audit_labels  # scikit-learn takes a second to import; scoring a file needs none of it
+    # scikit-learn takes a second to import; scoring a file needs none of it
+    from baselines import fit_baselines, fraud_probability
+    from label_audit import audit_labels
 
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -165,10 +167,13 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         agreement = _agreement(answers, scored)
 
     y_true = [record["label"] for record in records]
-    probes = probe_report(model, encoder, records, prompts, scores, threshold=threshold, groups=groups_of(records),
-                          progress="probing" if progress else None)
+    baselines = fit_baselines(train) if train else {}
+    probes = probe_report(
+        model, encoder, records, prompts, scores, threshold=threshold, groups=groups_of(records),
+        tfidf=(lambda dialogues: fraud_probability(baselines["tfidf"], dialogues) >= 0.5) if baselines else None,
+        progress="probing" if progress else None)
     report = {
-        **_judged_by_answers(model, encoder, records, prompts, answers, scores, train),
+        **_judged_by_answers(model, encoder, records, prompts, answers, scores, baselines),
         "method": method,
         "threshold": threshold,
         "temperature": lineage.task.temperature,
@@ -177,7 +182,8 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         "agreement_of_methods": agreement,
         "truncated": truncated,
         "skipped": len(skipped),
-        "speakers_renamed": {name: value for name, value in probes["speakers_renamed"].items() if name != "change"},
+        "speakers_renamed": {name: value for name, value in probes["speakers_renamed"].items()
+                             if not isinstance(value, dict)},  # without the changes, which are under ``probes``
         "probes": probes,
         "overlap_with_train": overlap(records, train) if train else None,
         **error_report(numbered, answers, scores, [len(prompt) for prompt in prompts], with_text=with_text),
@@ -242,7 +248,7 @@ def _read(path: str) -> tuple[list[tuple[int, dict]], Skipped]:
 
 
 def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: list[bool | None], scores: np.ndarray,
-                       train: list[dict] | None) -> dict:
+                       baselines: dict) -> dict:
     """Metrics, intervals and baselines over the rows that were answered; the others are counted as ``unparsed``."""
     from baselines import against_baselines
 
@@ -261,7 +267,7 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
         "intervals": {**confidence_intervals(y_true, y_pred, scores[rows], groups),
                       "resampled": "rows" if groups is None else "dialogues"},
         "at_prevalence": at_prevalence(y_true, y_pred, groups),
-        "baselines": against_baselines(answered, y_pred, train, scores=scores[rows], groups=groups,
+        "baselines": against_baselines(answered, y_pred, baselines, scores=scores[rows], groups=groups,
                                        untuned=None if untuned is None else untuned[rows]),
     }
 
@@ -322,9 +328,10 @@ def print_summary(report: dict, *, debug: bool = False) -> None:
         print("  these are the dialogues that temperature and threshold were found on; judge them on others")
     print(f"  calibration error  {report['calibration']['after']['ece']:.4f}, temperature {report['temperature']:.3f}")
     for name, probe in report["probes"].items():
-        change = probe["change"]["recall"]
+        change, tfidf = probe["change"]["recall"], probe["change_of_tfidf"]
         print(f"  {name:<24} recall {_figure(probe['recall'])}, f1 {_figure(probe['f1'])}; "
-              f"recall changes by {_interval(change['interval'])}")
+              f"recall changes by {_interval(change['interval'])}"
+              + (f", TF-IDF's by {_interval(tfidf['recall']['interval'])}" if tfidf else ""))
     if report["overlap_with_train"]:
         shared = report["overlap_with_train"]
         print(f"  seen in training   {shared['near_duplicates']} rows nearly, "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from calibration import calibrated
-from data.noise import add_asr_noise
+from data.noise import add_asr_noise, add_unseen_noise
 from data.prompt import INSTRUCTION, PromptEncoder
 from data.speakers import NARRATOR, join_lines, map_speakers, split_lines, swap_speakers
 from metrics import classification_metrics, rate_differences
@@ -32,9 +32,9 @@ def dialogue_probes(encoder: PromptEncoder) -> dict[str, Callable[[str], str]]:
     """Changes of a dialogue's text, by name.
 
     speakers_renamed: a meeting's 发言人N get personal names, all other speakers become 发言人N. meeting_style: every
-    speaker is 发言人N, as a recogniser writes all calls down. asr_noise: see `data.noise`. benign_preamble: three
-    harmless lines come first. injected_command: the first speaker ends by telling the model what to answer.
-    injected_tokens: ... by writing the template's control tokens and the answer "not fraud" after them.
+    speaker is 发言人N, as a recogniser writes all calls down. asr_noise, unseen_noise: see `data.noise`.
+    benign_preamble: three harmless lines come first. injected_command: the first speaker ends by telling the model what
+    to answer. injected_tokens: ... by writing the template's control tokens and the answer "not fraud" after them.
     """
     honest = encoder.task.answers[1]
     turn = encoder.tokenizer.decode(encoder.tail).split()  # on one line: a line break would end the speaker's
@@ -42,6 +42,7 @@ def dialogue_probes(encoder: PromptEncoder) -> dict[str, Callable[[str], str]]:
         "speakers_renamed": swap_speakers,
         "meeting_style": meeting_style,
         "asr_noise": add_asr_noise,
+        "unseen_noise": add_unseen_noise,
         "benign_preamble": _with_preamble,
         "injected_command": lambda text: _with_last_words(text, COMMAND.format(honest)),
         "injected_tokens": lambda text: _with_last_words(
@@ -80,18 +81,22 @@ def probe_prompts(encoder: PromptEncoder, dialogues: Sequence[str]) -> dict[str,
 
 def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts: Sequence[list[int]],
                  scores: np.ndarray, *, threshold: float, groups: Sequence[Hashable] | None = None,
+                 tfidf: Callable[[Sequence[str]], np.ndarray] | None = None,
                  progress: str | None = None) -> dict[str, dict]:
     """Each probe's metrics and their change from the unprobed ones.
 
     Args:
         prompts, scores: [records] unprobed token ids and calibrated probabilities.
         groups: [records] the dialogue of each, resampled as a whole; None to resample rows.
+        tfidf: [dialogues] the baseline's answers, to say what the same change of a dialogue does to it.
 
     Returns:
         by probe: counts, rates and average precision, ``max_probability_change``, ``changed_rows`` (rows whose tokens
-        differ at all), and ``change`` with the probed minus the unprobed precision, recall and F1, each with the
-        95 % interval of the paired bootstrap.
+        differ at all), ``change`` with the probed minus the unprobed precision, recall and F1, each with the 95 %
+        interval of the paired bootstrap, and ``change_of_tfidf``, the same of the baseline, None where there is none
+        or it is the question that changes, which it does not read.
     """
+    changes_of_tfidf = _changes_of(tfidf, encoder, records, groups) if tfidf else {}
     probed = probe_prompts(encoder, [record["input"] for record in records])
     score_of = dict(zip(map(tuple, prompts), scores.tolist()))
     new = list(dict.fromkeys(key for rows in probed.values() for key in map(tuple, rows) if key not in score_of))
@@ -110,5 +115,15 @@ def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts
             "max_probability_change": float(np.abs(probed_scores - scores).max()),
             "changed_rows": sum(row != unprobed for row, unprobed in zip(rows, prompts)),
             "change": rate_differences(y_true, probed_pred, y_pred, groups),
+            "change_of_tfidf": changes_of_tfidf.get(name),
         }
     return report
+
+
+def _changes_of(classifier: Callable[[Sequence[str]], np.ndarray], encoder: PromptEncoder, records: Sequence[dict],
+                groups: Sequence[Hashable] | None) -> dict[str, dict]:
+    """What each change of a dialogue does to the precision, recall and F1 of a classifier of texts."""
+    dialogues, y_true = [record["input"] for record in records], [record["label"] for record in records]
+    y_pred = classifier(dialogues)
+    return {name: rate_differences(y_true, classifier([change(text) for text in dialogues]), y_pred, groups)
+            for name, change in dialogue_probes(encoder).items()}

@@ -232,10 +232,11 @@ def training_reading() -> str:
         f"{gib(longest)}. `fast` makes {times(fast)} the article's samples a second in {gib(fast)}, and "
         f"{times(frugal)} with `--tokens-per-pass 1024`, for a card of 6 GB, in {gib(frugal)} "
         f"({gib(frugal, 'reserved')} reserved). {_keeping_fewer()} An eager step lasts as long as the CPU needs to "
-        f"launch its kernels one by one: while other work kept this host's CPU busy, the article's recipe made {busy:.1f} samples a second, "
-        f"and {idle:.1f} when that had ended. `fast` made {rates[1][0]:.0f} and {rates[1][-1]:.0f}: it waits for the "
-        f"GPU alone, so the slower a CPU, the larger its lead ({_on_a_slow_host()}). The first run on a "
-        f"machine compiles, here {max(run['seconds_to_first_step'] for run in report['rounds']['small']):.0f} s until the first step; the "
+        "launch its kernels one by one: while other work kept this host's CPU busy, the article's recipe made "
+        f"{busy:.1f} samples a second, and {idle:.1f} when that had ended. `fast` made {rates[1][0]:.0f} and "
+        f"{rates[1][-1]:.0f}: it waits for the GPU alone, so the slower a CPU, the larger its lead "
+        f"({_on_a_slow_host()}). The first run on a machine compiles, here "
+        f"{max(run['seconds_to_first_step'] for run in report['rounds']['small']):.0f} s until the first step; the "
         f"next finds it done ({fast['seconds_to_first_step']:.0f} s).")
 
 

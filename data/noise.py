@@ -1,12 +1,14 @@
-"""Dialogues as a speech recogniser might write them down: fillers, lost punctuation, words that sound alike.
+"""Dialogues as a speech recogniser might write them down.
 
-One small table of our own, used twice: by the probe that asks what noise costs a model, and by
-``data.prepare --augment``, which puts it into the train split alone. A model trained with it has seen this very
-table, so for it the probe measures this kind of noise, not all noise.
+`add_asr_noise` adds fillers, loses punctuation and confuses words that sound alike, by one small table of our own. It
+is used twice: by the probe that asks what noise costs a model, and by ``data.prepare --augment``, which puts it into
+the train split alone. A model trained with it has seen this very table; `add_unseen_noise` is of another kind, which
+is in no training data: its probe asks whether such a model holds against noise, or against that table.
 """
 
 import random
 import re
+from collections.abc import Callable
 
 from .speakers import join_lines, split_lines
 
@@ -23,6 +25,9 @@ HOMOPHONES = {
     "联系": "练习", "资金": "自金", "的": "得", "在": "再", "做": "作", "那": "哪", "吗": "嘛", "是": "事", "有": "又",
     "他": "她", "已": "以",
 }
+LOST_CHARACTERS = 0.05  # unseen noise: share of the Chinese characters that nobody heard
+REPEATED_CHARACTERS = 0.05  # and of those that were said, or heard, twice
+_CHARACTERS = re.compile("[\u4e00-\u9fff]")
 _MARKS = re.compile(r"[，。！？；、,!?;…]")
 _PAUSES = re.compile(r"^|(?<=[，,])")
 _WORDS = re.compile("|".join(sorted(HOMOPHONES, key=len, reverse=True)))
@@ -30,18 +35,32 @@ _WORDS = re.compile("|".join(sorted(HOMOPHONES, key=len, reverse=True)))
 
 def add_asr_noise(text: str, *, seed: int = 0) -> str:
     """`text` with noise in what is said, never in who says it; the same for the same words and seed."""
+    return _each_line(text, _noisy, seed)
+
+
+def add_unseen_noise(text: str, *, seed: int = 0) -> str:
+    """`text` with characters lost and said twice, never in who says it; the same for the same words and seed."""
+    return _each_line(text, _with_slips, seed)
+
+
+def _each_line(text: str, change: Callable[[str, random.Random], str], seed: int) -> str:
+    """`text` with what is said changed, a line that says something excepted where nothing would be left of it."""
     lines = split_lines(text)
     rng = random.Random(f"{seed} " + "\n".join(said for _, said in lines))
-    return join_lines([(name, _noisy(said, rng)) for name, said in lines])
+    changed = [(name, said, change(said, rng) if said.strip() else said) for name, said in lines]
+    return join_lines([(name, noisy if noisy.strip() else said) for name, said, noisy in changed])
+
+
+def _with_slips(said: str, rng: random.Random) -> str:
+    return _CHARACTERS.sub(lambda character: rng.choices(
+        ("", 2 * character[0], character[0]),
+        (LOST_CHARACTERS, REPEATED_CHARACTERS, 1 - LOST_CHARACTERS - REPEATED_CHARACTERS))[0], said)
 
 
 def _noisy(said: str, rng: random.Random) -> str:
-    if not said.strip():
-        return said
     said = _WORDS.sub(lambda word: _with_chance(rng, MISHEARD_WORDS, HOMOPHONES[word[0]], word[0]), said)
     said = _PAUSES.sub(lambda _: _with_chance(rng, FILLED_PAUSES, rng.choice(FILLERS), ""), said)
-    noisy = _MARKS.sub(lambda mark: _with_chance(rng, DROPPED_PUNCTUATION, "", mark[0]), said)
-    return noisy if noisy.strip() else said  # a line of nothing but "……" is still a line
+    return _MARKS.sub(lambda mark: _with_chance(rng, DROPPED_PUNCTUATION, "", mark[0]), said)
 
 
 def _with_chance(rng: random.Random, chance: float, changed: str, kept: str) -> str:

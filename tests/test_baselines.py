@@ -47,13 +47,14 @@ def test_the_model_is_compared_by_its_answers_and_by_its_scores():
     train = records(lambda i: "甲", lambda i: "把钱转来" if i % 2 == 0 else "钱别转来")
     labels = np.array([record["label"] for record in train])
     # The threshold is the model's own affair: its order is perfect, but it calls nothing a fraud.
-    found = against_baselines(train, np.zeros(60, dtype=bool), train, scores=0.1 + 0.1 * labels, untuned=1.0 - labels)
+    fitted = fit_baselines(train)
+    found = against_baselines(train, np.zeros(60, dtype=bool), fitted, scores=0.1 + 0.1 * labels, untuned=1.0 - labels)
     assert found["tfidf"]["model_average_precision_minus_this"] == {"value": 0.0, "interval": [0.0, 0.0]}
     assert found["tfidf"]["model_f1_minus_this"]["value"] == -1.0
     of_majority = found["majority"]["model_average_precision_minus_this"]  # one score for all: an area of 1/2
     assert of_majority["value"] == pytest.approx(0.5) and of_majority["interval"][0] > 0.3
     assert found["untuned"]["model_average_precision_minus_this"]["interval"][0] > 0
-    answers_only = against_baselines(train, labels, train)
+    answers_only = against_baselines(train, labels, fitted)
     assert {name: row["model_average_precision_minus_this"] for name, row in answers_only.items()} == \
         dict.fromkeys(build_baselines())
-    assert against_baselines(train, labels, None) is None
+    assert against_baselines(train, labels, {}) is None

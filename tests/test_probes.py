@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import probes
-from data.noise import FILLERS, HOMOPHONES, add_asr_noise
+from data.noise import FILLERS, HOMOPHONES, add_asr_noise, add_unseen_noise
 from data.prompt import PromptEncoder, Task
 from data.speakers import split_lines
 from evaluate import load_model
@@ -16,8 +16,8 @@ from metrics import rate_differences
 from probes import INSTRUCTIONS, dialogue_probes, meeting_style, probe_prompts, probe_report
 
 DIALOGUE = "客服: 您好，请把验证码告诉我，我替您退款。\n张伟: 为什么？"
-NAMES = {"speakers_renamed", "meeting_style", "asr_noise", "benign_preamble", "injected_command", "injected_tokens",
-         "instruction_project", "instruction_article", "instruction_article_only"}
+NAMES = {"speakers_renamed", "meeting_style", "asr_noise", "unseen_noise", "benign_preamble", "injected_command",
+         "injected_tokens", "instruction_project", "instruction_article", "instruction_article_only"}
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +42,34 @@ def test_noise_changes_what_is_said_and_never_who_says_it():
     assert 30 < marks < 60  # of 90; the share that is lost is a half
 
 
-def test_noise_is_the_same_for_the_same_words_and_seed_whoever_speaks():
-    assert add_asr_noise(DIALOGUE) == add_asr_noise(DIALOGUE)
-    assert len({add_asr_noise(DIALOGUE, seed=seed) for seed in range(10)}) > 5
-    renamed = add_asr_noise(DIALOGUE.replace("客服", "发言人1"))
-    assert renamed == add_asr_noise(DIALOGUE).replace("客服", "发言人1", 1)
+def test_unseen_noise_loses_and_repeats_characters_and_nothing_else():
+    said = "您好，请把验证码告诉我，我替您退款。Ok 123!"
+    noisy = split_lines(add_unseen_noise("\n".join(f"说话人{i}: {said}" for i in range(100))))
+    assert [name for name, _ in noisy] == [f"说话人{i}" for i in range(100)]
+    heard = "".join(content for _, content in noisy)
+    assert re.sub("[\u4e00-\u9fff]", "", heard) == "，，。Ok 123!" * 100
+    clean = re.sub("[^\u4e00-\u9fff]", "", said)
+    counts = [heard.count(character) / 100 for character in dict.fromkeys(clean) if clean.count(character) == 1]
+    assert 0.9 < np.mean(counts) < 1.1  # as many are lost as are said twice
+    assert 5 * 0.6 < heard.count("验验") + heard.count("证证") < 20 and "验码" in heard
+
+
+@pytest.mark.parametrize("add_noise", [add_asr_noise, add_unseen_noise])
+def test_noise_is_the_same_for_the_same_words_and_seed_whoever_speaks(add_noise):
+    assert add_noise(DIALOGUE) == add_noise(DIALOGUE)
+    assert len({add_noise(DIALOGUE, seed=seed) for seed in range(10)}) > 5
+    renamed = add_noise(DIALOGUE.replace("客服", "发言人1"))
+    assert renamed == add_noise(DIALOGUE).replace("客服", "发言人1", 1)
 
 
 LINES = st.tuples(st.sampled_from(["甲", "乙", None]), st.text("您好，。！？…abc:：的在是", min_size=1))
 
 
+@pytest.mark.parametrize("add_noise", [add_asr_noise, add_unseen_noise])
 @given(st.lists(LINES, min_size=1))
-def test_a_noisy_line_is_still_a_line_and_lines_stay_as_many(lines):
+def test_a_noisy_line_is_still_a_line_and_lines_stay_as_many(add_noise, lines):
     text = "\n".join(said if name is None else f"{name}: {said}" for name, said in lines)
-    noisy = add_asr_noise(text).split("\n")
+    noisy = add_noise(text).split("\n")
     assert len(noisy) == len(text.split("\n"))
     assert all(bool(after.strip()) == bool(before.strip()) for after, before in zip(noisy, text.split("\n")))
 
@@ -146,6 +160,17 @@ def test_a_probe_reports_its_metrics_and_their_change_by_hand(encoder, monkeypat
     assert low == -1.0 and high == 0.0
     assert report["speakers_renamed"]["change"]["f1"] == {"value": 0.0, "interval": [0.0, 0.0]}
     assert report["speakers_renamed"]["changed_rows"] == 0
+
+
+def test_what_a_probe_does_to_the_baseline_is_said_where_it_reads_what_changed(encoder, monkeypatch):
+    """A baseline that calls a fraud whatever speaks of 今天: the preamble does."""
+    monkeypatch.setattr(probes, "score_prompts", lambda model, encoder, rows, **_: np.full(len(rows), 0.9))
+    prompts = encoder.prompts([record["input"] for record in RECORDS])
+    report = probe_report(None, encoder, RECORDS, prompts, np.full(4, 0.9), threshold=0.5,
+                          tfidf=lambda dialogues: np.array(["今天" in text for text in dialogues]))
+    assert report["benign_preamble"]["change_of_tfidf"]["recall"] == {"value": 1.0, "interval": [1.0, 1.0]}
+    assert report["meeting_style"]["change_of_tfidf"]["recall"]["value"] == 0.0
+    assert [name for name in report if report[name]["change_of_tfidf"] is None] == list(INSTRUCTIONS)
 
 
 def test_probed_scores_are_calibrated_like_the_unprobed_ones(tokenizer, monkeypatch):
