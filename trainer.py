@@ -94,8 +94,9 @@ RECIPES = {
               "keep_fewer_activations": True},
     "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
 }
-# What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json, with a reserve.
+# What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json and _captured.json, with a reserve of a third.
 BYTES_A_TOKEN = 3.5 * 2**20  # of a pass
+BYTES_A_TOKEN_KEEPING_FEWER = 2.5 * 2**20
 BYTES_APART = 3 * 2**30  # weights, adapters, optimiser
 FEWEST_TOKENS = 1024  # a pass; with less, too many passes a step
 
@@ -661,7 +662,7 @@ def _choose_recipe(recipe: str, dtype: torch.dtype, compiles: bool = True) -> di
     free, _ = torch.cuda.mem_get_info()
     one_gpu = os.environ.get("WORLD_SIZE", "1") == "1"
     if recipe == "auto":
-        settings = settings_for(free) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
+        settings = settings_for(free, compiles) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
     else:
         settings = RECIPES[recipe]
     settings = _shardable(settings)
@@ -683,10 +684,18 @@ def _shardable(settings: dict) -> dict:
     return {**settings, "optim": SHARDABLE_OPTIMIZER} if _sharded() else settings
 
 
-def settings_for(free: int) -> dict:
-    """CUDA graphs with passes as large as `free` bytes allow, or the recipe for little memory."""
-    tokens = min(int((free - BYTES_APART) / BYTES_A_TOKEN) // 512 * 512, RECIPES["fast"]["tokens_per_pass"])
-    return {**RECIPES["fast"], "tokens_per_pass": tokens} if tokens >= FEWEST_TOKENS else RECIPES["small"]
+def settings_for(free: int, compiles: bool = True) -> dict:
+    """CUDA graphs with passes as large as `free` bytes allow, or the recipe for little memory.
+
+    Where the largest passes do not fit, compiled layers keep fewer activations: that costs less time than more passes.
+    """
+    fast, room = RECIPES["fast"], free - BYTES_APART
+    if room >= fast["tokens_per_pass"] * BYTES_A_TOKEN:
+        return fast
+    tokens = int(room / (BYTES_A_TOKEN_KEEPING_FEWER if compiles else BYTES_A_TOKEN)) // 512 * 512
+    if tokens < FEWEST_TOKENS:
+        return RECIPES["small"]
+    return {**fast, "tokens_per_pass": min(tokens, fast["tokens_per_pass"]), "keep_fewer_activations": compiles}
 
 
 def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: LoraConfig, train_dataset: Dataset,

@@ -238,8 +238,13 @@ def test_a_pass_that_cannot_be_captured_is_one_line(base, train_file, eval_file,
 
 def test_the_free_memory_decides_how_large_a_pass_is():
     assert settings_for(79 * GIB) == {**trainer_module.RECIPES["fast"], "tokens_per_pass": 4096}
-    assert settings_for(10 * GIB) == {**trainer_module.RECIPES["fast"], "tokens_per_pass": 2048}  # 7 GiB / 3.5 MiB
-    assert settings_for(5 * GIB) == trainer_module.RECIPES["small"]  # 585 tokens would be too few
+    assert settings_for(17 * GIB) == trainer_module.RECIPES["fast"]  # 14 GiB / 3.5 MiB
+    fewer = {**trainer_module.RECIPES["fast"], "keep_fewer_activations": True}
+    assert settings_for(16 * GIB) == {**fewer, "tokens_per_pass": 4096}
+    assert settings_for(10 * GIB) == {**fewer, "tokens_per_pass": 2560}  # 7 GiB / 2.5 MiB
+    assert settings_for(10 * GIB, compiles=False) == {
+        **fewer, "tokens_per_pass": 2048, "keep_fewer_activations": False}  # 7 GiB / 3.5 MiB
+    assert settings_for(5 * GIB) == trainer_module.RECIPES["small"]  # 819 tokens would be too few
     assert settings_for(1 * GIB) == trainer_module.RECIPES["small"]
 
 
