@@ -70,8 +70,8 @@ RECIPES = {
     "fast_paged": {"recipe": "fast", "compile_layers": True, "optim": "paged_adamw_32bit"},
     "fast_keeps_fewer": {"recipe": "fast", "compile_layers": True, "keep_fewer_activations": True},
     "fast_6_gb": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 1024},
-    "fast_6_gb_keeps_fewer": {"recipe": "fast", "compile_layers": True, "tokens_per_pass": 1536,
-                              "keep_fewer_activations": True},
+    "fast_6_gb_keeps_fewer": {"recipe": "fast", "tokens_per_pass": 1024, "keep_fewer_activations": True},
+    "fast_8_gb_keeps_fewer": {"recipe": "fast", "tokens_per_pass": 1536, "keep_fewer_activations": True},
     "fast_longest_rows": {"recipe": "fast", "compile_layers": True, "rows": "longest"},
     "fast_whole_rows": {"recipe": "fast", "compile_layers": True, "whole_rows": True},
 }
