@@ -153,7 +153,8 @@ def _for(device: str, options: dict) -> dict:
     """`options`, or what is left of them on a CPU, where there are no CUDA graphs and nothing is compiled in a test."""
     if device != "cpu":
         return options
-    return {name: value for name, value in options.items() if name not in ("recipe", "compile_layers", "optim")}
+    of_gpus = ("recipe", "compile_layers", "keep_fewer_activations", "optim")
+    return {name: value for name, value in options.items() if name not in of_gpus}
 
 
 def loss_difference(folder: str, rows: Dataset, device: str) -> float:
