@@ -110,7 +110,7 @@ class CapturedPass:
     def _warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
         """Runs a pass of each shape: kernels are compiled and libraries initialised, which a capture must not do.
 
-        Every shape, since some are compiled apart (rows longer than a sliding window); and before the
+        Every shape, since some are compiled apart (a single row, rows longer than a sliding window); and before the
         first capture, while the memory is not yet the graphs'.
         """
         self._lend_gradients()
