@@ -74,14 +74,19 @@ def reading() -> str:
     agreement = written["agreement_of_methods"]
     return _paragraph(
         "Means of three seeds, which deal the dialogues to the splits and begin the training; in brackets the lowest "
-        f"and the highest. Read the article's eval set with care: {seen:.0%} of its rows share a whole line with our "
-        "train split, since both come from one corpus, and there TF-IDF, which remembers lines best, is ahead. On "
-        f"dialogues that were held out, {_verdict('f1', 'F1')}, and "
-        f"{_verdict('average_precision', 'average precision')}. {_together()} The last column is what the stand-in "
-        "does hold: who the speakers are called changes nothing. In this corpus the names alone, without a word of "
-        f"what is said, reach F1 {names}. Written answers, which know no threshold, agreed with the scores at "
-        f"threshold {written['threshold']:.2f} on {agreement['agree']} of {agreement['rows']} rows, with the first "
-        "seed trained without noisy copies.")
+        "and the highest.") + "\n\n" + _list(
+        f"**The article's eval set is to be read with care**: {seen:.0%} of its rows share a whole line with our train "
+        "split, since both come from one corpus, and there TF-IDF, which remembers lines best, is ahead.",
+        f"On dialogues that were held out, {_verdict('f1', 'F1')}, and "
+        f"{_verdict('average_precision', 'average precision')}.",
+        _together(),
+        "What the stand-in does hold is the last column: **who the speakers are called changes nothing**, where in this "
+        f"corpus the names alone, without a word of what is said, reach F1 {names}. Nor does any other change of a "
+        "dialogue that should not matter, noise among them, take more than "
+        f"{_most_recall_lost():.3f} of recall ([probes](#what-the-report-says)).",
+        "Written answers, which know no threshold, agreed with the scores at threshold "
+        f"{written['threshold']:.2f} on {agreement['agree']} of {agreement['rows']} rows (first seed, trained without "
+        "noisy copies).")
 
 
 def _verdict(figure: str, name: str) -> str:
@@ -102,12 +107,11 @@ def _together() -> str:
         {figure: difference(found) for figure, found in
          _load(name)["judged_on"][CHOSEN_THRESHOLDS]["average"]["mean_difference_to_tfidf"].items()}
         for name in ("ensembles_as_it_is", "ensembles", "ensembles_against_balanced"))
-    return ("Trained without noisy copies, over the three seeds together and with thresholds from the eval split for "
-            f"both, one model is ahead of TF-IDF in average precision by {one['average_precision']} and in F1 by "
-            f"{one['f1']}; three models of different "
-            f"recipes, averaged, by {three['average_precision']} and by {three['f1']}, or by {stricter['f1']} where "
-            "TF-IDF is fitted on data balanced by source, which suits it better "
-            "([more](benchmarks#what-each-part-of-the-recipe-buys)).")
+    return ("Over the three seeds together, with thresholds from the eval split for both, one model trained without "
+            f"noisy copies is ahead of TF-IDF in average precision by {one['average_precision']} and in F1 by "
+            f"{one['f1']}; three such models of different recipes, averaged, by {three['average_precision']} and by "
+            f"{three['f1']}, or by {stricter['f1']} where TF-IDF is fitted on data balanced by source, which suits it "
+            "better ([more](benchmarks#what-each-part-of-the-recipe-buys)).")
 
 
 def ceiling() -> str:
@@ -157,14 +161,18 @@ def noise_reading() -> str:
         for name in ("standin_split_by_case", "standin_not_augmented_split_by_case"))
     lost = [report["probes"]["asr_noise"]["change"]["recall"]["value"]
             for name in ("standin_eval0819", "standin_not_augmented_eval0819") for report in _seeds(name)]
-    worst = min(probe["change"]["recall"]["value"] for name in JUDGED_ON for report in _seeds(name)
-                for probe in report["probes"].values())
     return _paragraph(
         f"Where there is no noise the copies hardly matter: F1 {with_copies['f1']} with them, {without['f1']} "
         f"without, average precision {with_copies['average_precision']} and {without['average_precision']}. On the "
         f"article's eval set noise changes recall by {spread(lost[:3], '+.3f')} with them, and by "
-        f"{spread(lost[3:], '+.3f')} without. No probe takes more than {-worst:.3f} of recall from any of the three "
-        "checkpoints, on either set.")
+        f"{spread(lost[3:], '+.3f')} without. No probe takes more than {_most_recall_lost():.3f} of recall from any of "
+        "the three checkpoints, on either set.")
+
+
+def _most_recall_lost() -> float:
+    """Under any probe, by any checkpoint, on either set."""
+    return -min(probe["change"]["recall"]["value"] for name in JUDGED_ON for report in _seeds(name)
+                for probe in report["probes"].values())
 
 
 def rare_reading() -> str:
@@ -225,17 +233,18 @@ def training_reading() -> str:
     def gib(found: dict, kind: str = "allocated") -> str:
         return f"{found[f'peak_{kind}_gib']:.1f} GiB"
 
-    return _paragraph(
-        f"`small` allocates {gib(small)} where the article's recipe allocates {gib(article)}, reserves "
+    return _list(
+        f"**`small`** allocates {gib(small)} where the article's recipe allocates {gib(article)}, reserves "
         f"{gib(small, 'reserved')} where that reserves {gib(article, 'reserved')}, and makes {times(small)} its "
         f"samples a second, with the same paged optimiser; with the longest rows in every batch it allocates "
-        f"{gib(longest)}. `fast` makes {times(fast)} the article's samples a second in {gib(fast)}, and "
-        f"{times(frugal)} with `--tokens-per-pass 1024`, for a card of 6 GB, in {gib(frugal)} "
-        f"({gib(frugal, 'reserved')} reserved). {_keeping_fewer()} An eager step lasts as long as the CPU needs to "
-        "launch its kernels one by one: while other work kept this host's CPU busy, the article's recipe made "
-        f"{busy:.1f} samples a second, and {idle:.1f} when that had ended. `fast` made {rates[1][0]:.0f} and "
-        f"{rates[1][-1]:.0f}: it waits for the GPU alone, so the slower a CPU, the larger its lead "
-        f"({_on_a_slow_host()}). The first run on a machine compiles, here "
+        f"{gib(longest)}. {_keeping_fewer()}",
+        f"**`fast`** makes {times(fast)} the article's samples a second in {gib(fast)}, and {times(frugal)} with "
+        f"`--tokens-per-pass 1024`, for a card of 6 GB, in {gib(frugal)} ({gib(frugal, 'reserved')} reserved).",
+        "An eager step lasts as long as the CPU needs to launch its kernels one by one: while other work kept this "
+        f"host's CPU busy, the article's recipe made {busy:.1f} samples a second, and {idle:.1f} when that had ended. "
+        f"`fast` made {rates[1][0]:.0f} and {rates[1][-1]:.0f}: it waits for the GPU alone, so the slower a CPU, the "
+        f"larger its lead ({_on_a_slow_host()}).",
+        "The first run on a machine compiles, here "
         f"{max(run['seconds_to_first_step'] for run in report['rounds']['small']):.0f} s until the first step; the "
         f"next finds it done ({fast['seconds_to_first_step']:.0f} s).")
 
@@ -518,6 +527,12 @@ def _range(interval: Sequence[float], form: str = ".3f") -> str:
 
 def _paragraph(text: str) -> str:
     return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
+
+
+def _list(*points: str) -> str:
+    wrapped = (textwrap.fill(point, width=120, break_long_words=False, break_on_hyphens=False,
+                             initial_indent="- ", subsequent_indent="  ") for point in points)
+    return "\n".join(wrapped)
 
 
 def _captioned(table: str, text: str) -> str:
