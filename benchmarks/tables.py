@@ -80,8 +80,8 @@ def reading() -> str:
         f"On dialogues that were held out, {_verdict('f1', 'F1')}, and "
         f"{_verdict('average_precision', 'average precision')}.",
         _together(),
-        "What the stand-in does hold is the last column: **who the speakers are called changes nothing**, where in this "
-        f"corpus the names alone, without a word of what is said, reach F1 {names}. Nor does any other change of a "
+        "What the stand-in does hold is the last column: **who the speakers are called changes nothing**, where in "
+        f"this corpus the names alone, without a word of what is said, reach F1 {names}. Nor does any other change of a "
         "dialogue that should not matter, noise among them, take more than "
         f"{_most_recall_lost():.3f} of recall ([probes](#what-the-report-says)).",
         "Written answers, which know no threshold, agreed with the scores at threshold "
