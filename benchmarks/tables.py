@@ -82,7 +82,7 @@ def reading() -> str:
         _together(),
         "What the stand-in does hold is the last column: **who the speakers are called changes nothing**, where in "
         f"this corpus the names alone, without a word of what is said, reach F1 {names}. Nor does any other change of "
-        "a dialogue that should not matter, noise among them, take more than "
+        "a dialogue that should not matter, noise of the kind it was trained with among them, take more than "
         f"{_most_recall_lost():.3f} of recall ([probes](#what-the-report-says)).",
         "Written answers, which know no threshold, agreed with the scores at threshold "
         f"{written['threshold']:.2f} on {agreement['agree']} of {agreement['rows']} rows (first seed, trained without "
