@@ -6,13 +6,18 @@ layers first (torch.compile) fuses what is small in them: casts, dropout, norms,
 """
 
 import contextlib
+import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import torch
 import torch._functorch.config as partitioning
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+NOT_COMPILED = "layers not compiled for want of a C compiler (gcc or clang) or Triton"
 
 
 def compile_layers(model, keep_fewer: bool = False) -> None:
@@ -27,6 +32,12 @@ def compile_layers(model, keep_fewer: bool = False) -> None:
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.compile(dynamic=True)
+
+
+def can_compile() -> bool:
+    """Whether a GPU's layers can be compiled here: that takes Triton, which builds its launchers with a C compiler."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler and importlib.util.find_spec("triton"))
 
 
 @contextlib.contextmanager

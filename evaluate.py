@@ -35,7 +35,7 @@ from checkpoints import (
     require_same_base,
     save_calibration,
 )
-from cuda_graphs import compile_layers
+from cuda_graphs import NOT_COMPILED, can_compile, compile_layers
 from data.leakage import overlap
 from data.prompt import PromptEncoder
 from data.records import DataError, Skipped, groups_of, read_numbered_records, read_records, write_json
@@ -109,8 +109,10 @@ def _for_many(model):
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
         model.lineage = lineage
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" and can_compile():
         compile_layers(model)
+    elif model.device.type == "cuda":
+        print(NOT_COMPILED, file=sys.stderr)
     return model.eval()
 
 

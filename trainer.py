@@ -50,7 +50,7 @@ from checkpoints import (
     save_task_file,
     seal_checkpoint,
 )
-from cuda_graphs import CapturedPass, compile_layers
+from cuda_graphs import NOT_COMPILED, CapturedPass, can_compile, compile_layers
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, read_records
 from figures import save_loss_curve
@@ -415,7 +415,7 @@ class LabelPositionTrainer(Trainer):
 
     def _compile_if_it_pays(self) -> bool:
         rows_to_come = (self.state.max_steps - self.state.global_step) * self.args.train_batch_size
-        pays = self.args.cuda_graphs and rows_to_come >= COMPILING_PAYS
+        pays = self.args.cuda_graphs and rows_to_come >= COMPILING_PAYS and can_compile()
         asked_for = self.args.compile_layers or self.args.keep_fewer_activations
         wanted = asked_for or pays and self.args.compile_layers is None
         if wanted:
@@ -613,8 +613,8 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
-    compiles = overrides.get("compile_layers") is not False
-    chosen = _choose_recipe(recipe, dtype, compiles) if on_gpu else _shardable({"optim": "paged_adamw_32bit"})
+    chosen = (_choose_recipe(recipe, dtype, overrides.get("compile_layers")) if on_gpu
+              else _shardable({"optim": "paged_adamw_32bit"}))
     settings = {
         "output_dir": str(output_path),
         "per_device_train_batch_size": 16,
@@ -651,12 +651,14 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     return args
 
 
-def _choose_recipe(recipe: str, dtype: torch.dtype, compiles: bool = True) -> dict:
+def _choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None = None) -> dict:
     """The settings of `recipe`, or those for the memory that is free; says so in a line.
 
     Args:
-        compiles: whether layers may be compiled, without which they cannot keep fewer activations.
+        compile_layers: whether layers are to be compiled, without which they cannot keep fewer activations; default:
+            where that is possible.
     """
+    compiles = can_compile() if compile_layers is None else compile_layers
     if recipe not in ("auto", *RECIPES):
         raise DataError(f"recipe must be auto, {', '.join(RECIPES)}, not {recipe!r}")
     free, _ = torch.cuda.mem_get_info()
@@ -670,7 +672,8 @@ def _choose_recipe(recipe: str, dtype: torch.dtype, compiles: bool = True) -> di
         settings = {name: value for name, value in settings.items() if name != "keep_fewer_activations"}
     if _speaks():
         print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: "
-              + ", ".join(f"{name} {value}" for name, value in settings.items()), file=sys.stderr)
+              + ", ".join(f"{name} {value}" for name, value in settings.items())
+              + ("" if compiles or compile_layers is False else f", {NOT_COMPILED}"), file=sys.stderr)
     return settings
 
 

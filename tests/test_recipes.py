@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import cuda_graphs
 import trainer as trainer_module
 from benchmarks.activations import keeping
 from cuda_graphs import CapturedPass, compile_layers, without_masks
@@ -51,6 +52,7 @@ def captured_on_cpu(monkeypatch):
     """Lets a run with CUDA graphs take its way through the trainer on a CPU."""
     monkeypatch.setattr(trainer_module, "_require_capturable", lambda args: None)
     monkeypatch.setattr(trainer_module, "CapturedPass", EagerPass)
+    monkeypatch.setattr(trainer_module, "can_compile", lambda: True)
     monkeypatch.setattr(EagerPass, "made", [])
     return EagerPass.made
 
@@ -262,12 +264,29 @@ def test_an_unknown_recipe_is_refused():
         trainer_module._choose_recipe("tiny", torch.bfloat16)
 
 
-def test_a_recipe_keeps_fewer_activations_only_where_layers_may_be_compiled(monkeypatch):
+def test_a_recipe_keeps_fewer_activations_only_where_layers_can_be_compiled(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GIB, 80 * GIB))
-    chosen = trainer_module._choose_recipe("auto", torch.bfloat16)
-    assert chosen == trainer_module.RECIPES["small"] and chosen["keep_fewer_activations"]
-    not_compiled = trainer_module._choose_recipe("auto", torch.bfloat16, compiles=False)
-    assert not_compiled == {name: chosen[name] for name in chosen if name != "keep_fewer_activations"}
+    compiled = trainer_module._choose_recipe("auto", torch.bfloat16, True)
+    assert compiled == trainer_module.RECIPES["small"] and compiled["keep_fewer_activations"]
+    not_compiled = {name: compiled[name] for name in compiled if name != "keep_fewer_activations"}
+    assert trainer_module._choose_recipe("auto", torch.bfloat16, False) == not_compiled
+    assert "compiled" not in capsys.readouterr().err
+    for possible, settings in ((True, compiled), (False, not_compiled)):
+        monkeypatch.setattr(trainer_module, "can_compile", lambda possible=possible: possible)
+        assert trainer_module._choose_recipe("auto", torch.bfloat16) == settings
+    first, second = capsys.readouterr().err.splitlines()
+    assert "compiled" not in first and second.endswith(f", {cuda_graphs.NOT_COMPILED}")
+
+
+@pytest.mark.parametrize("compiler, triton, possible", [("gcc", True, True), ("clang", True, True), (None, True, False),
+                                                        ("gcc", False, False)])
+def test_compiling_takes_triton_and_a_c_compiler(monkeypatch, compiler, triton, possible):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(cuda_graphs.shutil, "which", lambda name: f"/usr/bin/{name}" if name == compiler else None)
+    monkeypatch.setattr(cuda_graphs.importlib.util, "find_spec", lambda name: triton or None)
+    assert cuda_graphs.can_compile() is possible
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert cuda_graphs.can_compile() is triton
 
 
 def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, eval_file, tmp_path, captured_on_cpu,
