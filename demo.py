@@ -26,7 +26,7 @@ BASE = Path(__file__).parent / "data" / "tiny-qwen2"
 DIALOGUES = 6000
 PIECE_LENGTHS = (500,)  # characters; the sample dialogues are short and judged whole
 SHARES = (0.9, 0.05, 0.05)
-NOISY_COPIES = 0.5  # of the train records; without them noise costs the tiny model three times the recall
+NOISY_COPIES = 0.5  # of the train records; without them noise costs the tiny model more of its recall
 # A tiny model needs larger steps than Qwen2-1.5B, and has nothing to gain from dropout.
 TRAINING = {"num_train_epochs": 1, "learning_rate": 3e-3, "eval_steps": 200, "save_steps": 200,
             "per_device_eval_batch_size": 64, "use_cpu": True}
