@@ -64,8 +64,8 @@ def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda",
         checkpoint_path: ``outputs/run/checkpoint-N`` or ``outputs/run``; empty for the untuned model.
         quantization: of the base weights, ``nf4``, ``fp4`` or ``none``; default: as the adapter was trained.
         fast: for many dialogues. The weights are kept in 16 bit, the adapter is merged into them, and on a GPU the
-            layers are compiled, which takes half a minute. Probabilities change by 16-bit rounding, the answers of
-            borderline cases with them: see results/scoring_benchmark.json.
+            layers are compiled, where a C compiler is there, which takes a while at first. Probabilities change by
+            16-bit rounding, the answers of borderline cases with them: see results/scoring_benchmark.json.
 
     Returns:
         (model, tokenizer), the model in eval mode.

@@ -607,9 +607,9 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
         recipe: how to compute it; the steps are the same. ``plain``: checkpointed activations and the paged
             optimiser, for every GPU and several of them. ``fast``: each pass a CUDA graph, fused optimiser; a
             single GPU with bf16. ``small``: the same with short passes, fewer activations kept and the paged
-            optimiser. ``auto``: ``fast`` with passes as large as the free memory allows, or ``small`` where that is
-            little, or ``plain`` where there are several GPUs or no bf16. A line on standard error says what was
-            chosen.
+            optimiser. ``auto``: ``fast`` with passes as large as the free memory allows, and fewer activations kept
+            where that is not enough for the largest, or ``small`` where it is little, or ``plain`` where there are
+            several GPUs or no bf16. A line on standard error says what was chosen.
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")

@@ -159,14 +159,13 @@ def noise_reading() -> str:
     with_copies, without = (
         {figure: spread(report[figure] for report in _seeds(name)) for figure in COMPARED}
         for name in ("standin_split_by_case", "standin_not_augmented_split_by_case"))
-    lost = [report["probes"]["asr_noise"]["change"]["recall"]["value"]
-            for name in ("standin_eval0819", "standin_not_augmented_eval0819") for report in _seeds(name)]
+    lost_with, lost_without = (_changes(_seeds(name), "asr_noise", "recall")
+                               for name in ("standin_eval0819", "standin_not_augmented_eval0819"))
     return _paragraph(
         f"Where there is no noise the copies hardly matter: F1 {with_copies['f1']} with them, {without['f1']} "
         f"without, average precision {with_copies['average_precision']} and {without['average_precision']}. On the "
-        f"article's eval set noise changes recall by {spread(lost[:3], '+.3f')} with them, and by "
-        f"{spread(lost[3:], '+.3f')} without. No probe takes more than {_most_recall_lost():.3f} of recall from any of "
-        "the three checkpoints, on either set.")
+        f"article's eval set noise changes recall by {lost_with} with them, and by {lost_without} without. No "
+        f"probe takes more than {_most_recall_lost():.3f} of recall from any of the three checkpoints, on either set.")
 
 
 def _most_recall_lost() -> float:
@@ -432,8 +431,7 @@ def startup_of(name: str) -> str:
     report = _load(name)
     return _captioned(
         startup_table(report),
-        f"{report['provenance']['model']} on one {report['device'].replace('cpu', 'CPU')}, commit "
-        f"{_commit(report)}.")
+        f"{report['provenance']['model']} on one {_device(report)}, commit {_commit(report)}.")
 
 
 def kept_activations() -> str:
@@ -442,7 +440,7 @@ def kept_activations() -> str:
     return _captioned(
         activations_table(report),
         f"{provenance['layers']} layers of {provenance['model']}, {provenance['tokens']} tokens, LoRA with dropout, "
-        f"bf16, counted on one {report['device'].replace('cpu', 'CPU')}. Commit {_commit(report)}.")
+        f"bf16, counted on one {_device(report)}. Commit {_commit(report)}.")
 
 
 def several_gpus() -> str:
@@ -450,8 +448,7 @@ def several_gpus() -> str:
     provenance = report["provenance"]
     return _captioned(
         several_gpus_table(report),
-        f"{provenance['model']} on one {report['device'].replace('cpu', 'CPU')}, {provenance['steps']} steps, commit "
-        f"{_commit(report)}.")
+        f"{provenance['model']} on one {_device(report)}, {provenance['steps']} steps, commit {_commit(report)}.")
 
 
 def ensembles() -> str:
@@ -525,18 +522,20 @@ def _range(interval: Sequence[float], form: str = ".3f") -> str:
     return " to ".join(f"{end:{form}}" for end in interval)
 
 
-def _paragraph(text: str) -> str:
-    return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False)
+def _paragraph(text: str, **indents: str) -> str:
+    return textwrap.fill(text, width=120, break_long_words=False, break_on_hyphens=False, **indents)
 
 
 def _list(*points: str) -> str:
-    wrapped = (textwrap.fill(point, width=120, break_long_words=False, break_on_hyphens=False,
-                             initial_indent="- ", subsequent_indent="  ") for point in points)
-    return "\n".join(wrapped)
+    return "\n".join(_paragraph(point, initial_indent="- ", subsequent_indent="  ") for point in points)
 
 
 def _captioned(table: str, text: str) -> str:
     return f"{table}\n\n{_paragraph(text)}"
+
+
+def _device(report: dict) -> str:
+    return report["device"].replace("cpu", "CPU")
 
 
 def _commit(report: dict) -> str:
