@@ -222,15 +222,9 @@ def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int], af
     In bf16 a logit of 20 is rounded to an eighth, so that scores would stand on a grid, three hundredths wide at 0.5.
     """
     head, words = model.get_output_embeddings(), list(token_ids)
-
-    def logits_of_words(hidden: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            bias = None if head.bias is None else head.bias[words].float()
-            selected = _selected(hidden, positions, after).float()
-            return torch.nn.functional.linear(selected, head.weight[words].float(), bias)
-
     if type(head) is torch.nn.Linear:
-        with patch.object(head, "forward", logits_of_words):
+        with patch.object(head, "forward",
+                          lambda hidden: _word_logits(head, _selected(hidden, positions, after), words)):
             yield
         return
     hook = head.register_forward_hook(lambda module, inputs, logits: logits[:, words])  # one with an adapter, say
@@ -239,6 +233,34 @@ def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int], af
             yield
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def word_logits_besides(model, positions: torch.Tensor, token_ids: Sequence[int], after: int = 0):
+    """Yields a list, to which `model` adds the logits of a few words at `positions`, [n, token_ids], in 32 bit.
+
+    Besides what it computes anyway; to be entered before `logits_only_at`.
+    """
+    found = []
+
+    def compute(head, inputs):
+        found.append(_word_logits(head, _selected(inputs[0], positions, after), token_ids))
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(compute)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _word_logits(head: torch.nn.Module, hidden: torch.Tensor, words: Sequence[int]) -> torch.Tensor:
+    """[n, words] logits in 32 bit of `hidden`, [n, numbers]."""
+    if type(head) is not torch.nn.Linear:  # one with an adapter, say
+        return head.forward(hidden)[:, words].float()
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if head.bias is None else torch.stack([head.bias[word] for word in words]).float()
+        weight = torch.stack([head.weight[word] for word in words])  # one by one: a list would travel to the GPU
+        return torch.nn.functional.linear(hidden.float(), weight.float(), bias)
 
 
 def _selected(hidden: torch.Tensor, positions: torch.Tensor, after: int) -> torch.Tensor:

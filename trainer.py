@@ -65,6 +65,7 @@ from models import (
     pad_right,
     padded_length,
     unwrapped,
+    word_logits_besides,
 )
 from shared_prefix import common_prefix, model_inputs
 
@@ -131,7 +132,8 @@ def load_dataset(train_path: str, eval_path: str, tokenizer, *, task: Task = Tas
 
     Columns: ``input_ids`` and ``labels``, lists of equal length, -100 on the prompt. How they were made travels
     in ``dataset.info.description`` to the checkpoint. Records without a dialogue and truncated dialogues are
-    counted on standard error.
+    counted on standard error. Where all records say which of their lines are part of a fraud, ``line_ends``, the place
+    of each line's last token in ``input_ids``, and ``line_labels``.
     """
     return _examples(train_path, tokenizer, task), _examples(eval_path, tokenizer, task)
 
@@ -146,6 +148,9 @@ def _examples(path: str, tokenizer, task: Task) -> Dataset:
     if encoder.truncated:
         print(f"{path}: {encoder.truncated} dialogues longer than {encoder.room} tokens lose their end",
               file=sys.stderr)
+    if all("line_labels" in record for record in records):
+        for example, record, ends in zip(examples, records, encoder.line_ends([record["input"] for record in records])):
+            example |= {"line_ends": ends, "line_labels": record["line_labels"][:len(ends)]}
     dataset = Dataset.from_list(examples)
     origin = {"task": dataclasses.asdict(task), "data": describe_data(path, len(records))}
     dataset.info.description = json.dumps(origin, ensure_ascii=False)
@@ -198,6 +203,7 @@ def prefix_of(encoder: PromptEncoder, *datasets: Dataset) -> list[int]:
 
 
 BLANK_ROW = {"input_ids": [0], "labels": [-100]}
+LINE_LABELS = {True: -101, False: -102}  # where a line ends: is it part of a fraud? See `label_position_loss`.
 
 
 class RowsAfterPrefix(torch.utils.data.Dataset):
@@ -206,11 +212,13 @@ class RowsAfterPrefix(torch.utils.data.Dataset):
     The latter fills up the last batch. Without it, processes that share the batches would get rows twice.
     """
 
-    def __init__(self, rows: Dataset, prefix: Sequence[int], label_word: int | None = None) -> None:
+    def __init__(self, rows: Dataset, prefix: Sequence[int], label_word: int | None = None,
+                 lines: bool = False) -> None:
         """
         Args:
             prefix: token ids that all rows begin with.
             label_word: which token of the answer to learn alone; None for the whole answer.
+            lines: whether to learn of each line, too, whether it is part of a fraud.
         """
         # Arrow takes 100 us to give a row: 2 ms of a step that lasts 40.
         columns = {name: list(rows[name]) for name in BLANK_ROW}
@@ -222,6 +230,10 @@ class RowsAfterPrefix(torch.utils.data.Dataset):
             for labels in self.columns["labels"]:
                 learned = (labels != -100).argmax() + label_word
                 labels[:learned] = labels[learned + 1:] = -100
+        if lines:
+            for labels, ends, of_lines in zip(self.columns["labels"], rows["line_ends"], rows["line_labels"]):
+                for end, is_fraud in zip(ends, of_lines):
+                    labels[end + 1 - len(prefix)] = LINE_LABELS[is_fraud]
         self.lengths = [len(ids) for ids in self.columns["input_ids"]]
 
     def __len__(self) -> int:
@@ -230,9 +242,10 @@ class RowsAfterPrefix(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> dict:
         return {name: column[row] for name, column in self.columns.items()} if row < len(self) else BLANK_ROW
 
-    def most_labels(self) -> int:
-        """The labels of the row that has most."""
-        return max(int((labels != -100).sum()) for labels in self.columns["labels"])
+    def most_labels(self) -> tuple[int, int]:
+        """The most labels that a row has in its answer, and the most lines that are labelled."""
+        labels = self.columns["labels"]
+        return max(int((row >= 0).sum()) for row in labels), max(int((row < -100).sum()) for row in labels)
 
 
 def _filled_up(rows: int, batch_size: int) -> int:
@@ -277,8 +290,24 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
 # ------------------------------------------------------------------------------------------------ the training
 
 
+@dataclass(frozen=True)
+class LineLoss:
+    """That the model is to say "fraud" or "not fraud" after each line, too.
+
+    Attributes:
+        words: token ids of the two.
+        weight: of a line, where that of a token of the answer is 1.
+        n_positions: as for `label_position_loss`.
+    """
+
+    words: tuple[int, int]
+    weight: float
+    n_positions: int | None = None
+
+
 def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_labels=None,
-                        n_positions: int | None = None, prefix: torch.Tensor | None = None) -> torch.Tensor:
+                        n_positions: int | None = None, prefix: torch.Tensor | None = None,
+                        line_loss: LineLoss | None = None) -> torch.Tensor:
     """Cross-entropy of the labels that are not -100, equal to the model's own loss over all logits.
 
     Args:
@@ -288,21 +317,36 @@ def label_position_loss(model, input_ids: torch.Tensor, labels: torch.Tensor, n_
         n_positions: at how many tokens to compute logits, at least the number of labels. Without it they are
             counted, for which the CPU waits for the GPU; a CUDA graph cannot.
         prefix: [tokens] that precede every row, and are computed once.
+        line_loss: what to make of labels below -100, which say of the line that ends before them whether it is part of
+            a fraud (`LINE_LABELS`): of these, the cross-entropy between two words only.
 
     Returns:
         A scalar in fp32.
     """
     targets = pad(labels[:, 1:], (0, 1), value=-100).flatten()  # the logits at a token predict the next one
-    learned = targets != -100
-    if n_positions is None:
-        positions = learned.nonzero().squeeze(1)
-    else:
-        positions = learned.to(torch.uint8).argsort(descending=True, stable=True)[:n_positions]
+    n_labels = (targets != -100).sum() if n_labels is None else n_labels
+    positions = _places_of(targets >= 0, n_positions)
     prefix = input_ids[0, :0] if prefix is None else prefix
-    with logits_only_at(unwrapped(model), positions, after=len(prefix)):
+    with contextlib.ExitStack() as selecting:
+        if line_loss is not None:
+            line_ends = _places_of(targets < -100, line_loss.n_positions)
+            line_logits = selecting.enter_context(
+                word_logits_besides(unwrapped(model), line_ends, line_loss.words, after=len(prefix)))
+        selecting.enter_context(logits_only_at(unwrapped(model), positions, after=len(prefix)))
         logits = model(**model_inputs(model, prefix, input_ids)).logits
-    loss = cross_entropy(logits.float(), targets[positions], reduction="sum")
-    return loss / (n_labels if n_labels is not None else learned.sum())
+    loss = cross_entropy(logits.float(), targets[positions].clamp(min=-100), reduction="sum")
+    if line_loss is not None:
+        words = LINE_LABELS[True] - targets[line_ends]  # -101 and -102 are words 0 and 1; others are not below -100
+        words = words.masked_fill(targets[line_ends] >= -100, -100)
+        loss = loss + line_loss.weight * cross_entropy(line_logits.pop(), words, reduction="sum")
+    return loss / n_labels
+
+
+def _places_of(wanted: torch.Tensor, number: int | None) -> torch.Tensor:
+    """[number] the places at which `wanted`, [n] bool, holds, and others if there are fewer; None: counted."""
+    if number is None:
+        return wanted.nonzero().squeeze(1)
+    return wanted.to(torch.uint8).argsort(descending=True, stable=True)[:number]
 
 
 class LabelPositionTrainer(Trainer):
@@ -329,10 +373,16 @@ class LabelPositionTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = label_position_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch,
-                                   prefix=self.prefix)
+                                   prefix=self.prefix, line_loss=self.line_loss())
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all
         return (loss, {}) if return_outputs else loss
+
+    def line_loss(self, n_positions: int | None = None) -> LineLoss | None:
+        """What to learn of single lines, if anything."""
+        if not self.args.line_loss_weight:
+            return None
+        return LineLoss(self.encoder.label_ids, self.args.line_loss_weight, n_positions)
 
     def get_batch_samples(self, *args, **kwargs):
         """Trainer's, but none for a resumed run that had already ended: Trainer would go one step too far."""
@@ -427,11 +477,11 @@ class LabelPositionTrainer(Trainer):
         rows, dataset = self.args.per_device_train_batch_size, self.train_rows
         widths = {self.data_collator.width(length) for length in dataset.lengths}
         shapes = [(self._rows_a_pass(rows, width), width) for width in sorted(widths)]
-        most_labels = dataset.most_labels()
+        most_labels, most_lines = dataset.most_labels()
 
         def loss(input_ids, labels, n_labels):
             return label_position_loss(model, input_ids, labels, n_labels, n_positions=len(labels) * most_labels,
-                                       prefix=self.prefix)
+                                       prefix=self.prefix, line_loss=self.line_loss(len(labels) * most_lines))
 
         return CapturedPass(loss, self.trained_parameters, shapes)
 
@@ -482,9 +532,11 @@ class LabelPositionTrainer(Trainer):
         return (f"step {step or self.state.global_step + 1}: {what} is not finite, training stopped; "
                 f"{_what_is_kept(self.args.output_dir)}. Try a lower learning rate")
 
-    def _get_dataloader(self, dataset, *args, **kwargs):
+    def _get_dataloader(self, dataset, *args, is_training=False, **kwargs):
         label_word = len(self.encoder.answer_prefix) if self.args.label_word_only else None
-        return super()._get_dataloader(RowsAfterPrefix(dataset, self.prefix.tolist(), label_word), *args, **kwargs)
+        lines = is_training and self.args.line_loss_weight > 0  # eval loss is about the answer alone
+        rows = RowsAfterPrefix(dataset, self.prefix.tolist(), label_word, lines)
+        return super()._get_dataloader(rows, *args, is_training=is_training, **kwargs)
 
     def _get_train_sampler(self, train_dataset):
         rows_a_step = (self.args.per_device_train_batch_size * self.args.world_size
@@ -569,7 +621,7 @@ class _Between(TrainerCallback):
 
 @dataclass
 class FraudTrainingArguments(TrainingArguments):
-    """TrainingArguments and five of our own. Fields may be assigned afterwards, under transformers 4's names too.
+    """TrainingArguments and six of our own. Fields may be assigned afterwards, under transformers 4's names too.
 
     A name that this version of transformers does not know is refused; the base class would ignore it.
     """
@@ -584,6 +636,9 @@ class FraudTrainingArguments(TrainingArguments):
         "help": "Cut a batch into passes of at most so many tokens, padding included; 0: one pass. Same gradients."})
     label_word_only: bool = field(default=False, metadata={
         "help": "Learn the one token that tells the two answers apart, not how an answer is written."})
+    line_loss_weight: float = field(default=0.0, metadata={
+        "help": "Learn of each line, too, whether it is part of a fraud; such a label counts so much, one of the "
+                "answer's tokens 1."})
 
     def __setattr__(self, name: str, value) -> None:
         if getattr(self, "_constructed", False) and not name.startswith("_") and name not in ARGUMENT_NAMES:
@@ -711,6 +766,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     _require_capturable(train_args)
     _require_shardable(train_args)
     _require_compiled(train_args)
+    _require_line_labels(train_args, train_dataset)
     compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = _origin_of(train_dataset)
@@ -749,6 +805,13 @@ def _require_compiled(train_args: TrainingArguments) -> None:
     """Raises DataError where what only compiled layers can do is asked for without them."""
     if train_args.keep_fewer_activations and train_args.compile_layers is False:
         raise DataError("keep_fewer_activations needs compiled layers; leave it out, or --compile-layers false")
+
+
+def _require_line_labels(train_args: TrainingArguments, train_dataset: Dataset) -> None:
+    """Raises DataError where lines are to be learned and the records do not say what they are."""
+    if train_args.line_loss_weight > 0 and "line_labels" not in train_dataset.column_names:
+        raise DataError("line_loss_weight needs records with 'line_labels', as data.prepare writes them; prepare the "
+                        "train split again, or leave it out")
 
 
 def _require_shardable(train_args: TrainingArguments) -> None:

@@ -76,6 +76,13 @@ VARIANTS = {
     "six lengths, three epochs": {"data": {"train_lengths": SIX_LENGTHS}, "training": {"num_train_epochs": 3}},
     "no dropout": {"lora": {"lora_dropout": 0.0}},
     "loss on the label word only": {"training": {"label_word_only": True}},
+    "lines learned, weight 0.1": {"training": {"line_loss_weight": 0.1}},
+    "lines learned, weight 0.3": {"training": {"line_loss_weight": 0.3}},
+    "lines learned, weight 1": {"training": {"line_loss_weight": 1.0}},
+    "lines learned, weight 0.3, noisy copies": {
+        "data": {"augment": 0.5}, "training": {"line_loss_weight": 0.3}},
+    "lines learned, weight 1, noisy copies": {
+        "data": {"augment": 0.5}, "training": {"line_loss_weight": 1.0}},
     "no training, linear probe": {"linear_probe": {"C": 0.01}},
 }
 OPTIONS = {

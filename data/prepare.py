@@ -72,6 +72,7 @@ def _record(dialogue: Dialogue, piece: Sequence[Line], position: float) -> dict:
     return {
         "input": format_dialogue([(line.speaker, line.content) for line in piece]),
         "label": any(line.is_fraud for line in piece),
+        "line_labels": [line.is_fraud for line in piece],
         "fraud_speaker": next((line.speaker for line in piece if line.is_fraud), ""),
         "case": dialogue.case,
         "category": dialogue.category,

@@ -7,6 +7,7 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,13 +91,9 @@ class PromptEncoder:
 
     def prompts(self, dialogues: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompt of each dialogue, up to where the model's answer begins."""
-        longest = self.room * CHARACTERS_A_TOKEN  # cut before it is tokenised: a megabyte takes seconds and 300 MB
-        too_long = [len(text) > longest for text in dialogues]
-        dialogues = [text[:longest] for text in dialogues]
-        if self.task.neutral_speakers:
-            dialogues = [neutral_speakers(text) for text in dialogues]
-        encoded = self._plain_ids(dialogues)
-        self.truncated += sum(long or len(ids) > self.room for ids, long in zip(encoded, too_long, strict=True))
+        encoded = self._plain_ids(self._texts(dialogues))
+        self.truncated += sum(len(text) > self._longest or len(ids) > self.room
+                              for text, ids in zip(dialogues, encoded, strict=True))
         return [self.head + ids[:self.room] + self.tail for ids in encoded]
 
     def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> list[dict[str, list[int]]]:
@@ -106,6 +103,33 @@ class PromptEncoder:
             completion = self.completions[label]
             examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
         return examples
+
+    def line_ends(self, dialogues: Sequence[str]) -> list[list[int]]:
+        """The places in its prompt of the last token of each line of a dialogue, as far as the prompt has them.
+
+        None of a dialogue that holds a control token, which is not tokenised as a whole.
+        """
+        texts = self._texts(dialogues)
+        offsets = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return [self._line_ends(text, [start for start, _ in spans[:self.room]], len(spans) > self.room)
+                for text, spans in zip(texts, offsets, strict=True)]
+
+    def _line_ends(self, text: str, starts: list[int], cut: bool) -> list[int]:
+        """See `line_ends`; `starts` are the characters at which the prompt's tokens of the dialogue begin."""
+        if self.control_tokens is not None and self.control_tokens.search(text):
+            return []
+        ends = [match.start() for match in re.finditer(r"\n|\Z", text)]
+        return [len(self.head) + bisect_left(starts, end) - 1 for end in ends if not cut or end <= starts[-1]]
+
+    @property
+    def _longest(self) -> int:
+        """Characters after which a dialogue is cut before it is tokenised: a megabyte takes seconds and 300 MB."""
+        return self.room * CHARACTERS_A_TOKEN
+
+    def _texts(self, dialogues: Sequence[str]) -> list[str]:
+        """What is tokenised of each dialogue."""
+        texts = [text[:self._longest] for text in dialogues]
+        return [neutral_speakers(text) for text in texts] if self.task.neutral_speakers else texts
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

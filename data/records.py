@@ -1,10 +1,11 @@
 """Read and write the two file formats of the project, strictly.
 
 *Records* are JSONL, one object a line: ``input`` (str) and ``label`` (bool), optionally ``instruction``,
-``case``, ``category``, ``fraud_speaker`` and ``source`` (str), and ``position`` (the share of a dialogue that
-comes before the piece, 0 to 1). *Dialogues* are CSV, one spoken line a row: ``case, speaker, content, is_fraud``.
-Nothing is coerced, dropped or defaulted in silence: a bad file raises `DataError`, whose one line names the file,
-the line, the key and the remedy.
+``case``, ``category``, ``fraud_speaker`` and ``source`` (str), ``position`` (the share of a dialogue that
+comes before the piece, 0 to 1), and ``line_labels`` (of each line of ``input``, whether it is part of a fraud).
+*Dialogues* are CSV, one spoken line a row: ``case, speaker, content, is_fraud``. Nothing is coerced, dropped
+or defaulted in silence: a bad file raises `DataError`, whose one line names the file, the line, the key and
+the remedy.
 """
 
 import codecs
@@ -23,8 +24,8 @@ from types import MappingProxyType
 CSV_COLUMNS = ("case", "speaker", "content", "is_fraud")
 REQUIRED_KEYS = {"input": str, "label": bool}
 OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speaker": str, "source": str,
-                 "position": float}
-KINDS = {str: "a string", bool: "true or false, without quotes", float: "a number"}
+                 "position": float, "line_labels": list}
+KINDS = {str: "a string", bool: "true or false, without quotes", float: "a number", list: "a list of true and false"}
 CSV_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
 
 
@@ -124,9 +125,21 @@ def _decode(line: bytes, place: str) -> str:
 def parse_record(text: str, place: str) -> dict:
     """One record from its JSON text; `place` (``path:line``) opens every error."""
     try:
-        return parse_object(text, required=REQUIRED_KEYS, optional=OPTIONAL_KEYS)
+        record = parse_object(text, required=REQUIRED_KEYS, optional=OPTIONAL_KEYS)
+        if "line_labels" in record:
+            _check_line_labels(record["line_labels"], record["input"])
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
+    return record
+
+
+def _check_line_labels(labels: list, dialogue: str) -> None:
+    lines = dialogue.count("\n") + 1
+    if len(labels) != lines:
+        raise DataError(f"key 'line_labels' has {len(labels)} labels, 'input' has {lines} lines")
+    for label in labels:
+        if not isinstance(label, bool):
+            raise DataError(f"key 'line_labels' must be {KINDS[list]}, found {_kind(label)} in it")
 
 
 def parse_object(text: str, *, required: Mapping[str, type], optional: Mapping[str, type] = MappingProxyType({})

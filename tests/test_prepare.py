@@ -42,10 +42,11 @@ def pieces(lines, *lengths):
 def test_cuts_between_lines_and_labels_each_piece_by_its_own_lines():
     lines = [("客服", "您好。", False), ("客服", "请转账。", True), ("张伟", "好的。", False)]
     assert cut_dialogue(dialogue(*lines), [7]) == [
-        {"input": "客服: 您好。\n客服: 请转账。", "label": True, "fraud_speaker": "客服", "case": "退款/1",
+        {"input": "客服: 您好。\n客服: 请转账。", "label": True, "line_labels": [False, True],
+         "fraud_speaker": "客服", "case": "退款/1",
          "category": "退款", "position": 0.0},
-        {"input": "张伟: 好的。", "label": False, "fraud_speaker": "", "case": "退款/1", "category": "退款",
-         "position": 0.7},
+        {"input": "张伟: 好的。", "label": False, "line_labels": [False], "fraud_speaker": "", "case": "退款/1",
+         "category": "退款", "position": 0.7},
     ]
 
 

@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from data.prompt import INSTRUCTION, PromptEncoder, Task
 from data.records import DataError
+from data.speakers import neutral_speakers
 
 DIALOGUE = "客服: 您好，请把验证码告诉我。\n张伟: 为什么？"
 NEUTRAL = "A: 您好，请把验证码告诉我。\nB: 为什么？"
@@ -66,6 +67,29 @@ def test_the_label_ids_are_where_the_answers_part(encoder, tokenizer):
     for label, id in zip((True, False), encoder.label_ids, strict=True):
         assert encoder.completions[label][:len(encoder.answer_prefix) + 1] == encoder.answer_prefix + [id]
         assert encoder.completions[label][-1] == encoder.end_id == tokenizer.eos_token_id
+
+
+def test_a_line_ends_at_the_token_with_its_last_character(encoder, tokenizer):
+    dialogues = ["张伟: 您好。\n李娜: 请把验证码告诉我！\n好的\n\n张伟: 再见", DIALOGUE, "一行"]
+    for dialogue, prompt, ends in zip(dialogues, encoder.prompts(dialogues), encoder.line_ends(dialogues)):
+        lines = neutral_speakers(dialogue).split("\n")
+        until = [tokenizer.decode(prompt[len(encoder.head):end + 1]).removesuffix("\n") for end in ends]
+        assert until == ["\n".join(lines[:i + 1]).removesuffix("\n") for i in range(len(lines))]
+
+
+def test_lines_that_a_prompt_has_lost_have_no_end(tokenizer):
+    task = Task()
+    dialogue = "\n".join(f"甲: 第{i}句话，说得不短也不长。" for i in range(40))
+    whole = PromptEncoder(tokenizer, task)
+    ends = whole.line_ends([dialogue])[0]
+    assert len(ends) == 40
+    short = PromptEncoder(tokenizer, dataclasses.replace(task, max_length=task.max_length - whole.room + 100))
+    found = short.line_ends([dialogue])[0]
+    assert found == [end for end in ends if end < len(short.head) + short.room - 1] and 0 < len(found) < 40
+
+
+def test_a_dialogue_with_a_control_token_has_no_line_ends(encoder):
+    assert encoder.line_ends(["甲: <|im_end|>\n乙: 好", "甲: 好"]) == [[], encoder.line_ends(["甲: 好"])[0]]
 
 
 def test_no_dialogues_give_no_prompts(encoder):

@@ -1,5 +1,7 @@
 """The recipes compute the same steps: passes add up, a captured pass is the plain one, and nothing waits inside it."""
 
+import contextlib
+
 import pytest
 import torch
 from helpers import make_records, make_tokenizer, train_briefly
@@ -12,9 +14,12 @@ import cuda_graphs
 import trainer as trainer_module
 from benchmarks.activations import keeping
 from cuda_graphs import CapturedPass, compile_layers, without_masks
+from data.prompt import PromptEncoder, Task
 from data.records import DataError, write_records
 from trainer import (
+    LineLoss,
     RightPaddingCollator,
+    RowsAfterPrefix,
     TrainingDiverged,
     build_loraconfig,
     build_train_arguments,
@@ -88,8 +93,66 @@ def test_more_positions_than_labels_change_neither_loss_nor_gradients(base, trai
     torch.testing.assert_close(given[1], counted[1], rtol=1e-4, atol=1e-7)
 
 
-def test_nothing_in_a_pass_waits_for_the_device():
+@pytest.fixture
+def line_file(tmp_path) -> str:
+    """Records that say of their lines, two or three, whether they are part of a fraud."""
+    records = make_records(8)
+    for i, record in enumerate(records):
+        record["input"] += "\n乙: 好的" * (i % 2)
+        record["line_labels"] = [bool((i + line) % 3) for line in range(record["input"].count("\n") + 1)]
+    path = tmp_path / "lines.jsonl"
+    write_records(path, records)
+    return str(path)
+
+
+@pytest.mark.parametrize("spare", [None, 0, 5])
+def test_the_loss_of_lines_is_the_cross_entropy_between_two_words_where_they_end(base, line_file, spare):
+    model, tokenizer = load_model(base, "cpu", quantization="none")
+    dataset, _ = load_dataset(line_file, line_file, tokenizer)
+    encoder = PromptEncoder(tokenizer, Task())
+    rows = RowsAfterPrefix(dataset, encoder.head, lines=True)
+    inputs = RightPaddingCollator(tokenizer.pad_token_id)([rows[i] for i in range(len(rows))])
+    n_lines = sum(map(len, dataset["line_labels"]))
+    assert rows.most_labels()[1] == max(map(len, dataset["line_labels"])) and n_lines > 12
+
+    expected, n_answers = 0.0, 0
+    for example in dataset:
+        logits = model(torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
+        learned = [place for place, label in enumerate(example["labels"]) if label != -100]
+        n_answers += len(learned)
+        expected -= sum(logits[place - 1, example["labels"][place]] for place in learned)
+        for end, is_fraud in zip(example["line_ends"], example["line_labels"], strict=True):
+            of_words = logits[end, list(encoder.label_ids)].log_softmax(-1)
+            expected -= 0.3 * of_words[0 if is_fraud else 1]
+    found = label_position_loss(
+        model, inputs["input_ids"], inputs["labels"], n_positions=None if spare is None else n_answers + spare,
+        prefix=torch.tensor(encoder.head),
+        line_loss=LineLoss(encoder.label_ids, 0.3, None if spare is None else n_lines + spare))
+    assert found.item() == pytest.approx(expected.item() / (n_answers + n_lines), rel=1e-5)
+
+
+def test_lines_are_learned_alike_in_captured_passes_and_only_in_training(base, line_file, captured_on_cpu, tmp_path):
+    options = {"max_steps": 3, "eval_steps": 3, "save_steps": 3, "lora_dropout": 0.0, "learning_rate": 1e-2}
+    plain, without, captured = (
+        train_briefly(base, line_file, line_file, tmp_path / name, **options, **more)
+        for name, more in (("plain", {"line_loss_weight": 0.5}), ("without", {}),
+                           ("captured", {"line_loss_weight": 0.5, "cuda_graphs": True, "compile_layers": False})))
+    for name, values in adapters(tmp_path / "plain" / "checkpoint-3").items():
+        torch.testing.assert_close(adapters(tmp_path / "captured" / "checkpoint-3")[name], values, rtol=1e-3, atol=1e-5)
+    assert any(not torch.equal(values, adapters(tmp_path / "without" / "checkpoint-3")[name])
+               for name, values in adapters(tmp_path / "plain" / "checkpoint-3").items())
+    dataset = plain.get_eval_dataloader().dataset
+    assert dataset.most_labels()[1] == 0 < plain.get_train_dataloader().dataset.most_labels()[1]
+
+
+def test_lines_cannot_be_learned_of_records_that_do_not_label_them(base, train_file, eval_file, tmp_path):
+    with pytest.raises(DataError, match="needs records with 'line_labels'"):
+        train_briefly(base, train_file, eval_file, tmp_path, line_loss_weight=0.5)
+
+
+def test_nothing_in_a_pass_waits_for_the_device(monkeypatch):
     """On the meta device there are no values, so whatever asks for one raises; a capture would fail there."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # which is not for meta
     config = Qwen2Config(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2)
     with torch.device("meta"):
@@ -98,7 +161,8 @@ def test_nothing_in_a_pass_waits_for_the_device():
         with pytest.raises((RuntimeError, NotImplementedError)):
             label_position_loss(model, input_ids, labels, torch.ones(()))
         with without_masks():
-            label_position_loss(model, input_ids, labels, torch.ones(()), n_positions=28).backward()
+            label_position_loss(model, input_ids, labels, torch.ones(()), n_positions=28,
+                                line_loss=LineLoss((3, 4), 0.5, n_positions=8)).backward()
     assert all(p.grad.device.type == "meta" for p in model.parameters() if p.requires_grad)
 
 
