@@ -138,7 +138,10 @@ class CapturedPass:
         inputs = self._inputs(shape)
         kept = self.buffer.cpu()  # where it costs the GPU no memory
         self._lend_gradients()
-        with torch.random.fork_rng([self.buffer.device]), without_masks():
+        # A layer may be compiled anew for reasons that no warm-up foresees, and a capture is no place for it: the
+        # stand-in's rows beyond its window ended trainings so. What is not compiled by now is captured as it is.
+        with (torch.random.fork_rng([self.buffer.device]), without_masks(),
+              torch.compiler.set_stance("eager_on_recompile")):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 loss = self.loss(*inputs)

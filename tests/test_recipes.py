@@ -150,6 +150,24 @@ def test_lines_cannot_be_learned_of_records_that_do_not_label_them(base, train_f
         train_briefly(base, train_file, eval_file, tmp_path, line_loss_weight=0.5)
 
 
+def test_nothing_is_compiled_while_a_pass_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    compiled = []
+    square = torch.compile(lambda x: x * x, backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    weight = torch.nn.Parameter(torch.ones(3))
+    pass_ = object.__new__(CapturedPass)
+    pass_.loss = lambda input_ids, labels, n_labels: square(weight).sum() / n_labels
+    pass_._allocate_gradients([weight])
+    pass_.input_ids, pass_.labels, pass_.n_labels = torch.zeros(6, dtype=torch.long), torch.zeros(6), torch.ones(())
+    pass_.graphs, pass_.pool, pass_.stream = {}, None, None
+    pass_._capture((2, 3))
+    assert pass_.graphs[2, 3][1].item() == 3.0 and not compiled
+    square(weight)
+    assert compiled  # as it would have been
+
+
 def test_nothing_in_a_pass_waits_for_the_device(monkeypatch):
     """On the meta device there are no values, so whatever asks for one raises; a capture would fail there."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # which is not for meta
