@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from scipy.special import expit, logit
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -36,19 +37,58 @@ def build_tfidf() -> Pipeline:
     return make_pipeline(FunctionTransformer(_neutral), _char_tfidf((1, 4)), _logistic_regression())
 
 
-def fit_baselines(train: Sequence[dict]) -> dict[str, Pipeline | DummyClassifier]:
-    """The baselines of `build_baselines`, fitted on train records."""
+class TfidfWithLines:
+    """TF-IDF of a dialogue and that of its most suspicious line: the mean of their log-odds.
+
+    What a model that learned of single lines has to beat: it knows what they say of themselves, and TF-IDF alone not.
+    """
+
+    classes_ = (False, True)
+
+    def __init__(self, of_dialogues: Pipeline, of_lines: Pipeline) -> None:
+        self.of_dialogues, self.of_lines = of_dialogues, of_lines
+
+    def predict_proba(self, dialogues: Sequence[str]) -> np.ndarray:
+        """[dialogues, 2]"""
+        lines = [_said(text) for text in dialogues]
+        ends = np.cumsum([len(of_dialogue) for of_dialogue in lines])
+        of_lines = fraud_probability(self.of_lines, [line for of_dialogue in lines for line in of_dialogue])
+        suspicious = [part.max() for part in np.split(of_lines, ends[:-1])]
+        both = np.array([suspicious, fraud_probability(self.of_dialogues, dialogues)]).clip(1e-6, 1 - 1e-6)
+        fraud = expit(logit(both).mean(0))
+        return np.column_stack([1 - fraud, fraud])
+
+
+Classifier = Pipeline | DummyClassifier | TfidfWithLines
+
+
+def fit_baselines(train: Sequence[dict]) -> dict[str, Classifier]:
+    """The baselines of `build_baselines`, fitted on train records; ``tfidf_with_lines``, too, where all label lines."""
     texts, labels = [record["input"] for record in train], [record["label"] for record in train]
-    return {name: classifier.fit(texts, labels) for name, classifier in build_baselines().items()}
+    fitted = {name: classifier.fit(texts, labels) for name, classifier in build_baselines().items()}
+    with_lines = fit_tfidf_with_lines(train, fitted["tfidf"])
+    return {**fitted, **({"tfidf_with_lines": with_lines} if with_lines else {})}
 
 
-def fraud_probability(classifier: Pipeline | DummyClassifier, dialogues: Sequence[str]) -> np.ndarray:
+def fit_tfidf_with_lines(train: Sequence[dict], of_dialogues: Pipeline) -> TfidfWithLines | None:
+    """`TfidfWithLines` with a TF-IDF of lines fitted on train records; None where not all label their lines."""
+    if not all("line_labels" in record for record in train):
+        return None
+    # Once each: pieces of several lengths repeat their lines.
+    lines = list(dict.fromkeys(line for record in train
+                               for line in zip(_said(record["input"]), record["line_labels"], strict=True)))
+    if len({label for _, label in lines}) < 2:
+        return None
+    return TfidfWithLines(of_dialogues, build_tfidf().fit(*zip(*lines)))
+
+
+def fraud_probability(classifier: Classifier, dialogues: Sequence[str]) -> np.ndarray:
     """[dialogues] probability of fraud."""
     return classifier.predict_proba(list(dialogues))[:, list(classifier.classes_).index(True)]
 
 
 def against_baselines(records: Sequence[dict], answers: Sequence[bool],
-                      fitted: Mapping[str, Pipeline | DummyClassifier], *, scores: np.ndarray | None = None,
+                      fitted: Mapping[str, Classifier], *, scores: np.ndarray | None = None,
                       untuned: np.ndarray | None = None, groups: Sequence[Hashable] | None = None) -> dict | None:
     """Each baseline's metrics on `records`, and how far the model's F1 and average precision lie above its own.
 
@@ -100,6 +140,11 @@ def _char_tfidf(ngram_range: tuple[int, int]) -> TfidfVectorizer:
 
 def _logistic_regression() -> LogisticRegression:
     return LogisticRegression(C=10.0, max_iter=1000)
+
+
+def _said(text: str) -> list[str]:
+    """What is said in each line of a dialogue."""
+    return [said for _, said in split_lines(text)]
 
 
 def _neutral(texts: Sequence[str]) -> list[str]:

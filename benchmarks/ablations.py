@@ -32,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from baselines import against_scores, build_tfidf, fraud_probability
+from baselines import against_scores, build_tfidf, fit_tfidf_with_lines, fraud_probability
 from benchmarks import refusing_in_a_line
 from calibration import calibrate, calibrated
 from checkpoints import code_provenance, describe_base, file_sha256, source_commit
@@ -263,18 +263,25 @@ def judge(records: Sequence[dict], scores: np.ndarray, threshold: float, tfidf: 
             "tfidf": against_scores(y_true, y_pred, scores, tfidf, groups)}
 
 
-def tfidf_scores(data: Path, paths: dict[str, Path]) -> dict[str, np.ndarray]:
+def tfidf_scores(data: Path, paths: dict[str, Path], with_lines: bool = False) -> dict[str, np.ndarray]:
     """[records] probabilities of TF-IDF fitted on the train split of `data`, by the names of `paths`.
 
     They lie in `data` once they are made, in a file for each set that is named after what was scored, and by what.
+
+    Args:
+        with_lines: of `baselines.TfidfWithLines` instead.
     """
-    code = file_sha256(BASELINES)
+    code = file_sha256(BASELINES) + ("with lines" if with_lines else "")
     kept = {name: data / f"tfidf-{hashlib.sha256((code + file_sha256(path)).encode()).hexdigest()[:16]}.npy"
             for name, path in paths.items()}
     missing = [name for name in paths if not kept[name].is_file()]
     if missing:
         train = read_records(data / "train.jsonl", Skipped())
         fitted = build_tfidf().fit([record["input"] for record in train], [record["label"] for record in train])
+        if with_lines:
+            fitted = fit_tfidf_with_lines(train, fitted)
+            if fitted is None:
+                raise DataError(f"{data / 'train.jsonl'}: not all records have 'line_labels' of both kinds")
         for name in missing:
             dialogues = [record["input"] for record in read_records(paths[name], Skipped())]
             scores = fraud_probability(fitted, dialogues).astype(np.float32)

@@ -125,6 +125,9 @@ def test_tfidf_is_fitted_once_for_all_that_is_judged(command, eval_file, source,
                               ablations.VARIANTS["half as many negatives"]["data"], 3)
     scores = ablations.tfidf_scores(data, ablations.judged_paths(data, [eval_file]))
     assert {name: len(rows) for name, rows in scores.items()}["eval.jsonl"] == 20 and len(fitted) == 2
+    with_lines = ablations.tfidf_scores(data, ablations.judged_paths(data, []), with_lines=True)
+    assert len(fitted) == 3 and with_lines["test"].shape == scores["test"].shape
+    assert not np.allclose(with_lines["test"], scores["test"])
 
 
 def test_data_is_prepared_ahead_and_shared_by_what_needs_the_same(command, monkeypatch, capsys):

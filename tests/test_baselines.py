@@ -30,6 +30,27 @@ def test_sentences_give_the_label_away_to_tfidf_and_not_to_names_or_length():
     assert accuracy(fitted, "length", said) == 0.5
 
 
+def test_what_lines_say_of_themselves_helps_where_a_long_dialogue_drowns_them():
+    """One line in twenty is the fraud; the others are of the same words in both classes."""
+    rng = np.random.default_rng(0)
+
+    def record(i):
+        lines = ["".join(rng.choice(list("天地人你我他来去好多少把钱转"), 20)) for _ in range(19)]
+        lines.insert(int(rng.integers(20)), f"把{'钱转来' if i % 2 == 0 else '来转钱'}{i}")
+        return {"input": "\n".join(f"甲: {line}" for line in lines), "label": i % 2 == 0,
+                "line_labels": ["把钱转来" in line for line in lines]}
+
+    train, test = [record(i) for i in range(60)], [record(i) for i in range(60)]
+    fitted = fit_baselines(train)
+    assert accuracy(fitted, "tfidf", test) < accuracy(fitted, "tfidf_with_lines", test) == 1.0
+    assert "tfidf_with_lines" not in fit_baselines([*train, {"input": "甲: 您好", "label": False}])
+    scores = {name: fraud_probability(fitted[name], [test[0]["input"], test[1]["input"]])
+              for name in ("tfidf", "tfidf_with_lines")}
+    alone = [fraud_probability(fitted["tfidf_with_lines"], [test[i]["input"]])[0] for i in (0, 1)]
+    assert scores["tfidf_with_lines"] == pytest.approx(alone)  # whatever else is scored
+    assert (scores["tfidf_with_lines"] != scores["tfidf"]).all()
+
+
 def test_the_majority_is_the_more_frequent_label_of_train():
     rows = records(lambda i: "甲", lambda i: "您好，请讲。")
     fitted = fit_baselines(rows + [{"input": "甲: 您好", "label": True}] * 3)

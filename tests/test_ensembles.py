@@ -23,6 +23,11 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+def test_without_labels_of_lines_there_is_no_tfidf_that_knows_them(data, tmp_path):
+    with pytest.raises(DataError, match="not all records have 'line_labels'"):
+        ensembles.judge_ensembles({0: data}, {0: [save_model(tmp_path / "model.npz", 3)]}, with_lines=True)
+
+
 def save_model(path, wrong: int):
     """Scores that are right except on every tenth row, the `wrong`-th of the ten, where they are less sure."""
     scores = {}
