@@ -20,11 +20,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from checkpoints import lineage_of
+from data.prompt import PromptEncoder
 from data.records import DataError
 from data.speakers import neutral_speakers, split_lines
 from early_warning import GrowingDialogue
 from evaluate import load_model
 from models import default_device
+from scoring import score_single_lines
 
 PAGE = Path(__file__).with_name("app.html")
 ADDRESS = "127.0.0.1"
@@ -60,12 +62,14 @@ class ScoredLine:
     Attributes:
         role: who speaks, as the model sees it; None where the line names nobody.
         cut: whether the dialogue up to here is longer than the model reads, so that its end went unseen.
+        of_line: probability that this line itself is part of a fraud; None where the model did not learn that.
     """
 
     role: str | None
     content: str
     probability: float
     cut: bool
+    of_line: float | None
 
 
 def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
@@ -79,13 +83,19 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
     growing = GrowingDialogue(model, tokenizer)
     neutral = growing.encoder.task.neutral_speakers
     seen = split_lines(neutral_speakers("\n".join(lines)) if neutral else "\n".join(lines))
+    of_lines = dict(enumerate(_of_single_lines(model, growing.encoder, "\n".join(lines)), start=1))
     scored, start = [], 0
     for number, line in enumerate(lines, start=1):
         if line.strip():  # a blank line is no turn; it comes with the next
             probability = growing.add("\n".join(lines[start:number]))
-            scored.append(ScoredLine(*seen[number - 1], probability, growing.cut))
+            scored.append(ScoredLine(*seen[number - 1], probability, growing.cut, of_lines.get(number)))
             start = number
     return scored
+
+
+def _of_single_lines(model, encoder: PromptEncoder, dialogue: str) -> list[float]:
+    """The probability of each line that is read that it is part of a fraud; none where the model did not learn that."""
+    return score_single_lines(model, encoder, [dialogue])[0].tolist() if encoder.task.learned_lines else []
 
 
 def probabilities_by_line(model, tokenizer, dialogue: str) -> list[float]:

@@ -50,13 +50,16 @@ class TfidfWithLines:
 
     def predict_proba(self, dialogues: Sequence[str]) -> np.ndarray:
         """[dialogues, 2]"""
-        lines = [_said(text) for text in dialogues]
-        ends = np.cumsum([len(of_dialogue) for of_dialogue in lines])
-        of_lines = fraud_probability(self.of_lines, [line for of_dialogue in lines for line in of_dialogue])
-        suspicious = [part.max() for part in np.split(of_lines, ends[:-1])]
+        suspicious = [of_lines.max() for of_lines in self.score_single_lines(dialogues)]
         both = np.array([suspicious, fraud_probability(self.of_dialogues, dialogues)]).clip(1e-6, 1 - 1e-6)
         fraud = expit(logit(both).mean(0))
         return np.column_stack([1 - fraud, fraud])
+
+    def score_single_lines(self, dialogues: Sequence[str]) -> list[np.ndarray]:
+        """For each dialogue, [lines] the probability that a line is part of a fraud, by its own words alone."""
+        lines = [_said(text) for text in dialogues]
+        scores = fraud_probability(self.of_lines, [line for of_dialogue in lines for line in of_dialogue])
+        return np.split(scores, np.cumsum([len(of_dialogue) for of_dialogue in lines])[:-1])
 
 
 Classifier = Pipeline | DummyClassifier | TfidfWithLines

@@ -28,7 +28,7 @@ PIECE_LENGTHS = (500,)  # characters; the sample dialogues are short and judged 
 SHARES = (0.9, 0.05, 0.05)
 NOISY_COPIES = 0.5  # of the train records; without them noise costs the tiny model more of its recall
 # A tiny model needs larger steps than Qwen2-1.5B, and has nothing to gain from dropout.
-TRAINING = {"num_train_epochs": 1, "learning_rate": 3e-3, "eval_steps": 200, "save_steps": 200,
+TRAINING = {"num_train_epochs": 1, "learning_rate": 3e-3, "line_loss_weight": 0.3, "eval_steps": 200, "save_steps": 200,
             "per_device_eval_batch_size": 64, "use_cpu": True}
 LORA_DROPOUT = 0.0
 

@@ -46,7 +46,7 @@ from models import default_device, device_name, locate_model, one_line
 from models import load_model as load_base_model
 from predict import BATCH_ROWS, predict_file, require_input, require_paths
 from probes import probe_report
-from scoring import GENERATE_ROWS_A_BATCH, generate_answers, parse_answer, score_prompts
+from scoring import GENERATE_ROWS_A_BATCH, generate_answers, parse_answer, score_prompts, score_single_lines
 
 METHODS = ("score", "generate")
 WISHES = ("wanted_precision", "wanted_recall", "cost_ratio")
@@ -189,6 +189,7 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         "probes": probes,
         "overlap_with_train": overlap(records, train) if train else None,
         **error_report(numbered, answers, scores, [len(prompt) for prompt in prompts], with_text=with_text),
+        "lines": _judged_by_lines(model, encoder, records, baselines),
         "label_audit": audit_labels(records, answers),
         "thresholds": threshold_table(y_true, scores),
         "rows_per_second": len(records) / seconds,
@@ -274,6 +275,16 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
     }
 
 
+def _judged_by_lines(model, encoder, records: list[dict], baselines: dict) -> dict | None:
+    """How single lines are told apart; None where the model did not learn it, or the records do not label lines."""
+    from line_report import line_report
+
+    if not encoder.task.learned_lines or not all("line_labels" in record for record in records):
+        return None
+    scores = score_single_lines(model, encoder, [record["input"] for record in records])
+    return line_report(records, scores, baselines.get("tfidf_with_lines"))
+
+
 def _agreement(written: list[bool | None], scored: list[bool]) -> dict:
     both = [(one, other) for one, other in zip(written, scored) if one is not None]
     same = sum(one == other for one, other in both)
@@ -334,6 +345,10 @@ def print_summary(report: dict, *, debug: bool = False) -> None:
         print(f"  {name:<24} recall {_figure(probe['recall'])}, f1 {_figure(probe['f1'])}; "
               f"recall changes by {_interval(change['interval'])}"
               + (f", TF-IDF's by {_interval(tfidf['recall']['interval'])}" if tfidf else ""))
+    if report["lines"]:
+        print(f"  single lines       f1 {_figure(report['lines']['f1'])}, average precision "
+              f"{_figure(report['lines']['average_precision'])}; the most suspicious line is part of the fraud in "
+              f"{_figure(report['lines']['most_suspicious_line_is_fraud'])} of the frauds")
     if report["overlap_with_train"]:
         shared = report["overlap_with_train"]
         print(f"  seen in training   {shared['near_duplicates']} rows nearly, "

@@ -54,6 +54,29 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     return scores
 
 
+def score_single_lines(model, encoder: PromptEncoder, dialogues: Sequence[str], *,
+                       progress: str | None = None) -> list[np.ndarray]:
+    """For each dialogue, [lines] the probability that a line is part of a fraud, by what was said up to its end.
+
+    What a model says that learned of lines (``Task.learned_lines``), in one pass for all lines of many dialogues.
+    Lines that the prompt has no room for, and those of a dialogue with a control token in it, have none.
+    """
+    # The answer's turn comes after all lines, and is not needed.
+    rows = [tuple(prompt[:len(prompt) - len(encoder.tail)]) for prompt in encoder.prompts(dialogues)]
+    ends_of = dict(zip(rows, encoder.line_ends(dialogues)))
+    found = {}
+    with inference(model), tqdm(total=len(ends_of), desc=progress, unit=" rows", disable=progress is None) as bar:
+        for batch, inputs, last, head in _batches(model, encoder, rows):
+            starts = last.tolist() - np.array([len(row) - 1 for row in batch])
+            places = [start + end for start, row in zip(starts, batch) for end in ends_of[row]]
+            with label_logits_at(model, torch.tensor(places, device=model.device), encoder.label_ids, after=head):
+                pairs = model(**inputs).logits.double().softmax(dim=-1)
+            ends = np.cumsum([len(ends_of[row]) for row in batch])
+            found.update(zip(batch, np.split(pairs[:, 0].cpu().numpy(), ends[:-1]), strict=True))
+            bar.update(len(batch))
+    return [found[row] for row in rows]
+
+
 def last_hidden_states(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]) -> np.ndarray:
     """[prompts, numbers] what the output layer reads to say "fraud" or not, in 32 bit."""
     rows = [tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts]

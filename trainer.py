@@ -769,7 +769,8 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     _require_line_labels(train_args, train_dataset)
     compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
     lineage = lineage_of(model)
-    lineage.task, lineage.train_data = _origin_of(train_dataset)
+    task, lineage.train_data = _origin_of(train_dataset)
+    lineage.task = dataclasses.replace(task, learned_lines=train_args.line_loss_weight > 0)
     if not isinstance(model, PeftModel):
         set_seed(train_args.seed)  # Trainer does so too late for the adapters' first values
         linear = {name.rpartition(".")[2] for name, _ in model.named_modules()}

@@ -35,6 +35,7 @@ class Task:
         max_length: tokens of prompt and completion together; longer dialogues lose their end.
         threshold: probability of fraud from which on a dialogue is called one.
         temperature: what the log-odds of a score are divided by to become a probability; see ``calibration.py``.
+        learned_lines: whether the model also says of each line, where it ends, if it is part of a fraud.
     """
 
     instruction: str = INSTRUCTION
@@ -43,6 +44,7 @@ class Task:
     max_length: int = 2048
     threshold: float = 0.5
     temperature: float = 1.0
+    learned_lines: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON gives a list back
@@ -116,10 +118,11 @@ class PromptEncoder:
 
     def _line_ends(self, text: str, starts: list[int], cut: bool) -> list[int]:
         """See `line_ends`; `starts` are the characters at which the prompt's tokens of the dialogue begin."""
-        if self.control_tokens is not None and self.control_tokens.search(text):
+        if not starts or self.control_tokens is not None and self.control_tokens.search(text):
             return []
         ends = [match.start() for match in re.finditer(r"\n|\Z", text)]
-        return [len(self.head) + bisect_left(starts, end) - 1 for end in ends if not cut or end <= starts[-1]]
+        tokens = [max(0, bisect_left(starts, end) - 1) for end in ends if not cut or end <= starts[-1]]
+        return [len(self.head) + token for token in tokens]
 
     @property
     def _longest(self) -> int:

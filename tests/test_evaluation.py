@@ -26,7 +26,7 @@ REPORT_KEYS = {
     "n", "tn", "fp", "fn", "tp", "precision", "recall", "f1", "accuracy", "average_precision", "threshold",
     "intervals", "unparsed", "speakers_renamed", "baselines", "by_category", "rows_per_second", "provenance",
     "probes", "calibration", "temperature", "at_prevalence", "by_length", "by_position", "by_source", "worst_errors",
-    "label_audit",
+    "label_audit", "lines",
 }
 
 
