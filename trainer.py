@@ -726,9 +726,10 @@ def _choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None 
     if not compiles:
         settings = {name: value for name, value in settings.items() if name != "keep_fewer_activations"}
     if _speaks():
-        print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: "
-              + ", ".join(f"{name} {value}" for name, value in settings.items())
-              + ("" if compiles or compile_layers is False else f", {NOT_COMPILED}"), file=sys.stderr)
+        said = [f"{name} {value}" for name, value in settings.items()]
+        if settings.get("cuda_graphs") and compile_layers is None and not compiles:
+            said.append(NOT_COMPILED)
+        print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: {', '.join(said)}", file=sys.stderr)
     return settings
 
 

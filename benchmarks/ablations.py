@@ -35,14 +35,14 @@ from sklearn.preprocessing import StandardScaler
 from baselines import against_scores, build_tfidf, fit_tfidf_with_lines, fraud_probability
 from benchmarks import refusing_in_a_line
 from calibration import calibrate, calibrated
-from checkpoints import code_provenance, describe_base, file_sha256, source_commit
+from checkpoints import code_provenance, describe_base, file_sha256, lineage_of, source_commit
 from data.prepare import prepare
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, groups_of, read_records, write_bytes, write_json
 from metrics import classification_metrics, confidence_intervals
 from models import default_device, device_name, load_model, locate_model
 from probes import probe_report
-from scoring import last_hidden_states, score_prompts
+from scoring import last_hidden_states, score_prompts, score_single_lines
 from trainer import (
     FraudTrainingArguments,
     build_loraconfig,
@@ -235,6 +235,7 @@ def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
                   for name, rows in prompts.items()}
     task = calibrate([record["label"] for record in sets["eval"]], raw_scores["eval"], task)[0]
     scores = {name: calibrated(raw, task.temperature) for name, raw in raw_scores.items()}
+    lines = most_suspicious_lines(model, encoder, sets) if lineage_of(model).task.learned_lines else {}
     tfidf = tfidf_scores(data, paths)
     judged = {name: judge(sets[name], scores[name], task.threshold, tfidf[name]) for name in sets}
     encoder = PromptEncoder(tokenizer, task)
@@ -243,7 +244,16 @@ def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
                               groups=groups_of(sets[name]))
         judged[name]["probes"] = {probe: {key: found[key] for key in (*FIGURES, "change")}
                                   for probe, found in probes.items()}
-    return task, judged, scores
+    return task, judged, {**scores, **lines}
+
+
+def most_suspicious_lines(model, encoder: PromptEncoder, sets: dict[str, list[dict]]) -> dict[str, np.ndarray]:
+    """Under ``NAME, lines``: [records] the highest score of a single line; of one that was not read, an even chance."""
+    found = {}
+    for name, records in sets.items():
+        scores = score_single_lines(model, encoder, [record["input"] for record in records])
+        found[f"{name}, lines"] = np.array([max(of_lines, default=0.5) for of_lines in scores])
+    return found
 
 
 def judged_paths(data: Path, also: Sequence[str]) -> dict[str, Path]:

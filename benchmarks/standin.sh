@@ -14,10 +14,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
 read -ra prepare <<<"${PREPARE:---augment 0.5}"
+gpus=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)
 read -ra train <<<"${TRAIN:---num-train-epochs 2 --learning-rate 1e-3}"
 
 one_seed() {
     local seed=$1 suffix=$2 data=$output/data-$1 run=$output/run-$1
+    if ((gpus > 1)); then export CUDA_VISIBLE_DEVICES=$((seed % gpus)); fi
     python3 -m data.prepare --source "$dialogs" --output "$data" --seed "$seed" "${prepare[@]}"
     python3 trainer.py --model "$model" --train "$data/train.jsonl" --eval "$data/eval.jsonl" --output "$run" \
         --seed "$seed" "${train[@]}" --tokens-per-pass 8192 --compile-layers false --per-device-train-batch-size 64 \

@@ -98,6 +98,16 @@ def test_scores_are_kept_and_are_those_that_were_judged(command, scratch, tmp_pa
             assert tfidf[key]["value"] == pytest.approx((judged[figure] or 0) - (tfidf[figure] or 0))
 
 
+def test_the_most_suspicious_lines_are_kept_where_lines_were_learned(command, scratch, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"lines": {"training": {"max_steps": 1, "eval_steps": 1, "save_steps": 1,
+                                                      "line_loss_weight": 0.5}}}))
+    assert command("--more-variants", str(own), "--variants", "lines", "--scores", str(tmp_path / "scores")) == 0
+    kept = np.load(tmp_path / "scores" / "lines-3.npz")
+    assert set(kept) == {"eval", "test", "eval, lines", "test, lines"}
+    assert kept["test, lines"].shape == kept["test"].shape and (kept["test, lines"] != kept["test"]).any()
+
+
 def test_a_linear_probe_is_judged_like_a_trained_variant(command, tmp_path, monkeypatch):
     lengths = []  # as hidden states: what is scored is then known
 
