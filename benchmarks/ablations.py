@@ -53,7 +53,8 @@ from trainer import (
 
 SIX_LENGTHS = [100, 150, 200, 300, 400, 500]
 # Each changes one part, or two: of data.prepare, of the task, of the training arguments, or of LoRA. A linear probe is
-# a logistic regression on the hidden states of the base, which is not trained.
+# a logistic regression on the hidden states of the base, which is not trained. Averaged are the weight changes of
+# several trainings that begin and draw differently (Wortsman et al., Model soups, 2022).
 VARIANTS = {
     "as it is": {},
     "speaker names kept": {"task": {"neutral_speakers": False}},
@@ -84,6 +85,7 @@ VARIANTS = {
     "lines learned, weight 1, noisy copies": {
         "data": {"augment": 0.5}, "training": {"line_loss_weight": 1.0}},
     "no training, linear probe": {"linear_probe": {"C": 0.01}},
+    "three trainings, weights averaged": {"average": {"trainings": 3}},
 }
 OPTIONS = {
     "data": set(inspect.signature(prepare).parameters) - {"source", "output", "seed"},
@@ -92,6 +94,7 @@ OPTIONS = {
                 | {"gradient_checkpointing", "recipe"},  # which build_train_arguments reads besides
     "lora": {field.name for field in dataclasses.fields(LoraConfig)},
     "linear_probe": set(LogisticRegression().get_params()),
+    "average": {"trainings"},
 }
 FIGURES = ("precision", "recall", "f1", "average_precision")
 ROOT = Path(__file__).parents[1]
@@ -181,12 +184,16 @@ def make_row(job: Job, variant: dict, seed: int) -> tuple[dict, dict[str, np.nda
         score = None
         if "linear_probe" in variant:
             score, made = fit_linear_probe(model, tokenizer, task, data, variant["linear_probe"])
+        elif "average" in variant:
+            model, made = train_and_average(tokenizer, task, data, folder, job, variant, seed)
         else:
             model, made = train_variant(model, tokenizer, task, data, folder, job, variant, seed)
         seconds = time.perf_counter() - started
         started = time.perf_counter()
         with torch.compiler.set_stance("force_eager"):  # as the checkpoint would be, were it loaded again
             task, judged_on, scores = judge_model(model, tokenizer, task, data, job.also, score)
+            if "average" in variant:
+                scores |= scores_alone(model, PromptEncoder(tokenizer, task), judged_paths(data, job.also))
     return {"data": data.name, **made, "training_seconds": seconds, "judging_seconds": time.perf_counter() - started,
             "temperature": task.temperature, "judged_on": judged_on}, scores
 
@@ -202,6 +209,39 @@ def train_variant(model, tokenizer, task: Task, data: Path, folder: str, job: Jo
     trainer.train()
     return trainer.model, {"train_rows": len(train), "eval_loss": trainer.state.best_metric,
                            "steps": trainer.state.global_step}
+
+
+def train_and_average(tokenizer, task: Task, data: Path, folder: str, job: Job, variant: dict,
+                      seed: int) -> tuple[PeftModel, dict]:
+    """Several trainings of one variant, each with its own seed, and the mean of their weight changes as one adapter.
+
+    The trainings' own adapters stay beside it, under ``training N``.
+    """
+    number, made = variant["average"]["trainings"], []
+    for run in range(number):
+        base, _ = load_model(job.model, job.device)
+        model, found = train_variant(base, tokenizer, task, data, f"{folder}/{run}", job, variant, seed + 1000 * run)
+        model.save_pretrained(f"{folder}/best-{run}")
+        made.append(found)
+    names = [f"training {run}" for run in range(number)]
+    for run, name in enumerate(names):
+        model.load_adapter(f"{folder}/best-{run}", name)
+    model.add_weighted_adapter(names, [1 / number] * number, "average", combination_type="cat")
+    model.set_adapter("average")
+    return model, {"train_rows": made[0]["train_rows"], "eval_loss": [found["eval_loss"] for found in made],
+                   "steps": [found["steps"] for found in made]}
+
+
+def scores_alone(model: PeftModel, encoder: PromptEncoder, paths: dict[str, Path]) -> dict[str, np.ndarray]:
+    """Under ``NAME, training N``: [records] the probabilities of each training that was averaged, not calibrated."""
+    prompts = {name: encoder.prompts([record["input"] for record in read_records(path, Skipped())])
+               for name, path in paths.items()}
+    found = {}
+    for adapter in [name for name in model.peft_config if name.startswith("training ")]:
+        model.set_adapter(adapter)
+        found |= {f"{name}, {adapter}": score_prompts(model, encoder, rows) for name, rows in prompts.items()}
+    model.set_adapter("average")
+    return found
 
 
 def fit_linear_probe(model, tokenizer, task: Task, data: Path, options: dict) -> tuple[Callable, dict]:

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import ablations
 from data.records import Dialogue, Line, read_records, write_dialogues
@@ -106,6 +107,27 @@ def test_the_most_suspicious_lines_are_kept_where_lines_were_learned(command, sc
     kept = np.load(tmp_path / "scores" / "lines-3.npz")
     assert set(kept) == {"eval", "test", "eval, lines", "test, lines"}
     assert kept["test, lines"].shape == kept["test"].shape and (kept["test, lines"] != kept["test"]).any()
+
+
+def test_several_trainings_are_averaged_in_their_weights(command, scratch, tmp_path, monkeypatch):
+    averaged = []
+    scores_alone = ablations.scores_alone
+    monkeypatch.setattr(ablations, "scores_alone",
+                        lambda model, *args: averaged.append(model) or scores_alone(model, *args))
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"two": {"average": {"trainings": 2}, "training": {
+        "max_steps": 2, "eval_steps": 2, "save_steps": 2, "learning_rate": 1e-2}}}))
+    assert command("--more-variants", str(own), "--variants", "two", "--scores", str(tmp_path / "scores")) == 0
+    layer = averaged[0].base_model.model.model.layers[0].self_attn.q_proj
+    first, second, mean = (layer.get_delta_weight(name) for name in ("training 0", "training 1", "average"))
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(mean, (first + second) / 2, rtol=1e-4, atol=1e-7)
+    kept = np.load(tmp_path / "scores" / "two-3.npz")
+    assert set(kept) == {f"{name}{of}" for name in ("eval", "test") for of in ("", ", training 0", ", training 1")}
+    assert (kept["test"] != kept["test, training 0"]).any() and (
+        kept["test, training 0"] != kept["test, training 1"]).any()
+    row, = json.loads((tmp_path / "ablations.json").read_text())["rows"]
+    assert len(row["eval_loss"]) == 2 and row["steps"] == [2, 2]
 
 
 def test_a_linear_probe_is_judged_like_a_trained_variant(command, tmp_path, monkeypatch):
