@@ -95,7 +95,9 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
 
 def _of_single_lines(model, encoder: PromptEncoder, dialogue: str) -> list[float]:
     """The probability of each line that is read that it is part of a fraud; none where the model did not learn that."""
-    return score_single_lines(model, encoder, [dialogue])[0].tolist() if encoder.task.learned_lines else []
+    if not encoder.task.learned_lines:
+        return []
+    return score_single_lines(model, encoder, encoder.prompts([dialogue]))[0].tolist()
 
 
 def probabilities_by_line(model, tokenizer, dialogue: str) -> list[float]:

@@ -31,7 +31,7 @@ from evaluate import load_model, provenance_of
 from metrics import confidence_intervals
 from models import default_device, label_logits_at
 from predict import require_input
-from scoring import inference, score_prompts
+from scoring import inference, score_of_log_odds, score_prompts
 
 FALSE_ALARMS = (1.0, 5.0)  # per hundred honest dialogues
 HONEST_CHARACTERS = 500  # about a scam's length; a meeting of 15,000 is as many calls as pieces it gives
@@ -63,6 +63,7 @@ class GrowingDialogue:
         self._prompt: list[int] = []
         self._probability = math.nan
         self._cached: list[int] = []  # the token ids that the cache holds
+        self._log_odds: dict[int, float] = {}  # of the lines that end there, by their places
         self._cache = self._new_cache()
 
     def add(self, line: str) -> float:
@@ -84,26 +85,32 @@ class GrowingDialogue:
     def _score(self, prompt: list[int]) -> float:
         # The last token of the dialogue goes with the tail: it is the one that the next line may merge with.
         end = max(0, len(prompt) - len(self.encoder.tail) - 1)
+        rest = prompt[end:] + self.encoder.answer_prefix
+        line_ends = self.encoder.line_ends(prompt) if self.encoder.task.learned_lines else []
         with inference(self.model):
-            self._remember(prompt[:end])
-            rest = prompt[end:] + self.encoder.answer_prefix
+            cached_ends = [place for place in line_ends if place < end]
+            self._remember(prompt[:end], cached_ends)
             # A copy, since a sliding window forgets for the tail's sake what the next line still needs.
-            with label_logits_at(self.model, torch.zeros(1, dtype=torch.long), self.encoder.label_ids):
-                logits = self._forward(rest, copy.deepcopy(self._cache)).logits[0]
-        score = logits.double().softmax(dim=-1)[:1].cpu().numpy()
-        if not np.isfinite(score).all():
+            last = self._forward(rest, copy.deepcopy(self._cache), [0] * bool(line_ends) + [len(rest) - 1])
+        score = score_of_log_odds([*(self._log_odds[place] for place in cached_ends), *last])
+        if not math.isfinite(score):
             raise FloatingPointError("the score is not finite")
-        return float(calibrated(score, self.encoder.task.temperature)[0])
+        return float(calibrated(np.array([score]), self.encoder.task.temperature)[0])
 
-    def _remember(self, ids: list[int]) -> None:
-        """Brings the cache to hold `ids`, from the longest beginning that it shares with them."""
+    def _remember(self, ids: list[int], line_ends: list[int]) -> None:
+        """Brings the cache to hold `ids`, from the longest beginning that it shares with them.
+
+        Of the lines that end in what is new the log-odds are kept, too.
+        """
         pairs = zip(self._cached, ids)
         common = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self._cached), len(ids)))
         if common == 0 or not self._crop(common):
             self._cache, common = self._new_cache(), 0
         new, self._cached = ids[common:], []  # nothing is known of the cache while it is written
         if new:
-            self._forward(new, self._cache)
+            ends = [place for place in line_ends if place >= common]
+            odds = self._forward(new, self._cache, [place - common for place in ends] or [0])
+            self._log_odds.update(zip(ends, odds))
         self._cached = ids
 
     def _crop(self, length: int) -> bool:
@@ -119,10 +126,14 @@ class GrowingDialogue:
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config.get_text_config())
 
-    def _forward(self, ids: list[int], cache: DynamicCache):
+    def _forward(self, ids: list[int], cache: DynamicCache, places: list[int]) -> list[float]:
+        """[places] the log-odds of "fraud" against "not fraud" as what follows; adds `ids` to `cache`."""
         self.forwarded += len(ids)
         input_ids = torch.tensor([ids], device=self.model.device)
-        return self.model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **{_cache_argument(self.model): cache})
+        with label_logits_at(self.model, torch.tensor(places, device=self.model.device), self.encoder.label_ids):
+            logits = self.model(input_ids=input_ids, use_cache=True, **{_cache_argument(self.model): cache}).logits
+        fraud, honest = logits.double().T
+        return (fraud - honest).tolist()
 
 
 def _cache_argument(model) -> str:

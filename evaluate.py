@@ -189,7 +189,7 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         "probes": probes,
         "overlap_with_train": overlap(records, train) if train else None,
         **error_report(numbered, answers, scores, [len(prompt) for prompt in prompts], with_text=with_text),
-        "lines": _judged_by_lines(model, encoder, records, baselines),
+        "lines": _judged_by_lines(model, encoder, records, prompts, baselines),
         "label_audit": audit_labels(records, answers),
         "thresholds": threshold_table(y_true, scores),
         "rows_per_second": len(records) / seconds,
@@ -258,7 +258,7 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
     untuned = None
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            untuned = score_prompts(model, encoder, prompts)
+            untuned = score_prompts(model, encoder.heeding_no_lines(), prompts)
     rows = [row for row, answer in enumerate(answers) if answer is not None]
     answered = [records[row] for row in rows]
     y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
@@ -275,14 +275,13 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
     }
 
 
-def _judged_by_lines(model, encoder, records: list[dict], baselines: dict) -> dict | None:
+def _judged_by_lines(model, encoder, records: list[dict], prompts, baselines: dict) -> dict | None:
     """How single lines are told apart; None where the model did not learn it, or the records do not label lines."""
     from line_report import line_report
 
     if not encoder.task.learned_lines or not all("line_labels" in record for record in records):
         return None
-    scores = score_single_lines(model, encoder, [record["input"] for record in records])
-    return line_report(records, scores, baselines.get("tfidf_with_lines"))
+    return line_report(records, score_single_lines(model, encoder, prompts), baselines.get("tfidf_with_lines"))
 
 
 def _agreement(written: list[bool | None], scored: list[bool]) -> dict:
@@ -312,6 +311,7 @@ def provenance_of(model, data_path: str | Path, rows: int) -> dict:
         else None,
         "neutral_speakers": lineage.task.neutral_speakers,
         "max_length": lineage.task.max_length,
+        "learned_lines": lineage.task.learned_lines,
         "data": _anonymous(describe_data(data_path, rows)),
         "train_data": _anonymous(lineage.train_data) or None,
         "device": device_name(device),

@@ -69,14 +69,15 @@ def _with_last_words(text: str, words: str) -> str:
 
 def probe_prompts(encoder: PromptEncoder, dialogues: Sequence[str]) -> dict[str, list[list[int]]]:
     """The prompts of all dialogues under each probe, by its name."""
-    prompts = {}
-    for name, change in dialogue_probes(encoder).items():
-        probed = PromptEncoder(encoder.tokenizer, encoder.task)  # its own: what it truncates is not the report's
-        prompts[name] = probed.prompts([change(text) for text in dialogues])
-    for name, instruction in INSTRUCTIONS.items():
-        probed = PromptEncoder(encoder.tokenizer, dataclasses.replace(encoder.task, instruction=instruction))
-        prompts[name] = probed.prompts(dialogues)
-    return prompts
+    changes = {**dialogue_probes(encoder), **dict.fromkeys(INSTRUCTIONS, str)}
+    return {name: encoder_under(name, encoder).prompts([change(text) for text in dialogues])
+            for name, change in changes.items()}
+
+
+def encoder_under(probe: str, encoder: PromptEncoder) -> PromptEncoder:
+    """Whose prompts those of a probe are; one of its own, since what it truncates is not the report's."""
+    instruction = INSTRUCTIONS.get(probe, encoder.task.instruction)
+    return PromptEncoder(encoder.tokenizer, dataclasses.replace(encoder.task, instruction=instruction))
 
 
 def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts: Sequence[list[int]],
@@ -99,10 +100,12 @@ def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts
     changes_of_tfidf = _changes_of(tfidf, encoder, records, groups) if tfidf else {}
     probed = probe_prompts(encoder, [record["input"] for record in records])
     score_of = dict(zip(map(tuple, prompts), scores.tolist()))
-    new = list(dict.fromkeys(key for rows in probed.values() for key in map(tuple, rows) if key not in score_of))
-    if new:
-        raw_scores = score_prompts(model, encoder, [list(key) for key in new], progress=progress)
-        score_of.update(zip(new, calibrated(raw_scores, encoder.task.temperature).tolist()))
+    for name, rows in probed.items():
+        new = list(dict.fromkeys(key for key in map(tuple, rows) if key not in score_of))
+        if new:
+            raw_scores = score_prompts(model, encoder_under(name, encoder), [list(key) for key in new],
+                                       progress=progress and f"{progress} {name}")
+            score_of.update(zip(new, calibrated(raw_scores, encoder.task.temperature).tolist()))
 
     y_true = [record["label"] for record in records]
     y_pred = scores >= threshold

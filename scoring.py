@@ -2,11 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from peft.helpers import disable_input_dtype_casting
+from scipy.special import expit
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
@@ -32,21 +34,19 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     """[prompts] probability that the answer is "fraud", given that it is one of the two.
 
     One forward pass over prompt and the beginning that both answers share; a softmax over the two tokens that may
-    follow. Prompts are sorted by length, padded on the right without a mask (exact in a causal model), and
-    batched to `tokens_a_batch` padded tokens; equal prompts are scored once, and what all begin with once a batch.
+    follow. Where the model learned of lines, the mean of the log-odds of the answer and of the most suspicious line,
+    out of the same pass: a dialogue is a fraud if one of its lines is. Prompts are sorted by length, padded on the
+    right without a mask (exact in a causal model), and batched to `tokens_a_batch` padded tokens; equal prompts are
+    scored once, and what all begin with once a batch.
 
     Raises:
         FloatingPointError: a score is not finite, unless `require_finite` is off.
     """
     rows = [tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts]
-    probability = {}
-    with inference(model), tqdm(total=len(set(rows)), desc=progress, unit=" rows", disable=progress is None) as bar:
-        for batch, inputs, last, head in _batches(model, encoder, rows, tokens_a_batch):
-            with label_logits_at(model, last, encoder.label_ids, after=head):
-                pairs = model(**inputs).logits.double().softmax(dim=-1)
-            probability.update(zip(batch, pairs[:, 0].tolist(), strict=True))
-            bar.update(len(batch))
-    scores = np.array([probability[row] for row in rows])
+    places = {row: [*(encoder.line_ends(prompt) if encoder.task.learned_lines else ()), len(row) - 1]
+              for row, prompt in zip(rows, prompts)}
+    odds = _log_odds_at(model, encoder, places, tokens_a_batch, progress)
+    scores = np.array([score_of_log_odds(odds[row]) for row in rows])
     if require_finite and not np.isfinite(scores).all():
         remedy = "; a GPU with bf16, or --device cpu, has room for larger numbers than fp16"
         raise FloatingPointError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite"
@@ -54,27 +54,41 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     return scores
 
 
-def score_single_lines(model, encoder: PromptEncoder, dialogues: Sequence[str], *,
-                       progress: str | None = None) -> list[np.ndarray]:
-    """For each dialogue, [lines] the probability that a line is part of a fraud, by what was said up to its end.
-
-    What a model says that learned of lines (``Task.learned_lines``), in one pass for all lines of many dialogues.
-    Lines that the prompt has no room for, and those of a dialogue with a control token in it, have none.
+def score_of_log_odds(odds: Sequence[float]) -> float:
+    """The score of a dialogue by the log-odds of its lines, if any, and last of its answer; NaN if one is not finite.
     """
-    # The answer's turn comes after all lines, and is not needed.
-    rows = [tuple(prompt[:len(prompt) - len(encoder.tail)]) for prompt in encoder.prompts(dialogues)]
-    ends_of = dict(zip(rows, encoder.line_ends(dialogues)))
+    *of_lines, of_answer = odds
+    if not np.isfinite(odds).all():
+        return math.nan
+    return float(expit((of_answer + max(of_lines)) / 2 if of_lines else of_answer))
+
+
+def score_single_lines(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *,
+                       progress: str | None = None) -> list[np.ndarray]:
+    """For each prompt, [lines] the probability that a line is part of a fraud, by what was said up to its end.
+
+    What a model says that learned of lines (``Task.learned_lines``).
+    """
+    rows = [tuple(prompt[:len(prompt) - len(encoder.tail)]) for prompt in prompts]  # the answer's turn is not needed
+    places = {row: encoder.line_ends(prompt) for row, prompt in zip(rows, prompts)}
+    odds = _log_odds_at(model, encoder, places, None, progress)
+    return [expit(odds[row]) for row in rows]
+
+
+def _log_odds_at(model, encoder: PromptEncoder, places: Mapping[tuple[int, ...], Sequence[int]], budget: int | None,
+                 progress: str | None) -> dict[tuple[int, ...], np.ndarray]:
+    """By row, [places] the log-odds of "fraud" against "not fraud" as what follows the tokens at its places."""
     found = {}
-    with inference(model), tqdm(total=len(ends_of), desc=progress, unit=" rows", disable=progress is None) as bar:
-        for batch, inputs, last, head in _batches(model, encoder, rows):
-            starts = last.tolist() - np.array([len(row) - 1 for row in batch])
-            places = [start + end for start, row in zip(starts, batch) for end in ends_of[row]]
-            with label_logits_at(model, torch.tensor(places, device=model.device), encoder.label_ids, after=head):
-                pairs = model(**inputs).logits.double().softmax(dim=-1)
-            ends = np.cumsum([len(ends_of[row]) for row in batch])
-            found.update(zip(batch, np.split(pairs[:, 0].cpu().numpy(), ends[:-1]), strict=True))
+    with inference(model), tqdm(total=len(places), desc=progress, unit=" rows", disable=progress is None) as bar:
+        for batch, inputs, last, head in _batches(model, encoder, places, budget):
+            starts = [end - len(row) + 1 for end, row in zip(last, batch)]
+            asked = torch.tensor([start + place for start, row in zip(starts, batch) for place in places[row]])
+            with label_logits_at(model, asked.to(model.device), encoder.label_ids, after=head):
+                fraud, honest = model(**inputs).logits.double().T.cpu().numpy()
+            ends = np.cumsum([len(places[row]) for row in batch])
+            found.update(zip(batch, np.split(fraud - honest, ends[:-1]), strict=True))
             bar.update(len(batch))
-    return [found[row] for row in rows]
+    return found
 
 
 def last_hidden_states(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -83,13 +97,13 @@ def last_hidden_states(model, encoder: PromptEncoder, prompts: Sequence[Sequence
     found = {}
     with inference(model):
         for batch, inputs, last, head in _batches(model, encoder, rows):
-            with hidden_states_at(model, last, after=head) as selected:
+            with hidden_states_at(model, torch.tensor(last, device=model.device), after=head) as selected:
                 model(**inputs)
             found.update(zip(batch, selected.pop().float().cpu().numpy(), strict=True))
     return np.stack([found[row] for row in rows])
 
 
-def _batches(model, encoder: PromptEncoder, rows: Sequence[tuple[int, ...]], budget: int | None = None) -> Iterator:
+def _batches(model, encoder: PromptEncoder, rows: Collection[tuple[int, ...]], budget: int | None = None) -> Iterator:
     """(rows, inputs, last, head) with each row once, from short to long, as many at a time as fit `budget` tokens.
 
     `inputs` are what the model is called with; `last` are the numbers of the rows' last tokens, counted without the
@@ -102,7 +116,7 @@ def _batches(model, encoder: PromptEncoder, rows: Sequence[tuple[int, ...]], bud
     for batch in _batches_by_tokens(rows, head, budget or TOKENS_A_BATCH[device.type]):
         input_ids = pad_right([row[head:] for row in batch], encoder.tokenizer.pad_token_id, after=head).to(device)
         width = input_ids.shape[1]
-        last = torch.tensor([row * width + len(ids) - head - 1 for row, ids in enumerate(batch)], device=device)
+        last = [row * width + len(ids) - head - 1 for row, ids in enumerate(batch)]
         yield batch, model_inputs(model, prefix, input_ids), last, head
 
 

@@ -149,8 +149,10 @@ def _examples(path: str, tokenizer, task: Task) -> Dataset:
         print(f"{path}: {encoder.truncated} dialogues longer than {encoder.room} tokens lose their end",
               file=sys.stderr)
     if all("line_labels" in record for record in records):
-        for example, record, ends in zip(examples, records, encoder.line_ends([record["input"] for record in records])):
-            example |= {"line_ends": ends, "line_labels": record["line_labels"][:len(ends)]}
+        for example, record in zip(examples, records):
+            ends = encoder.line_ends(example["input_ids"][:example["labels"].count(-100)])
+            known = len(ends) == len(record["line_labels"])  # not of a dialogue that lost its end
+            example |= {"line_ends": ends if known else [], "line_labels": record["line_labels"] if known else []}
     dataset = Dataset.from_list(examples)
     origin = {"task": dataclasses.asdict(task), "data": describe_data(path, len(records))}
     dataset.info.description = json.dumps(origin, ensure_ascii=False)

@@ -54,7 +54,8 @@ from trainer import (
 SIX_LENGTHS = [100, 150, 200, 300, 400, 500]
 # Each changes one part, or two: of data.prepare, of the task, of the training arguments, or of LoRA. A linear probe is
 # a logistic regression on the hidden states of the base, which is not trained. Averaged are the weight changes of
-# several trainings that begin and draw differently (Wortsman et al., Model soups, 2022).
+# several trainings that begin and draw differently (Wortsman et al., Model soups, 2022). What was learned of lines is
+# heeded where the task says so; else the answer alone is judged.
 VARIANTS = {
     "as it is": {},
     "speaker names kept": {"task": {"neutral_speakers": False}},
@@ -84,6 +85,9 @@ VARIANTS = {
         "data": {"augment": 0.5}, "training": {"line_loss_weight": 0.3}},
     "lines learned, weight 1, noisy copies": {
         "data": {"augment": 0.5}, "training": {"line_loss_weight": 1.0}},
+    "lines learned and heeded": {"task": {"learned_lines": True}, "training": {"line_loss_weight": 0.3}},
+    "lines learned and heeded, noisy copies": {
+        "data": {"augment": 0.5}, "task": {"learned_lines": True}, "training": {"line_loss_weight": 0.3}},
     "no training, linear probe": {"linear_probe": {"C": 0.01}},
     "three trainings, weights averaged": {"average": {"trainings": 3}},
 }
@@ -275,7 +279,7 @@ def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
                   for name, rows in prompts.items()}
     task = calibrate([record["label"] for record in sets["eval"]], raw_scores["eval"], task)[0]
     scores = {name: calibrated(raw, task.temperature) for name, raw in raw_scores.items()}
-    lines = most_suspicious_lines(model, encoder, sets) if lineage_of(model).task.learned_lines else {}
+    parts = scores_by_part(model, encoder, prompts) if lineage_of(model).task.learned_lines else {}
     tfidf = tfidf_scores(data, paths)
     judged = {name: judge(sets[name], scores[name], task.threshold, tfidf[name]) for name in sets}
     encoder = PromptEncoder(tokenizer, task)
@@ -284,16 +288,16 @@ def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
                               groups=groups_of(sets[name]))
         judged[name]["probes"] = {probe: {key: found[key] for key in (*FIGURES, "change")}
                                   for probe, found in probes.items()}
-    return task, judged, {**scores, **lines}
+    return task, judged, {**scores, **parts}
 
 
-def most_suspicious_lines(model, encoder: PromptEncoder, sets: dict[str, list[dict]]) -> dict[str, np.ndarray]:
-    """Under ``NAME, lines``: [records] the highest score of a single line; of one that was not read, an even chance."""
-    found = {}
-    for name, records in sets.items():
-        scores = score_single_lines(model, encoder, [record["input"] for record in records])
-        found[f"{name}, lines"] = np.array([max(of_lines, default=0.5) for of_lines in scores])
-    return found
+def scores_by_part(model, encoder: PromptEncoder, prompts: dict[str, list]) -> dict[str, np.ndarray]:
+    """Of a model that learned of lines, [records] under ``NAME, answer`` and ``NAME, lines``: the score of the answer
+    alone, and that of the most suspicious line.
+    """
+    return {f"{name}, {part}": scores for name, rows in prompts.items() for part, scores in (
+        ("answer", score_prompts(model, encoder.heeding_no_lines(), rows)),
+        ("lines", np.array([of_lines.max() for of_lines in score_single_lines(model, encoder, rows)])))}
 
 
 def judged_paths(data: Path, also: Sequence[str]) -> dict[str, Path]:

@@ -7,9 +7,8 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
 
@@ -35,7 +34,8 @@ class Task:
         max_length: tokens of prompt and completion together; longer dialogues lose their end.
         threshold: probability of fraud from which on a dialogue is called one.
         temperature: what the log-odds of a score are divided by to become a probability; see ``calibration.py``.
-        learned_lines: whether the model also says of each line, where it ends, if it is part of a fraud.
+        learned_lines: whether the model also says of each line, where it ends, if it is part of a fraud; its scores
+            then heed what it says.
     """
 
     instruction: str = INSTRUCTION
@@ -90,12 +90,17 @@ class PromptEncoder:
             raise DataError(f"max_length {window} leaves no room for a dialogue after instruction and answer; "
                             f"it must be at least {window - self.room + 1}")
         self.truncated = 0
+        self._breaks_of: dict[int, list[bool]] = {}
 
     def prompts(self, dialogues: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompt of each dialogue, up to where the model's answer begins."""
-        encoded = self._plain_ids(self._texts(dialogues))
-        self.truncated += sum(len(text) > self._longest or len(ids) > self.room
-                              for text, ids in zip(dialogues, encoded, strict=True))
+        longest = self.room * CHARACTERS_A_TOKEN  # cut before it is tokenised: a megabyte takes seconds and 300 MB
+        too_long = [len(text) > longest for text in dialogues]
+        dialogues = [text[:longest] for text in dialogues]
+        if self.task.neutral_speakers:
+            dialogues = [neutral_speakers(text) for text in dialogues]
+        encoded = self._plain_ids(dialogues)
+        self.truncated += sum(long or len(ids) > self.room for ids, long in zip(encoded, too_long, strict=True))
         return [self.head + ids[:self.room] + self.tail for ids in encoded]
 
     def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> list[dict[str, list[int]]]:
@@ -106,33 +111,25 @@ class PromptEncoder:
             examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
         return examples
 
-    def line_ends(self, dialogues: Sequence[str]) -> list[list[int]]:
-        """The places in its prompt of the last token of each line of a dialogue, as far as the prompt has them.
+    def heeding_no_lines(self) -> "PromptEncoder":
+        """One of the same prompts, whose scores are those of the answer alone."""
+        return PromptEncoder(self.tokenizer, replace(self.task, learned_lines=False))
 
-        None of a dialogue that holds a control token, which is not tokenised as a whole.
+    def line_ends(self, prompt: Sequence[int]) -> list[int]:
+        """The places, in a prompt of this encoder, of the last token of each line of its dialogue.
+
+        That token may hold the line break, too, where it merged with a mark before it.
         """
-        texts = self._texts(dialogues)
-        offsets = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return [self._line_ends(text, [start for start, _ in spans[:self.room]], len(spans) > self.room)
-                for text, spans in zip(texts, offsets, strict=True)]
+        first, end = len(self.head), len(prompt) - len(self.tail)
+        broken = [max(first, place - at_once) for place in range(first, end) for at_once in self._breaks(prompt[place])]
+        return [*broken, end - 1]
 
-    def _line_ends(self, text: str, starts: list[int], cut: bool) -> list[int]:
-        """See `line_ends`; `starts` are the characters at which the prompt's tokens of the dialogue begin."""
-        if not starts or self.control_tokens is not None and self.control_tokens.search(text):
-            return []
-        ends = [match.start() for match in re.finditer(r"\n|\Z", text)]
-        tokens = [max(0, bisect_left(starts, end) - 1) for end in ends if not cut or end <= starts[-1]]
-        return [len(self.head) + token for token in tokens]
-
-    @property
-    def _longest(self) -> int:
-        """Characters after which a dialogue is cut before it is tokenised: a megabyte takes seconds and 300 MB."""
-        return self.room * CHARACTERS_A_TOKEN
-
-    def _texts(self, dialogues: Sequence[str]) -> list[str]:
-        """What is tokenised of each dialogue."""
-        texts = [text[:self._longest] for text in dialogues]
-        return [neutral_speakers(text) for text in texts] if self.task.neutral_speakers else texts
+    def _breaks(self, token: int) -> list[bool]:
+        """Of each line break in a token, whether the token begins with it."""
+        if token not in self._breaks_of:
+            text = self.tokenizer.decode([token])
+            self._breaks_of[token] = [place == 0 for place, character in enumerate(text) if character == "\n"]
+        return self._breaks_of[token]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

@@ -99,13 +99,13 @@ def test_scores_are_kept_and_are_those_that_were_judged(command, scratch, tmp_pa
             assert tfidf[key]["value"] == pytest.approx((judged[figure] or 0) - (tfidf[figure] or 0))
 
 
-def test_the_most_suspicious_lines_are_kept_where_lines_were_learned(command, scratch, tmp_path):
+def test_what_answer_and_lines_say_is_kept_where_lines_were_learned(command, scratch, tmp_path):
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"lines": {"training": {"max_steps": 1, "eval_steps": 1, "save_steps": 1,
                                                       "line_loss_weight": 0.5}}}))
     assert command("--more-variants", str(own), "--variants", "lines", "--scores", str(tmp_path / "scores")) == 0
     kept = np.load(tmp_path / "scores" / "lines-3.npz")
-    assert set(kept) == {"eval", "test", "eval, lines", "test, lines"}
+    assert set(kept) == {f"{name}{part}" for name in ("eval", "test") for part in ("", ", answer", ", lines")}
     assert kept["test, lines"].shape == kept["test"].shape and (kept["test, lines"] != kept["test"]).any()
 
 

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_records, train_briefly
+from scipy.special import expit, logit
 
 from app import score_lines
 from baselines import fit_baselines
 from data.prompt import PromptEncoder, Task
 from data.records import write_records
+from early_warning import GrowingDialogue
 from evaluate import evaluate_with_model, load_model
 from line_report import line_report
-from scoring import score_single_lines
+from scoring import score_of_log_odds, score_prompts, score_single_lines
 
 DIALOGUES = ["王经理: 今天风有点大。\n顾客: 好的。\n王经理: 请把短信里的号码念给我，我替您办退款。",
              "甲: 好", "甲: 您好\n\n乙: 再见"]
@@ -47,24 +49,58 @@ def learned(base, files, tmp_path_factory):
 def test_a_line_has_the_score_that_the_dialogue_up_to_it_gives_it(learned):
     model, tokenizer = learned
     encoder = PromptEncoder(tokenizer, model.lineage.task)
-    scores = score_single_lines(model, encoder, DIALOGUES)
+    prompts = encoder.prompts(DIALOGUES)
+    scores = score_single_lines(model, encoder, prompts)
     assert [len(row) for row in scores] == [3, 1, 3]
-    for prompt, ends, row in zip(encoder.prompts(DIALOGUES), encoder.line_ends(DIALOGUES), scores):
-        for end, score in zip(ends, row):
+    for prompt, row in zip(prompts, scores):
+        for end, score in zip(encoder.line_ends(prompt), row, strict=True):
             with torch.no_grad():
                 logits = model(torch.tensor([prompt[:end + 1]])).logits[0, -1, list(encoder.label_ids)]
             assert score == pytest.approx(logits.softmax(-1)[0].item(), abs=1e-4)
     assert max(scores[0]) - min(scores[0]) > 0.5  # the run has learned which sentence it is
 
 
+def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_line(learned):
+    model, tokenizer = learned
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    prompts = encoder.prompts(DIALOGUES)
+    answers = score_prompts(model, encoder.heeding_no_lines(), prompts)
+    lines = np.array([row.max() for row in score_single_lines(model, encoder, prompts)])
+    scores = score_prompts(model, encoder, prompts)
+    np.testing.assert_allclose(logit(scores), (logit(answers) + logit(lines)) / 2, atol=1e-3)
+    assert np.abs(scores - answers).max() > 1e-3
+    one_by_one = [score_prompts(model, encoder, [prompt])[0] for prompt in prompts]
+    np.testing.assert_allclose(one_by_one, scores, atol=1e-5)
+
+
+def test_log_odds_that_are_not_finite_are_no_score():
+    assert score_of_log_odds([2.0]) == pytest.approx(expit(2.0))
+    assert score_of_log_odds([-1.0, 3.0, -2.0]) == pytest.approx(expit(0.5))
+    for odds in ([np.inf], [0.0, np.nan], [-np.inf, 1.0]):
+        assert np.isnan(score_of_log_odds(odds))
+
+
+def test_a_growing_dialogue_heeds_its_lines_as_the_whole_does(learned):
+    model, tokenizer = learned
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    lines = [*DIALOGUES[0].split("\n"), "", "顾客: 好的，第3单对吧。", "王经理: 再见\n", "甲: 好"]
+    growing = GrowingDialogue(model, tokenizer)
+    beginnings = ["\n".join(lines[:end]) for end in range(1, len(lines) + 1)]
+    np.testing.assert_allclose([growing.add(line) for line in lines],
+                               score_prompts(model, encoder, encoder.prompts(beginnings)), atol=1e-4)
+
+
 def test_lines_that_are_not_read_have_no_score(learned):
     model, tokenizer = learned
     encoder = PromptEncoder(tokenizer, model.lineage.task)
-    whole = score_single_lines(model, encoder, DIALOGUES)
+    whole = score_single_lines(model, encoder, encoder.prompts(DIALOGUES[:1]))[0]
     short = PromptEncoder(tokenizer, dataclasses.replace(
         model.lineage.task, max_length=model.lineage.task.max_length - encoder.room + 60))
-    found = score_single_lines(model, short, [DIALOGUES[0], "甲: <|im_end|>\n乙: 好"])
-    assert len(found[0]) == 2 and found[0] == pytest.approx(whole[0][:2], abs=1e-4) and not len(found[1])
+    found = score_single_lines(model, short, short.prompts(DIALOGUES[:1]))[0]
+    assert len(whole) == len(found) == 3 and found[:2] == pytest.approx(whole[:2], abs=1e-4)
+    cut = PromptEncoder(tokenizer, dataclasses.replace(
+        model.lineage.task, max_length=model.lineage.task.max_length - encoder.room + 12))
+    assert len(score_single_lines(model, cut, cut.prompts(DIALOGUES[:1]))[0]) < 3
 
 
 def test_the_report_judges_lines_where_they_were_learned_and_are_labelled(learned, files, base, run_folder):
@@ -104,7 +140,7 @@ def test_the_page_marks_lines_where_the_model_learned_of_them(learned, base, run
     dialogue = DIALOGUES[0].replace("\n", "\n\n", 1)
     shown = score_lines(*learned, dialogue)
     encoder = PromptEncoder(learned[1], learned[0].lineage.task)
-    scores = score_single_lines(learned[0], encoder, [dialogue])[0]
+    scores = score_single_lines(learned[0], encoder, encoder.prompts([dialogue]))[0]
     assert [line.of_line for line in shown] == pytest.approx([scores[0], scores[2], scores[3]])  # the second is blank
     assert [line.of_line for line in score_lines(*load_model(base, run_folder, "cpu"), dialogue)] == [None] * 3
 

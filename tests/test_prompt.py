@@ -70,26 +70,33 @@ def test_the_label_ids_are_where_the_answers_part(encoder, tokenizer):
 
 
 def test_a_line_ends_at_the_token_with_its_last_character(encoder, tokenizer):
-    dialogues = ["张伟: 您好。\n李娜: 请把验证码告诉我！\n好的\n\n张伟: 再见", DIALOGUE, "一行"]
-    for dialogue, prompt, ends in zip(dialogues, encoder.prompts(dialogues), encoder.line_ends(dialogues)):
+    dialogues = ["张伟: 您好。\n李娜: 请把验证码告诉我！\n好的\n\n张伟: 再见", DIALOGUE, "一行", "甲: 好\n", "\n甲: 好",
+                 "甲: <|im_end|>\n乙: 好"]
+    for dialogue, prompt in zip(dialogues, encoder.prompts(dialogues)):
         lines = neutral_speakers(dialogue).split("\n")
-        until = [tokenizer.decode(prompt[len(encoder.head):end + 1]).removesuffix("\n") for end in ends]
-        assert until == ["\n".join(lines[:i + 1]).removesuffix("\n") for i in range(len(lines))]
+        until = [tokenizer.decode(prompt[len(encoder.head):end + 1]).rstrip("\n") for end in encoder.line_ends(prompt)]
+        assert until == ["\n".join(lines[:i + 1]).rstrip("\n") for i in range(len(lines))]
 
 
-def test_lines_that_a_prompt_has_lost_have_no_end(tokenizer):
+def test_a_break_that_merged_with_the_mark_before_it_ends_the_line_in_their_token(tokenizer):
+    merged = make_tokenizer()
+    merged.add_tokens(["。\n", "\n\n"])
+    encoder = PromptEncoder(merged, Task(instruction="问:", neutral_speakers=False))
+    ids = merged("甲: 好。\n乙: 好\n\n丙: 好", add_special_tokens=False)["input_ids"]
+    first, double = (ids.index(merged.convert_tokens_to_ids(token)) for token in ("。\n", "\n\n"))
+    ends = encoder.line_ends(encoder.head + ids + encoder.tail)
+    assert [end - len(encoder.head) for end in ends] == [first, double - 1, double, len(ids) - 1]
+
+
+def test_a_prompt_has_the_lines_that_were_not_cut(tokenizer):
     task = Task()
     dialogue = "\n".join(f"甲: 第{i}句话，说得不短也不长。" for i in range(40))
     whole = PromptEncoder(tokenizer, task)
-    ends = whole.line_ends([dialogue])[0]
+    ends = whole.line_ends(whole.prompts([dialogue])[0])
     assert len(ends) == 40
     short = PromptEncoder(tokenizer, dataclasses.replace(task, max_length=task.max_length - whole.room + 100))
-    found = short.line_ends([dialogue])[0]
-    assert found == [end for end in ends if end < len(short.head) + short.room - 1] and 0 < len(found) < 40
-
-
-def test_a_dialogue_with_a_control_token_has_no_line_ends(encoder):
-    assert encoder.line_ends(["甲: <|im_end|>\n乙: 好", "甲: 好"]) == [[], encoder.line_ends(["甲: 好"])[0]]
+    found = short.line_ends(short.prompts([dialogue])[0])
+    assert found[:-1] == [end for end in ends if end < found[-1]] and 1 < len(found) < 40
 
 
 def test_no_dialogues_give_no_prompts(encoder):
