@@ -126,10 +126,13 @@ def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:
     task, decode = lineage.task, prompt.tokenizer.decode
     names = ("Speaker names are replaced by A, B, C, ... in order of appearance before the model sees them."
              if task.neutral_speakers else "Speaker names are left as they are.")
+    lines = ("It is averaged, in log-odds, with the highest softmax over the same two tokens where a line of the "
+             "dialogue ends: the model learned of lines, too, whether they are part of a fraud. "
+             if task.learned_lines else "")
     exact = f"{decode(prompt.head)}DIALOGUE{decode(prompt.tail)}"
     return ("## Prompt\n\nExactly as used, line ends included; `DIALOGUE` stands for one line `name: words` a turn."
             f"\n\n{_code(exact)}\n\nThe answer is `{task.answers[0]}` for fraud, `{task.answers[1]}` otherwise. The "
-            "probability of fraud is the softmax over the two tokens in which these first differ. From "
+            f"probability of fraud is the softmax over the two tokens in which these first differ. {lines}From "
             f"**{task.threshold}** on a dialogue is called fraud. {names} Prompt and answer take at most "
             f"{task.max_length} tokens; longer dialogues lose their end, and what comes after is not judged.")
 

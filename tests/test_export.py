@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import export as export_module
 from checkpoints import find_checkpoint, read_checkpoint
-from data.prompt import Task
+from data.prompt import PromptEncoder, Task
 from data.records import DataError
 from evaluate import evaluate_with_model, load_model
 from export import compare, complete_or_absent, export, merge, refuse_existing, score_model, to_dtype
@@ -244,6 +244,11 @@ def test_the_card_shows_the_prompt_and_the_threshold_exactly_as_used(exported, l
     card = (exported[0] / "README.md").read_text()
     assert f"```\n{text}\n```" in card
     assert "**0.25**" in card and "at most 400 tokens" in card and "replaced by A, B, C" in card
+    assert "line of the dialogue" not in card
+    lineage = dataclasses.replace(loaded[0].lineage, task=Task(learned_lines=True))
+    facts = json.loads((exported[0] / "export.json").read_text())
+    card = render_card("model", facts, lineage, PromptEncoder(tokenizer, lineage.task), None)
+    assert "the highest softmax over the same two tokens where a line of the dialogue ends" in card
 
 
 def test_the_hub_reads_the_cards_front_matter(exported, loaded, report_file):
