@@ -450,6 +450,14 @@ def ablations_on_test() -> str:
     return ablations_table(_load("ablations"))
 
 
+def ablations_of_tiny_model() -> str:
+    report = _load("ablations_tiny")
+    return _captioned(
+        ablations_table(report),
+        f"{report['provenance']['model']['name']}, trained from random weights on one {_device(report['provenance'])}, "
+        f"commit {_commit(report)}.")
+
+
 def startup_of(name: str) -> str:
     report = _load(name)
     return _captioned(
@@ -508,6 +516,7 @@ TABLES = {
     "rare": rare_reading,
     "early_warning": early_warning_reading,
     "ablations": ablations_on_test,
+    "ablations_tiny": ablations_of_tiny_model,
     "ensembles": ensembles,
     "ensembles_compared": ensembles_compared,
     "startup": partial(startup_of, "startup"),

@@ -90,7 +90,7 @@ class PromptEncoder:
             raise DataError(f"max_length {window} leaves no room for a dialogue after instruction and answer; "
                             f"it must be at least {window - self.room + 1}")
         self.truncated = 0
-        self._breaks_of: dict[int, list[bool]] = {}
+        self._breaks_of: dict[int, list[bool]] = {}  # of each line break in a token, whether the token begins with it
 
     def prompts(self, dialogues: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompt of each dialogue, up to where the model's answer begins."""
@@ -120,16 +120,12 @@ class PromptEncoder:
 
         That token may hold the line break, too, where it merged with a mark before it.
         """
-        first, end = len(self.head), len(prompt) - len(self.tail)
-        broken = [max(first, place - at_once) for place in range(first, end) for at_once in self._breaks(prompt[place])]
-        return [*broken, end - 1]
-
-    def _breaks(self, token: int) -> list[bool]:
-        """Of each line break in a token, whether the token begins with it."""
-        if token not in self._breaks_of:
+        for token in [token for token in prompt if token not in self._breaks_of]:
             text = self.tokenizer.decode([token])
             self._breaks_of[token] = [place == 0 for place, character in enumerate(text) if character == "\n"]
-        return self._breaks_of[token]
+        first, end, breaks_of = len(self.head), len(prompt) - len(self.tail), self._breaks_of
+        breaking = [place for place in range(first, end) if breaks_of[prompt[place]]]
+        return [*(max(first, place - at_once) for place in breaking for at_once in breaks_of[prompt[place]]), end - 1]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
