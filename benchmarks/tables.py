@@ -454,8 +454,7 @@ def ablations_of_tiny_model() -> str:
     report = _load("ablations_tiny")
     return _captioned(
         ablations_table(report),
-        f"{report['provenance']['model']['name']}, trained from random weights on one {_device(report['provenance'])}, "
-        f"commit {_commit(report)}.")
+        f"{report['provenance']['model']['name']} on one {_device(report['provenance'])}, commit {_commit(report)}.")
 
 
 def startup_of(name: str) -> str:
