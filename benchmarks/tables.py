@@ -117,8 +117,8 @@ def _trained_again() -> str:
     pairs = list(zip(_seeds("standin_split_by_case"), _seeds("standin_earlier_split_by_case"), strict=True))
     f1, area = (max(abs(now[figure] - before[figure]) for now, before in pairs) for figure in COMPARED)
     before = spread(report["f1"] for _, report in pairs)
-    return (f"The same three trainings, run once before, ended at F1 {before}. They differ by rounding, since a GPU adds "
-            f"in no fixed order, and that moved F1 by up to {f1:.3f} and average precision by up to {area:.3f}. "
+    return (f"The same three trainings, run once before, ended at F1 {before}. They differ by rounding, since a GPU "
+            f"adds in no fixed order, and that moved F1 by up to {f1:.3f} and average precision by up to {area:.3f}. "
             "Differences of that size between two recipes, or between a model and TF-IDF, mean nothing in one seed.")
 
 
