@@ -34,7 +34,7 @@ COMPARED_ENSEMBLES = (
     "ensembles_as_it_is", "ensembles_as_it_is_with_lines", "ensembles_lines", "ensembles_lines_with_lines",
     "ensembles_lines_weight_1", "ensembles_noisy_copies", "ensembles_linear_probe", "ensembles",
     "ensembles_against_balanced", "ensembles_five", "ensembles_five_with_lines")
-TOGETHER = {"ensembles_noisy_copies": "one model, with noisy copies, as in the table above",
+TOGETHER = {"ensembles_noisy_copies": "one model, with noisy copies: the recipe of the table above",
             "ensembles_as_it_is": "one model, without noisy copies",
             "ensembles_lines": "the same, lines learned with weight 0.3",
             "ensembles_lines_weight_1": "the same, lines learned with weight 1",
