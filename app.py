@@ -20,13 +20,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from checkpoints import lineage_of
-from data.prompt import PromptEncoder
 from data.records import DataError
 from data.speakers import neutral_speakers, split_lines
 from early_warning import GrowingDialogue
 from evaluate import load_model
 from models import default_device
-from scoring import score_single_lines
 
 PAGE = Path(__file__).with_name("app.html")
 ADDRESS = "127.0.0.1"
@@ -83,21 +81,13 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
     growing = GrowingDialogue(model, tokenizer)
     neutral = growing.encoder.task.neutral_speakers
     seen = split_lines(neutral_speakers("\n".join(lines)) if neutral else "\n".join(lines))
-    of_lines = dict(enumerate(_of_single_lines(model, growing.encoder, "\n".join(lines)), start=1))
-    scored, start = [], 0
+    turns, start = {}, 0
     for number, line in enumerate(lines, start=1):
         if line.strip():  # a blank line is no turn; it comes with the next
-            probability = growing.add("\n".join(lines[start:number]))
-            scored.append(ScoredLine(*seen[number - 1], probability, growing.cut, of_lines.get(number)))
+            turns[number] = growing.add("\n".join(lines[start:number])), growing.cut
             start = number
-    return scored
-
-
-def _of_single_lines(model, encoder: PromptEncoder, dialogue: str) -> list[float]:
-    """The probability of each line that is read that it is part of a fraud; none where the model did not learn that."""
-    if not encoder.task.learned_lines:
-        return []
-    return score_single_lines(model, encoder, encoder.prompts([dialogue]))[0].tolist()
+    of_lines = dict(enumerate(growing.of_lines, start=1))
+    return [ScoredLine(*seen[number - 1], *turn, of_lines.get(number)) for number, turn in turns.items()]
 
 
 def probabilities_by_line(model, tokenizer, dialogue: str) -> list[float]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
+from scipy.special import expit
 from transformers import DynamicCache
 
 from calibration import calibrated
@@ -52,6 +53,7 @@ class GrowingDialogue:
         encoder: of the model's task.
         cut: whether the dialogue has become longer than the model reads; what comes after is not seen.
         forwarded: tokens that the model was run over so far.
+        of_lines: probability of each line so far that it is part of a fraud; empty where the model did not learn that.
     """
 
     def __init__(self, model, tokenizer) -> None:
@@ -59,6 +61,7 @@ class GrowingDialogue:
         self.encoder = PromptEncoder(tokenizer, lineage_of(model).task)
         self.cut = False
         self.forwarded = 0
+        self.of_lines: list[float] = []
         self._text: str | None = None
         self._prompt: list[int] = []
         self._probability = math.nan
@@ -88,11 +91,12 @@ class GrowingDialogue:
         rest = prompt[end:] + self.encoder.answer_prefix
         line_ends = self.encoder.line_ends(prompt) if self.encoder.task.learned_lines else []
         with inference(self.model):
-            cached_ends = [place for place in line_ends if place < end]
-            self._remember(prompt[:end], cached_ends)
+            self._remember(prompt[:end], [place for place in line_ends if place < end])
             # A copy, since a sliding window forgets for the tail's sake what the next line still needs.
             last = self._forward(rest, copy.deepcopy(self._cache), [0] * bool(line_ends) + [len(rest) - 1])
-        score = score_of_log_odds([*(self._log_odds[place] for place in cached_ends), *last])
+        of_lines = [self._log_odds[place] if place < end else last[0] for place in line_ends]
+        self.of_lines = expit(of_lines).tolist()
+        score = score_of_log_odds([*of_lines, last[-1]])
         if not math.isfinite(score):
             raise FloatingPointError("the score is not finite")
         return float(calibrated(np.array([score]), self.encoder.task.temperature)[0])

@@ -189,15 +189,13 @@ def make_row(job: Job, variant: dict, seed: int) -> tuple[dict, dict[str, np.nda
         if "linear_probe" in variant:
             score, made = fit_linear_probe(model, tokenizer, task, data, variant["linear_probe"])
         elif "average" in variant:
-            model, made = train_and_average(tokenizer, task, data, folder, job, variant, seed)
+            model, made = train_and_average(model, tokenizer, task, data, folder, job, variant, seed)
         else:
             model, made = train_variant(model, tokenizer, task, data, folder, job, variant, seed)
         seconds = time.perf_counter() - started
         started = time.perf_counter()
         with torch.compiler.set_stance("force_eager"):  # as the checkpoint would be, were it loaded again
             task, judged_on, scores = judge_model(model, tokenizer, task, data, job.also, score)
-            if "average" in variant:
-                scores |= scores_alone(model, PromptEncoder(tokenizer, task), judged_paths(data, job.also))
     return {"data": data.name, **made, "training_seconds": seconds, "judging_seconds": time.perf_counter() - started,
             "temperature": task.temperature, "judged_on": judged_on}, scores
 
@@ -215,7 +213,7 @@ def train_variant(model, tokenizer, task: Task, data: Path, folder: str, job: Jo
                            "steps": trainer.state.global_step}
 
 
-def train_and_average(tokenizer, task: Task, data: Path, folder: str, job: Job, variant: dict,
+def train_and_average(model, tokenizer, task: Task, data: Path, folder: str, job: Job, variant: dict,
                       seed: int) -> tuple[PeftModel, dict]:
     """Several trainings of one variant, each with its own seed, and the mean of their weight changes as one adapter.
 
@@ -223,7 +221,7 @@ def train_and_average(tokenizer, task: Task, data: Path, folder: str, job: Job, 
     """
     number, made = variant["average"]["trainings"], []
     for run in range(number):
-        base, _ = load_model(job.model, job.device)
+        base = load_model(job.model, job.device)[0] if run else model
         model, found = train_variant(base, tokenizer, task, data, f"{folder}/{run}", job, variant, seed + 1000 * run)
         model.save_pretrained(f"{folder}/best-{run}")
         made.append(found)
@@ -236,10 +234,8 @@ def train_and_average(tokenizer, task: Task, data: Path, folder: str, job: Job, 
                    "steps": [found["steps"] for found in made]}
 
 
-def scores_alone(model: PeftModel, encoder: PromptEncoder, paths: dict[str, Path]) -> dict[str, np.ndarray]:
+def scores_alone(model: PeftModel, encoder: PromptEncoder, prompts: dict[str, list]) -> dict[str, np.ndarray]:
     """Under ``NAME, training N``: [records] the probabilities of each training that was averaged, not calibrated."""
-    prompts = {name: encoder.prompts([record["input"] for record in read_records(path, Skipped())])
-               for name, path in paths.items()}
     found = {}
     for adapter in [name for name in model.peft_config if name.startswith("training ")]:
         model.set_adapter(adapter)
@@ -280,6 +276,8 @@ def judge_model(model, tokenizer, task: Task, data: Path, also: Sequence[str],
     task = calibrate([record["label"] for record in sets["eval"]], raw_scores["eval"], task)[0]
     scores = {name: calibrated(raw, task.temperature) for name, raw in raw_scores.items()}
     parts = scores_by_part(model, encoder, prompts) if lineage_of(model).task.learned_lines else {}
+    if "average" in getattr(model, "peft_config", {}):
+        parts |= scores_alone(model, encoder, prompts)
     tfidf = tfidf_scores(data, paths)
     judged = {name: judge(sets[name], scores[name], task.threshold, tfidf[name]) for name in sets}
     encoder = PromptEncoder(tokenizer, task)

@@ -14,8 +14,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
 read -ra prepare <<<"${PREPARE:---augment 0.5}"
-gpus=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)
 read -ra train <<<"${TRAIN:---num-train-epochs 2 --learning-rate 1e-3}"
+gpus=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)  # several share the seeds
 
 one_seed() {
     local seed=$1 suffix=$2 data=$output/data-$1 run=$output/run-$1
