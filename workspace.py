@@ -33,6 +33,7 @@ STAND_IN = """\
 This run did not have Qwen2-1.5B-Instruct's own weights: {name} stands in for it. What is said of Qwen2-1.5B's
 memory and speed was measured on its real architecture, with random weights."""
 SAMPLE_DIALOGUES = 4000
+TRAINING = {"line_loss_weight": 0.3}  # beside the article's arguments
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
             if not given:
                 write_sample(dialogs, SAMPLE_DIALOGUES)
             lengths = {} if given else {"lengths": demo.PIECE_LENGTHS, "shares": demo.SHARES}
-            prepare(dialogs, folder / "data", **lengths)
+            prepare(dialogs, folder / "data", augment=demo.NOISY_COPIES, **lengths)
     tiny = model == str(demo.BASE)
-    training = demo.TRAINING if tiny else {}
+    training = demo.TRAINING if tiny else TRAINING
     here = Workspace(model, "cuda" if on_gpu else "cpu", dialogs, folder / "data", folder / "run", ours=not given,
                      training={**training, **json.loads(os.environ.get("FRAUD_TRAINING", "{}"))},
                      lora={"lora_dropout": demo.LORA_DROPOUT} if tiny else {})

@@ -1,11 +1,12 @@
 """Dialogues (CSV) to train.jsonl, eval.jsonl, test.jsonl, split by dialogue, with a leakage report.
 
-    python -m data.prepare --source DIR --output DIR [--augment 0.5]
+    python -m data.prepare --source DIR --output DIR [--augment 0.5] [--held-out F.jsonl ...]
 
 The article cuts every dialogue three times, shuffles the pieces and splits those, so almost every eval piece
 has its sentences in the train set too. Here whole dialogues are dealt to the splits, pieces that nearly repeat a
 piece of another split are removed, only the train set is rebalanced (and, on request, augmented with noise), and
-``leakage.json`` counts what is left.
+``leakage.json`` counts what is left. What is to be judged on other records, cut from the same dialogues, can be kept
+from all three splits: ``--held-out``.
 """
 
 import argparse
@@ -17,9 +18,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .leakage import leakage_report, near_duplicates
+from .leakage import leakage_report, near_duplicates, rows_sharing_a_line
 from .noise import add_asr_noise
-from .records import DataError, Dialogue, Line, Skipped, read_dialogues, write_json, write_records
+from .records import DataError, Dialogue, Line, Skipped, read_dialogues, read_records, write_json, write_records
 from .speakers import format_dialogue
 
 PIECE_LENGTHS = (100, 300, 500)
@@ -101,6 +102,34 @@ def _deal(members: list, shares: Sequence[float]) -> list[list]:
     return [members[start:end] for start, end in zip([0, *ends], ends)]
 
 
+def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: Sequence[int] = PIECE_LENGTHS, *,
+              threshold: float = NEAR_DUPLICATE) -> list[Dialogue]:
+    """The dialogues that no held-out record was cut from: no piece of theirs shares a line with one, or repeats it.
+
+    A kind of dialogue that would be gone altogether (of a few long meetings, say) stays, for pieces that do neither.
+    """
+    pieces = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths)]
+    cases = {record["case"] for record, found in zip(pieces, _found_in(held_out, pieces, threshold)) if found}
+    left = {dialogue.category for dialogue in dialogues if dialogue.case not in cases}
+    return [dialogue for dialogue in dialogues if dialogue.case not in cases or dialogue.category not in left]
+
+
+def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
+              threshold: float = NEAR_DUPLICATE) -> list[dict]:
+    """The pieces of `dialogues` that share no line with a held-out record and repeat none."""
+    pieces = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths)]
+    return [record for record, found in zip(pieces, _found_in(held_out, pieces, threshold)) if not found]
+
+
+def _found_in(held_out: Sequence[dict], pieces: Sequence[dict], threshold: float) -> list[bool]:
+    """For each piece, whether it shares a whole line with some held-out record, or nearly repeats it."""
+    if not held_out:
+        return [False] * len(pieces)
+    nearly = near_duplicates([piece["input"] for piece in pieces], [record["input"] for record in held_out],
+                             threshold=threshold)
+    return [either or line for either, line in zip(nearly, rows_sharing_a_line(pieces, held_out), strict=True)]
+
+
 def remove_near_duplicates(splits: dict[str, list[dict]], *, threshold: float = NEAR_DUPLICATE) -> dict[str, int]:
     """Removes, in place, train pieces that nearly repeat an eval or test piece, and eval ones a test piece.
 
@@ -160,7 +189,8 @@ def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) ->
 def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = PIECE_LENGTHS,
             train_lengths: Sequence[int] | None = None, shares: Sequence[float] = SHARES,
             negatives_per_positive: float = 1.0, balance_sources: bool = False, keep_hard_negatives: bool = True,
-            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, seed: int = 0) -> dict:
+            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, held_out: Sequence[str | Path] = (),
+            seed: int = 0) -> dict:
     """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes.
 
     Args:
@@ -171,13 +201,15 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
         keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
         near_duplicate: similarity from which on a piece repeats a held-out one; above 1, none does.
         augment: share of the train records that get a noisy copy; see `data.noise`.
+        held_out: JSONL files of other records to be judged on: what they were cut from is in no split; see `leave_out`.
     """
     skipped = Skipped()
-    dialogues = read_dialogues(source, skipped)
+    others = [record for path in held_out for record in read_records(path, Skipped())]
+    read = read_dialogues(source, skipped)
+    dialogues = leave_out(read, others, lengths, threshold=near_duplicate)
     cases = split_by_case(dialogues, shares=shares, seed=seed)
     lengths_of = {**dict.fromkeys(SPLITS, lengths), "train": train_lengths or lengths}
-    splits = {name: [record for dialogue in cases[name] for record in cut_dialogue(dialogue, lengths_of[name])]
-              for name in SPLITS}
+    splits = {name: cut_apart(cases[name], lengths_of[name], others, threshold=near_duplicate) for name in SPLITS}
     cut = {name: len(records) for name, records in splits.items()}
     removed = remove_near_duplicates(splits, threshold=near_duplicate)
     if not keep_hard_negatives:
@@ -196,6 +228,8 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
         "settings": {"lengths": list(lengths), "train_lengths": list(lengths_of["train"]), "shares": list(shares),
                      "seed": seed, "negatives_per_positive": negatives_per_positive, "balance_sources": balance_sources,
                      "keep_hard_negatives": keep_hard_negatives, "near_duplicate": near_duplicate, "augment": augment},
+        "held_out": {"files": [Path(path).name for path in held_out], "records": len(others),
+                     "dialogues_left_out": len(read) - len(dialogues)},
         "skipped_lines": len(skipped),
         "skipped": [Path(place).name for place in skipped.places],
         "splits": {name: _counts(splits[name], cut[name], removed[name], kept[name]) for name in SPLITS},
@@ -231,6 +265,9 @@ def describe(report: dict) -> str:
                      f"{leak['rows_sharing_a_line']:.1%} of rows share a whole line")
     shuffled = report["if_pieces_were_shuffled"]
     lines.append(f"had the pieces been shuffled as in the article: {shuffled['rows_sharing_a_line']:.1%} of rows")
+    if report["held_out"]["records"]:
+        lines.append(f"left out {report['held_out']['dialogues_left_out']} dialogues that repeat a line or a piece of "
+                     f"{', '.join(report['held_out']['files'])}")
     if report["skipped_lines"]:
         lines.append(f"skipped {report['skipped_lines']} lines: {'; '.join(report['skipped'][:3])}; ... "
                      "(all in leakage.json)")
@@ -250,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="in train, as many harmless slices of scams as other negatives, as far as they go")
     parser.add_argument("--augment", type=float, default=0.0, metavar="SHARE",
                         help="of the train records, to add once more with a speech recogniser's noise (default: none)")
+    parser.add_argument("--held-out", nargs="+", default=[], metavar="JSONL",
+                        help="other records to be judged on; dialogues that they were cut from are left out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if not all(0 < value < math.inf for value in (
@@ -260,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = prepare(args.source, args.output, lengths=args.lengths, train_lengths=args.train_lengths,
                          shares=args.shares, negatives_per_positive=args.negatives_per_positive,
-                         balance_sources=args.balance_sources, augment=args.augment, seed=args.seed)
+                         balance_sources=args.balance_sources, augment=args.augment, held_out=args.held_out,
+                         seed=args.seed)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

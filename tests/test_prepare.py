@@ -14,15 +14,26 @@ from hypothesis import strategies as st
 from data.prepare import (
     SPLITS,
     add_noisy_copies,
+    cut_apart,
     cut_dialogue,
     describe,
+    leave_out,
     main,
     prepare,
     rebalance,
     remove_near_duplicates,
     split_by_case,
 )
-from data.records import DataError, Dialogue, Line, read_records, write_dialogues
+from data.records import (
+    DataError,
+    Dialogue,
+    Line,
+    Skipped,
+    read_dialogues,
+    read_records,
+    write_dialogues,
+    write_records,
+)
 from data.speakers import split_lines
 
 ROOT = Path(__file__).parent.parent
@@ -330,6 +341,30 @@ def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp
     kept = prepare(tmp_path, tmp_path / "kept", near_duplicate=2.0)  # as an ablation has it
     assert all(counts["removed_as_near_duplicates"] == 0 for counts in kept["splits"].values())
     assert kept["leakage"]["test against train"]["near_duplicates"] == 1
+
+
+def test_what_held_out_records_were_cut_from_is_in_no_split(tmp_path):
+    write_corpus(tmp_path, fraud=30)
+    dialogues = read_dialogues(tmp_path, Skipped())
+    line_of_one = {"input": f"客服: {dialogues[0].lines[0].content}", "label": False}
+    first, second = dialogues[1].lines
+    nearly_another = {"input": f"客服: 嗯{first.content}\n张伟: {second.content}啊", "label": True}
+    write_records(tmp_path / "other.jsonl", [line_of_one, nearly_another])
+    done = run_command("--source", tmp_path, "--output", tmp_path / "out", "--held-out", tmp_path / "other.jsonl")
+    assert done.returncode == 0 and "left out 2 dialogues that repeat a line or a piece of other.jsonl\n" in done.stdout
+    used = {record["case"] for records in read_splits(tmp_path / "out").values() for record in records}
+    assert len(used) <= 48 and used.isdisjoint({dialogues[0].case, dialogues[1].case})
+    report = json.loads((tmp_path / "out" / "leakage.json").read_text(encoding="utf-8"))
+    assert report["held_out"] == {"files": ["other.jsonl"], "records": 2, "dialogues_left_out": 2}
+
+
+def test_of_a_kind_that_held_out_records_touch_everywhere_other_pieces_stay():
+    lines = [[("客服", chr(0x4E00 + 50 * i + j) * 12, j == 1) for j in range(4)] for i in range(3)]
+    long = [dialogue(*of_one, case=f"会议/{i}", category="会议") for i, of_one in enumerate(lines)]
+    touched = [{"input": f"客服: {of_one[0][1]}", "label": False} for of_one in lines]
+    assert leave_out(long, touched) == long and leave_out(long, touched[:2]) == long[2:]
+    pieces = cut_apart(long, [12], touched)
+    assert len(pieces) == 9 and not any(record["input"] in {row["input"] for row in touched} for record in pieces)
 
 
 def test_skipped_lines_are_named_in_the_report_without_the_users_folders(tmp_path):

@@ -43,7 +43,7 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     monkeypatch.setenv("FRAUD_TRAINING", json.dumps({"learning_rate": 5e-4}))
     here = find_workspace(tmp_path)
     assert (here.model, here.dialogs, here.ours) == ("somebody/some-model", ours.dialogs, False)
-    assert here.training == {"learning_rate": 5e-4} and here.lora == {}
+    assert here.training == {"line_loss_weight": 0.3, "learning_rate": 5e-4} and here.lora == {}
     assert here.run != ours.run and here.run.parent.name == "some-model-given"
 
 
