@@ -90,6 +90,9 @@ VARIANTS = {
         "data": {"augment": 0.5}, "task": {"learned_lines": True}, "training": {"line_loss_weight": 0.3}},
     "no training, linear probe": {"linear_probe": {"C": 0.01}},
     "three trainings, weights averaged": {"average": {"trainings": 3}},
+    "three averaged, lines heeded, noisy copies": {
+        "average": {"trainings": 3}, "data": {"augment": 0.5}, "task": {"learned_lines": True},
+        "training": {"line_loss_weight": 0.3}},
 }
 OPTIONS = {
     "data": set(inspect.signature(prepare).parameters) - {"source", "output", "seed"},

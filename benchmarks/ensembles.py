@@ -1,14 +1,16 @@
 """What several models say together, and together with TF-IDF, from the scores that ``benchmarks.ablations`` kept.
 
     python -m benchmarks.ensembles --source DIALOGS --scores DIR --variants NAME ... [--seeds 0 1 2]
-                                   [--tfidf-with-lines]
+                                   [--tfidf-with-lines] [--parts NAME ...]
 
 ``average`` is the mean of the variants' log-odds; ``stack`` is a logistic regression on that mean and TF-IDF's
 log-odds, fitted on the eval split. Both are judged on test against TF-IDF, seed by seed and as the mean over the seeds,
 and no row that they are judged on was used to fit them. TF-IDF is fitted on the train split of the first variant; with
 ``--tfidf-with-lines`` it is the one that knows the labels of lines, too (``baselines.TfidfWithLines``). Judged are the
 pieces, at threshold 0.5 and at thresholds with the fewest errors on the eval split, and whole dialogues, by the mean
-log-odds of their pieces (one is a fraud if one of its pieces is); TF-IDF likewise.
+log-odds of their pieces (one is a fraud if one of its pieces is); TF-IDF likewise. ``--parts`` takes of every variant
+what the ablations kept besides: "answer" or "lines" of a model that learned of lines, "training 0" and so on of one
+whose weights are an average.
 """
 
 import argparse
@@ -72,8 +74,8 @@ def at_chosen_thresholds(found: dict, eval_split: dict) -> dict:
     return shifted
 
 
-def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = (),
-               with_lines: bool = False) -> tuple[dict, dict[str, dict]]:
+def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = (), with_lines: bool = False,
+               parts: Sequence[str] = ()) -> tuple[dict, dict[str, dict]]:
     """Both ensembles of one seed, on test, each of `also`, test at thresholds from eval, and whole dialogues.
 
     Returns:
@@ -85,7 +87,7 @@ def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = (),
     paths = judged_paths(data, also)
     sets = {name: read_records(path, Skipped()) for name, path in paths.items()}
     rows = {name: len(records) for name, records in sets.items()}
-    models = [read_scores(path, rows) for path in files]
+    models = [read_scores(path, rows, part) for path in files for part in parts or [None]]
     model = {name: average([scores[name] for scores in models]) for name in sets}
     tfidf = tfidf_scores(data, paths, with_lines)
     stack = fit_stack([record["label"] for record in sets["eval"]], model["eval"], log_odds(tfidf["eval"]))
@@ -128,15 +130,16 @@ def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
 
 
 def judge_ensembles(data: dict[int, Path], files: dict[int, Sequence[Path]], also: Sequence[str] = (),
-                    with_lines: bool = False) -> dict:
+                    with_lines: bool = False, parts: Sequence[str] = ()) -> dict:
     """``average`` and ``stack`` against TF-IDF on what `judge_seed` judges, by seed and over all of them.
 
     Args:
         data: by seed, the folder of prepared data that its models were trained on.
         files: by seed, the scores that its models gave.
         with_lines: against the TF-IDF that knows the labels of lines.
+        parts: of each file, what to average instead of the variant's own scores.
     """
-    seeds = {seed: judge_seed(data[seed], files[seed], also, with_lines) for seed in data}
+    seeds = {seed: judge_seed(data[seed], files[seed], also, with_lines, parts) for seed in data}
     by_set = {name: {seed: sets[name] for seed, (_, sets) in seeds.items()} for name in next(iter(seeds.values()))[1]}
     return {
         "stack_weights": {seed: weights for seed, (weights, _) in seeds.items()},
@@ -148,16 +151,18 @@ def judge_ensembles(data: dict[int, Path], files: dict[int, Sequence[Path]], als
     }
 
 
-def read_scores(path: Path, rows: dict[str, int]) -> dict[str, np.ndarray]:
-    """The probabilities that a row of the ablations kept, of the sets that `rows` counts."""
+def read_scores(path: Path, rows: dict[str, int], part: str | None = None) -> dict[str, np.ndarray]:
+    """The probabilities that a row of the ablations kept, of the sets that `rows` counts; of a `part`, if one is named.
+    """
+    of_part = f", {part}" if part else ""
     try:
         with np.load(path) as file:
-            scores = {name: file[name] for name in rows if name in file}
+            scores = {name: file[name + of_part] for name in rows if name + of_part in file}
     except (OSError, ValueError, BadZipFile):
         raise DataError(f"{path}: not a file of scores") from None
     for name, number in rows.items():
         if name not in scores:
-            raise DataError(f"{path}: has no scores of {name}")
+            raise DataError(f"{path}: has no scores of {name}{of_part}")
         if len(scores[name]) != number:
             raise DataError(f"{path}: has {len(scores[name])} scores of {name}, which has {number} records: "
                             "it was made on other data")
@@ -200,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--also", nargs="*", default=[], metavar="JSONL", help="judge on these, too")
     parser.add_argument("--tfidf-with-lines", action="store_true", help="against the one that knows lines' labels")
+    parser.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="of every variant, as \"training 0\"")
     parser.add_argument("--scratch", default="outputs/ablations", help="where prepared data is kept")
     parser.add_argument("--output", default="results/ensembles.json")
     args = parser.parse_args(argv)
@@ -207,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = Job("", args.source, Path(args.scratch), "cpu")
     data = {seed: prepared(job, variants[args.variants[0]].get("data", {}), seed) for seed in args.seeds}
     files = {seed: [args.scores / f"{slug(name)}-{seed}.npz" for name in args.variants] for seed in args.seeds}
-    report = {"variants": args.variants, "tfidf_with_lines": args.tfidf_with_lines,
-              **judge_ensembles(data, files, args.also, args.tfidf_with_lines), "device": "cpu",
+    report = {"variants": args.variants, "parts": args.parts, "tfidf_with_lines": args.tfidf_with_lines,
+              **judge_ensembles(data, files, args.also, args.tfidf_with_lines, args.parts), "device": "cpu",
               "provenance": code_provenance()}
     write_json(args.output, report)
     print(table(report))

@@ -112,6 +112,20 @@ def test_the_command_finds_data_and_scores_of_each_seed_and_shows_their_mean(tmp
     assert capsys.readouterr().err.startswith("no variant 'as it was'; there are 'as it is', ")
 
 
+def test_parts_of_what_was_kept_are_averaged_instead(data, tmp_path):
+    right, wrong = ({name: expit(np.where(np.arange(ROWS[name]) % 2 == 0, odds, -odds)) for name in ("eval", "test")}
+                    for odds in (3.0, -1.0))
+    write_scores(tmp_path / "all.npz", {
+        **wrong, **{f"{name}, training {n}": scores for n, made in enumerate((right, wrong)) for name, scores in
+                    made.items()}})
+    f1 = {parts: ensembles.judge_ensembles({0: data}, {0: [tmp_path / "all.npz"]}, parts=parts)
+          ["judged_on"]["test"]["average"]["seeds"][0]["f1"]
+          for parts in ((), ("training 0",), ("training 1",), ("training 0", "training 1"))}
+    assert list(f1.values()) == [0.0, 1.0, 0.0, 1.0]
+    with pytest.raises(DataError, match="all.npz: has no scores of eval, lines$"):
+        ensembles.judge_ensembles({0: data}, {0: [tmp_path / "all.npz"]}, parts=["lines"])
+
+
 def test_scores_of_other_data_are_refused_in_one_line(data, tmp_path):
     (tmp_path / "bad.npz").write_text("no scores")
     write_scores(tmp_path / "short.npz", {"eval": np.zeros(40), "test": np.zeros(59)})
