@@ -271,7 +271,7 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
                       "resampled": "rows" if groups is None else "dialogues"},
         "at_prevalence": at_prevalence(y_true, y_pred, groups),
         "baselines": against_baselines(answered, y_pred, baselines, scores=scores[rows], groups=groups,
-                                       untuned=None if untuned is None else untuned[rows]),
+                                       untuned=None if untuned is None else untuned[rows]) if rows else None,
     }
 
 

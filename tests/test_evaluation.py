@@ -183,8 +183,8 @@ def test_renamed_speakers_change_nothing_unless_names_are_kept(base, loaded, eva
 
 
 def test_answers_that_cannot_be_read_are_counted_and_never_called_honest(base, eval_file):
-    report = evaluate(base, "", eval_file, "cpu", method="generate", batch=True, progress=False)
-    assert report["unparsed"] == 20 and report["tn"] == report["fn"] == 0
+    report = evaluate(base, "", eval_file, "cpu", method="generate", batch=True, progress=False, train_path=eval_file)
+    assert report["unparsed"] == 20 and report["tn"] == report["fn"] == 0 and report["baselines"] is None
     assert report["precision"] is None and report["intervals"]["recall"] is None
 
 
