@@ -9,8 +9,9 @@
 # MODEL was a small pretrained model (Gemma 3 270M, cut vocabulary) that stands in for Qwen2-1.5B-Instruct where its
 # weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. The learning rate and the
 # number of epochs were chosen by loss and F1 on the eval split; the test split was looked at afterwards. Another recipe
-# is tried with TRAIN="--num-train-epochs 3 ..." and PREPARE="--augment 0 ..." in the environment: without
-# --line-loss-weight they made results/standin_earlier_*, without noisy copies besides results/standin_not_augmented_*.
+# is tried with TRAIN="--num-train-epochs 3 ..." and PREPARE="--augment 0 ..." in the environment. Without
+# --line-loss-weight it made results/standin_no_lines_* and, run before, standin_earlier_*; without noisy copies besides,
+# results/standin_not_augmented_*.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
