@@ -39,6 +39,7 @@ class Lineage:
         quantization: ``type`` (nf4, fp4 or none) and ``double`` of the base weights.
         train_data: ``name``, ``path``, ``sha256`` and ``rows`` of the train file, where known.
         calibration: on what data temperature and threshold of the task were found, and how that went.
+        averaged: sha256 of each adapter that this one is the mean of; empty for one that was trained.
         adapter_sha256: of the saved adapter; empty before it is saved.
         checkpoint: the folder's name; empty for an untuned model.
     """
@@ -48,6 +49,7 @@ class Lineage:
     quantization: dict = dataclasses.field(default_factory=dict)
     train_data: dict = dataclasses.field(default_factory=dict)
     calibration: dict = dataclasses.field(default_factory=dict)
+    averaged: list[str] = dataclasses.field(default_factory=list)
     adapter_sha256: str = ""
     checkpoint: str = ""
 

@@ -307,8 +307,8 @@ def provenance_of(model, data_path: str | Path, rows: int) -> dict:
     device = model.device
     return {
         "model": {**lineage.base, "quantization": lineage.quantization},
-        "checkpoint": {"name": lineage.checkpoint, "adapter_sha256": lineage.adapter_sha256} if lineage.checkpoint
-        else None,
+        "checkpoint": {"name": lineage.checkpoint, "adapter_sha256": lineage.adapter_sha256,
+                       "averaged": lineage.averaged} if lineage.checkpoint else None,
         "neutral_speakers": lineage.task.neutral_speakers,
         "max_length": lineage.task.max_length,
         "learned_lines": lineage.task.learned_lines,

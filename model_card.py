@@ -119,7 +119,8 @@ def _training_data(lineage: Lineage) -> str:
     data = lineage.train_data
     if not data:
         return "## Training data\n\nThe checkpoint does not say what it was trained on."
-    return f"## Training data\n\n`{data['name']}`, {data['rows']} records, sha256 `{data['sha256']}`."
+    averaged = f" The adapter is the mean of {len(lineage.averaged)} trainings on it." if lineage.averaged else ""
+    return f"## Training data\n\n`{data['name']}`, {data['rows']} records, sha256 `{data['sha256']}`.{averaged}"
 
 
 def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:

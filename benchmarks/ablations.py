@@ -32,10 +32,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from average import average_checkpoints
 from baselines import against_scores, build_tfidf, fit_tfidf_with_lines, fraud_probability
 from benchmarks import refusing_in_a_line
 from calibration import calibrate, calibrated
-from checkpoints import code_provenance, describe_base, file_sha256, lineage_of, source_commit
+from checkpoints import code_provenance, describe_base, file_sha256, lineage_of, save_task_file, source_commit
 from data.prepare import prepare
 from data.prompt import PromptEncoder, Task
 from data.records import DataError, Skipped, groups_of, read_records, write_bytes, write_json
@@ -222,16 +223,17 @@ def train_and_average(model, tokenizer, task: Task, data: Path, folder: str, job
 
     The trainings' own adapters stay beside it, under ``training N``.
     """
-    number, made = variant["average"]["trainings"], []
-    for run in range(number):
+    best, made = [f"{folder}/best-{run}" for run in range(variant["average"]["trainings"])], []
+    for run, path in enumerate(best):
         base = load_model(job.model, job.device)[0] if run else model
         model, found = train_variant(base, tokenizer, task, data, f"{folder}/{run}", job, variant, seed + 1000 * run)
-        model.save_pretrained(f"{folder}/best-{run}")
+        model.save_pretrained(path)
+        save_task_file(path, lineage_of(model))
         made.append(found)
-    names = [f"training {run}" for run in range(number)]
-    for run, name in enumerate(names):
-        model.load_adapter(f"{folder}/best-{run}", name)
-    model.add_weighted_adapter(names, [1 / number] * number, "average", combination_type="cat")
+    average_checkpoints(best, f"{folder}/average")
+    for run, path in enumerate(best):
+        model.load_adapter(path, f"training {run}")
+    model.load_adapter(f"{folder}/average", "average")
     model.set_adapter("average")
     return model, {"train_rows": made[0]["train_rows"], "eval_loss": [found["eval_loss"] for found in made],
                    "steps": [found["steps"] for found in made]}
