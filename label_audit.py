@@ -3,8 +3,18 @@
 The second opinion is the TF-IDF baseline, fitted on other dialogues of the same set (5 folds, out of fold). It reads
 the same words as the model, so the two may be wrong together: a suspect is a label to look at, not a wrong label, and
 the share of errors that fall on suspects is no estimate of how many labels are wrong.
+
+A set that was cut from a corpus whose lines are labelled can be asked more: whether the two agree.
+
+    python label_audit.py --data eval0819.jsonl --source DIALOGS [--relabelled OUT.jsonl] [--output audit.json]
+
+says how good the lines' own labels would be as answers, which is the best that a model can do that learned from them,
+and writes the records that it found with those labels, the dialogue they come from, and the labels of their lines.
 """
 
+import argparse
+import sys
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +23,14 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from baselines import build_tfidf, fraud_probability
+from checkpoints import code_provenance, describe_data
 from data.leakage import whole_lines
+from data.records import DataError, Dialogue, Line, Skipped, read_dialogues, read_records, write_json, write_records
+from data.speakers import split_lines
+from metrics import classification_metrics, confidence_intervals
 
 FOLDS = 5
+BETWEEN_DIALOGUES = "\0\n"  # in no text
 SUSPECT = 0.9
 RULE = (f"a label is suspect when TF-IDF with logistic regression, fitted on the other dialogues of this set "
         f"({FOLDS} folds), gives the opposite label a probability of at least {SUSPECT}")
@@ -89,3 +104,106 @@ def dialogue_groups(records: Sequence[dict]) -> tuple[np.ndarray, str]:
     rows, columns = [row for row, _ in pairs], [number[line] for _, line in pairs]
     graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(nodes, nodes))
     return connected_components(graph, directed=False)[1][:len(records)], "shared whole lines"
+
+
+# ------------------------------------------------------------------------------- a set against the lines' labels
+
+
+def trace(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> list[tuple[Dialogue, list[Line]] | None]:
+    """For each record the dialogue it was cut from, and the lines that its own are, or are parts of.
+
+    What is said is compared, not who says it. None where no dialogue says so, or several do that label it differently.
+    """
+    pieces, starts, lines, end = [], [], [], 0  # of every line where it starts in the corpus, and whose it is
+    for dialogue in dialogues:
+        for line in dialogue.lines:
+            starts.append(end)
+            lines.append((dialogue, line))
+            pieces.append(line.content.strip() + "\n")
+            end += len(pieces[-1])
+        pieces.append(BETWEEN_DIALOGUES)
+        end += len(BETWEEN_DIALOGUES)
+    corpus = "".join(pieces)
+
+    def place_of(record: dict) -> tuple[Dialogue, list[Line]] | None:
+        text = "\n".join(words.strip() for _, words in split_lines(record["input"]))
+        found, at = None, corpus.find(text) if text else -1
+        while at >= 0:
+            first, last = (bisect_right(starts, place) - 1 for place in (at, at + len(text) - 1))
+            place = lines[first][0], [line for _, line in lines[first:last + 1]]
+            found = found or place
+            if [line.is_fraud for line in place[1]] != [line.is_fraud for line in found[1]]:
+                return None
+            at = corpus.find(text, at + 1)
+        return found
+
+    return [place_of(record) for record in records]
+
+
+def relabel(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> list[dict | None]:
+    """Each record as the corpus labels it: a fraud if one of its lines is; None where `trace` does not find it.
+
+    Its ``case``, ``category`` and ``line_labels`` are the corpus's, too.
+    """
+    return [None if place is None else {
+        **record, "label": any(line.is_fraud for line in place[1]), "case": place[0].case,
+        "category": place[0].category, "line_labels": [line.is_fraud for line in place[1]]}
+        for record, place in zip(records, trace(records, dialogues))]
+
+
+def audit_against_lines(records: Sequence[dict], relabelled: Sequence[dict | None]) -> dict:
+    """How far labels agree with those of the lines, and how the latter would do as answers.
+
+    Returns:
+        ``rows``, ``traced``; of the traced ``fraud_without_a_fraud_line`` and ``honest_with_a_fraud_line``; and
+        ``answers_of_lines``, metrics with intervals resampled by dialogue.
+
+    Raises:
+        DataError: no record was found in the dialogues.
+    """
+    pairs = [(record["label"], other) for record, other in zip(records, relabelled, strict=True) if other is not None]
+    if not pairs:
+        raise DataError("no record was cut from these dialogues, line for line; give the corpus it comes from")
+    y_true, of_lines = np.array([[label, other["label"]] for label, other in pairs]).T
+    groups = [other["case"] for _, other in pairs]
+    return {"rows": len(records), "traced": len(pairs),
+            "fraud_without_a_fraud_line": int((y_true & ~of_lines).sum()),
+            "honest_with_a_fraud_line": int((~y_true & of_lines).sum()),
+            "answers_of_lines": {**classification_metrics(y_true, of_lines),
+                                 "intervals": confidence_intervals(y_true, of_lines, groups=groups)}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="label_audit.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="JSONL records to audit")
+    parser.add_argument("--source", required=True, help="the dialogues they were cut from (CSV), lines labelled")
+    parser.add_argument("--relabelled", metavar="JSONL", help="write the records found there as their lines label them")
+    parser.add_argument("--output", metavar="JSON", help="write the audit")
+    args = parser.parse_args(argv)
+    skipped = Skipped()
+    try:
+        records = read_records(args.data, skipped)
+        found = relabel(records, read_dialogues(args.source, skipped))
+        audit = audit_against_lines(records, found)
+        if args.relabelled:
+            write_records(args.relabelled, filter(None, found))
+        if args.output:
+            data = {key: value for key, value in describe_data(args.data, len(records)).items() if key != "path"}
+            write_json(args.output, {**audit, "data": data, "device": "cpu", "provenance": code_provenance()})
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if skipped:
+        print(skipped.summary(), file=sys.stderr)
+    lines = audit["answers_of_lines"]
+    print(f"{audit['traced']} of {audit['rows']} records found, line for line: "
+          f"{audit['fraud_without_a_fraud_line']} labelled fraud have no line that is, "
+          f"{audit['honest_with_a_fraud_line']} labelled honest have one")
+    print(f"the labels of lines as answers: precision {lines['precision']:.3f}, recall {lines['recall']:.3f}, "
+          f"F1 {lines['f1']:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,9 +1,15 @@
 """The label audit: wrong labels among plain ones are found, and a dialogue is never judged by its own pieces."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 
-from label_audit import audit_labels, dialogue_groups, out_of_fold_probabilities
+import label_audit
+from data.prepare import cut_dialogue
+from data.records import DataError, Dialogue, Line, Skipped, read_records, write_records
+from label_audit import audit_against_lines, audit_labels, dialogue_groups, out_of_fold_probabilities, relabel, trace
 
 
 def corpus(n: int = 120) -> list[dict]:
@@ -62,3 +68,81 @@ def test_pieces_that_share_a_line_are_one_dialogue_where_cases_are_not_known():
 def test_too_few_dialogues_are_not_audited():
     assert audit_labels(corpus(16)) is None  # four cases of either label
     assert audit_labels(corpus(20)) is not None
+
+
+DIALOGUES = [
+    Dialogue("退款/1", "退款", (Line("客服", "您好，您的订单有问题。", False), Line("我", "什么问题？", False),
+                            Line("客服", "请把验证码告诉我。", True), Line("我", "好的。", False))),
+    Dialogue("会议/1", "会议", (Line("甲", "什么问题？", False), Line("乙", "下周再说。", False)))]
+
+
+def piece(dialogue: Dialogue, first: int, end: int, label: bool, rename=str) -> dict:
+    lines = dialogue.lines[first:end]
+    return {"input": "\n".join(f"{rename(line.speaker)}: {line.content}" for line in lines), "label": label}
+
+
+def test_a_piece_is_traced_by_what_is_said_whoever_says_it():
+    scam, meeting = DIALOGUES
+    records = [piece(scam, 1, 3, True, lambda name: "发言人1"), piece(meeting, 0, 2, False),
+               {"input": "甲: 什么问题？\n甲: 没有问题。", "label": False},
+               {"input": "客服: 把验证码告诉", "label": True}, {"input": "我: 好的。\n甲: 什么问题？", "label": False}]
+    assert trace(records, DIALOGUES) == [
+        (scam, list(scam.lines[1:3])), (meeting, list(meeting.lines)), None, (scam, [scam.lines[2]]), None]
+
+
+def test_what_dialogues_label_differently_is_not_traced():
+    other = Dialogue("会议/2", "会议", (Line("甲", "请把验证码告诉我。", False),))
+    records = [piece(DIALOGUES[0], 2, 3, True), piece(DIALOGUES[0], 2, 4, True), piece(DIALOGUES[1], 0, 1, False)]
+    assert [place and place[0].case for place in trace(records, [*DIALOGUES, other])] == [None, "退款/1", "退款/1"]
+
+
+def test_pieces_of_a_corpus_are_found_and_keep_what_preparing_gave_them():
+    records = [record for dialogue in DIALOGUES for record in cut_dialogue(dialogue, [10, 30])]
+    bare = [{"input": record["input"], "label": not record["label"]} for record in records]
+    for record, found in zip(records, relabel(bare, DIALOGUES), strict=True):
+        assert {key: found[key] for key in ("label", "line_labels", "category")} == {
+            key: record[key] for key in ("label", "line_labels", "category")}
+
+
+def test_labels_that_the_lines_contradict_are_counted_by_kind():
+    records = [piece(DIALOGUES[0], 0, 3, True), piece(DIALOGUES[0], 0, 2, True), piece(DIALOGUES[0], 2, 4, False),
+               piece(DIALOGUES[1], 0, 2, False), {"input": "丙: 别处的话。", "label": True}]
+    found = audit_against_lines(records, relabel(records, DIALOGUES))
+    assert (found["rows"], found["traced"]) == (5, 4)
+    assert (found["fraud_without_a_fraud_line"], found["honest_with_a_fraud_line"]) == (1, 1)
+    lines = found["answers_of_lines"]
+    assert (lines["tp"], lines["fp"], lines["fn"], lines["tn"], lines["f1"]) == (1, 1, 1, 1, 0.5)
+    with pytest.raises(DataError, match="no record was cut from these dialogues"):
+        audit_against_lines(records[4:], [None])
+
+
+@pytest.fixture
+def source(tmp_path):
+    """The dialogues as CSV, and two records of them of which the second is labelled wrongly."""
+    folder = tmp_path / "dialogs"
+    folder.mkdir()
+    for dialogue in DIALOGUES:
+        with open(folder / f"{dialogue.category}.csv", "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["case", "speaker", "content", "is_fraud"])
+            rows.writerows(["1", line.speaker, line.content, line.is_fraud] for line in dialogue.lines)
+    write_records(tmp_path / "set.jsonl", [piece(DIALOGUES[0], 0, 3, True), piece(DIALOGUES[0], 0, 2, True)])
+    return folder
+
+
+def test_the_command_writes_the_audit_and_the_records_as_the_lines_label_them(source, tmp_path, capsys):
+    command = ["--data", str(tmp_path / "set.jsonl"), "--source", str(source)]
+    assert label_audit.main([*command, "--relabelled", str(tmp_path / "anew.jsonl"), "--output",
+                             str(tmp_path / "audit.json")]) == 0
+    assert "2 of 2 records found, line for line: 1 labelled fraud have no line that is" in capsys.readouterr().out
+    anew = read_records(tmp_path / "anew.jsonl", Skipped())
+    assert [(record["label"], record["case"], record["line_labels"]) for record in anew] == [
+        (True, "退款/1", [False, False, True]), (False, "退款/1", [False, False])]
+    audit = json.loads((tmp_path / "audit.json").read_text())
+    assert (audit["answers_of_lines"]["recall"], audit["data"]["rows"]) == (0.5, 2)
+
+
+def test_a_corpus_that_is_another_is_refused_in_a_line(source, tmp_path, capsys):
+    write_records(tmp_path / "set.jsonl", [{"input": "丙: 别处的话。", "label": True}])
+    assert label_audit.main(["--data", str(tmp_path / "set.jsonl"), "--source", str(source)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
