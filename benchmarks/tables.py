@@ -74,6 +74,29 @@ def _figures(found: Sequence[dict]) -> str:
     return " | ".join(spread(of_seed[metric] for of_seed in found) for metric in FIGURES)
 
 
+def summary() -> str:
+    """The results in three sentences."""
+    reports, eval0819 = _seeds("standin_averaged_split_by_case"), _seeds("standin_averaged_eval0819")
+    tfidf = [report["baselines"]["tfidf"] for report in reports]
+    said = []
+    for figure, words in zip(COMPARED, ("F1", "average precision")):
+        ours, theirs = (statistics.fmean(found[figure] for found in of_seeds) for of_seeds in (reports, tfidf))
+        clear = sum(found[f"model_{figure}_minus_this"]["interval"][0] > 0 for found in tfidf)
+        said.append(f"{words} {ours:.3f}, TF-IDF {theirs:.3f} (ahead beyond the interval in {clear} of {len(reports)} "
+                    "seeds)")
+    together = _load("ensembles_heeded")["judged_on"][CHOSEN_THRESHOLDS]["average"]["mean_difference_to_tfidf"]["f1"]
+    behind = [report["baselines"]["tfidf"]["model_f1_minus_this"] for report in eval0819]
+    assert together["interval"][0] > 0
+    assert all(found["interval"][1] < 0 for found in behind)
+    assert all(report["speakers_renamed"]["f1"] == report["f1"] for report in reports)
+    return _paragraph(
+        f"On dialogues that no training saw, three trainings averaged reach {said[1]}, and {said[0]}; with "
+        f"thresholds from eval, and three seeds judged together, even one training is ahead in F1, by "
+        f"{difference(together)}. On the article's own eval set, where "
+        f"{eval0819[0]['overlap_with_train']['rows_sharing_a_line']:.0%} of the rows share a line with train, TF-IDF "
+        "is ahead. Calling the speakers otherwise changes no answer.")
+
+
 def seeds_table() -> str:
     """The stand-in against TF-IDF, seed by seed, with 95 % intervals."""
     lines = ["| judged on | model | seed | F1 | TF-IDF's | F1 minus TF-IDF's | average precision minus TF-IDF's |",
@@ -287,13 +310,16 @@ def early_warning_reading() -> str:
             f"finds {_found(row)} of {row['fraud']} frauds of test, half of these by the time "
             f"{row['share_of_dialogue'][1]:.0%} of the dialogue is spoken, and alarms {row['honest_alarmed']} of "
             f"{row['honest']} honest ones")
-    without = [at["test"] for at in _load("early_warning_no_lines")["at"]]
-    found = " and ".join(_found(row) for row in without)
-    heard = " and ".join(f"{row['share_of_dialogue'][1]:.0%}" for row in without)
+    without = _load("early_warning_no_lines")["at"]
+    found = " and ".join(_found(at["test"]) for at in without)
+    heard = " and ".join(f"{at['test']['share_of_dialogue'][1]:.0%}" for at in without)
+    strict = _load("early_warning")["at"][0]["eval"]
     return _paragraph(
         f"The stand-in (seed 0): {'; '.join(said)}. Where no lines were learned it found {found}, half by the time "
-        f"{heard} was spoken. A likely reason, not measured apart: each line of an honest dialogue is one more chance "
-        "to mislead a model that heeds its most suspicious line.")
+        f"{heard} was spoken. The stricter threshold lets {strict['honest_alarmed']} of {strict['honest']} honest "
+        "dialogues of eval raise an alarm: it hangs on a single dialogue, and moves with the training. Besides, each "
+        "line of an honest dialogue is one more chance to mislead a model that heeds its most suspicious line; how "
+        "much that costs was not measured apart.")
 
 
 def _found(row: dict) -> str:
@@ -584,6 +610,7 @@ def bases() -> str:
 
 TABLES = {
     "results": results_table,
+    "summary": summary,
     "reading": reading,
     "lead": lead_table,
     "together": together_table,
