@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The stand-in's runs, from dialogues to reports: for each of three seeds, which deal the dialogues to the splits and begin
 # the training, temperature and threshold from the eval split, then the test split and the article's eval set; and the
-# article's eval set once more by a model that was trained without the dialogues that set was cut from (..._apart). With
-# the first seed also how early a dialogue is found out, and, on 400 rows, how often a written answer agrees with the score.
+# article's eval set once more by a model that was trained without the dialogues that set was cut from (..._apart), also
+# with the labels that the corpus gives its rows (..._relabelled_apart). With the first seed also how early a dialogue is
+# found out, and, on 400 rows, how often a written answer agrees with the score.
 #
 #   benchmarks/standin.sh MODEL DIALOGS EVAL0819.jsonl OUTPUT [split] [apart] [early]     # default: all three
 #
@@ -58,7 +59,9 @@ split() {
 
 apart() {
     train_seed "$1" "apart-$1" --held-out "$eval0819" --shares 0.85 0.1 0.05
-    judge "apart-$1" "$eval0819" "${name}_eval0819_apart$2"
+    judge "apart-$1" "$eval0819" "${name}_eval0819_apart$2" &
+    judge "apart-$1" "$output/eval0819_relabelled.jsonl" "${name}_eval0819_relabelled_apart$2" &
+    wait
 }
 
 early() {
@@ -72,6 +75,9 @@ early() {
     wait
 }
 
+mkdir -p "$output"
+python3 label_audit.py --data "$eval0819" --source "$dialogs" --relabelled "$output/eval0819_relabelled.jsonl" \
+    --output "$output/label_audit_eval0819.json"
 for part in split apart; do
     if [[ " ${parts:-split apart} " == *" $part "* ]]; then
         $part 0 "" &
