@@ -143,12 +143,17 @@ def trace(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> list[tuple[
 def relabel(records: Sequence[dict], dialogues: Sequence[Dialogue]) -> list[dict | None]:
     """Each record as the corpus labels it: a fraud if one of its lines is; None where `trace` does not find it.
 
-    Its ``case``, ``category`` and ``line_labels`` are the corpus's, too.
+    Its ``case``, ``category`` and ``line_labels`` are the corpus's, too; the last are left out where a line of the
+    corpus is several lines in the record.
     """
-    return [None if place is None else {
-        **record, "label": any(line.is_fraud for line in place[1]), "case": place[0].case,
-        "category": place[0].category, "line_labels": [line.is_fraud for line in place[1]]}
-        for record, place in zip(records, trace(records, dialogues))]
+    return [place and _labelled_as(record, *place) for record, place in zip(records, trace(records, dialogues))]
+
+
+def _labelled_as(record: dict, dialogue: Dialogue, lines: Sequence[Line]) -> dict:
+    labels = [line.is_fraud for line in lines]
+    found = {key: value for key, value in record.items() if key != "line_labels"}
+    found |= {"label": any(labels), "case": dialogue.case, "category": dialogue.category}
+    return found | ({"line_labels": labels} if len(labels) == len(split_lines(record["input"])) else {})
 
 
 def audit_against_lines(records: Sequence[dict], relabelled: Sequence[dict | None]) -> dict:

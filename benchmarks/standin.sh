@@ -22,6 +22,9 @@ read -ra train <<<"${TRAIN:---num-train-epochs 2 --learning-rate 1e-3 --line-los
 trainings=${TRAININGS:-1} name=${NAME:-standin}
 gpus=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)  # several share the seeds
 
+# all PID ...: waits for them, and ends the script where one failed
+all() { for pid in "$@"; do wait "$pid"; done; }
+
 # train SEED DATA RUN
 train() {
     python3 trainer.py --model "$model" --train "$2/train.jsonl" --eval "$2/eval.jsonl" --output "$3" --seed "$1" \
@@ -31,7 +34,7 @@ train() {
 
 # train_seed SEED NAME OPTIONS: data-NAME, prepared with the OPTIONS besides, and run-NAME, calibrated
 train_seed() {
-    local seed=$1 data=$output/data-$2 run=$output/run-$2 runs=()
+    local seed=$1 data=$output/data-$2 run=$output/run-$2 runs=() jobs=()
     if ((gpus > 1)); then export CUDA_VISIBLE_DEVICES=$((seed % gpus)); fi
     python3 -m data.prepare --source "$dialogs" --output "$data" --seed "$seed" "${prepare[@]}" "${@:3}"
     if ((trainings == 1)); then
@@ -40,8 +43,9 @@ train_seed() {
         for ((i = 0; i < trainings; i++)); do
             runs+=("$run-$i")
             train $((seed + 1000 * i)) "$data" "$run-$i" &
+            jobs+=($!)
         done
-        wait
+        all "${jobs[@]}"
         python3 average.py --checkpoints "${runs[@]}" --output "$run"
     fi
     python3 evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate --cost-ratio 1
@@ -52,16 +56,16 @@ judge() { python3 evaluate.py --model "$model" --checkpoint "$output/run-$1" --d
 
 split() {
     train_seed "$1" "$1"
-    judge "$1" "$output/data-$1/test.jsonl" "${name}_split_by_case$2" &
-    judge "$1" "$eval0819" "${name}_eval0819$2" &
-    wait
+    judge "$1" "$output/data-$1/test.jsonl" "${name}_split_by_case$2" & jobs=($!)
+    judge "$1" "$eval0819" "${name}_eval0819$2" & jobs+=($!)
+    all "${jobs[@]}"
 }
 
 apart() {
     train_seed "$1" "apart-$1" --held-out "$eval0819" --shares 0.85 0.1 0.05
-    judge "apart-$1" "$eval0819" "${name}_eval0819_apart$2" &
-    judge "apart-$1" "$output/eval0819_relabelled.jsonl" "${name}_eval0819_relabelled_apart$2" &
-    wait
+    judge "apart-$1" "$eval0819" "${name}_eval0819_apart$2" & jobs=($!)
+    judge "apart-$1" "$output/eval0819_relabelled.jsonl" "${name}_eval0819_relabelled_apart$2" & jobs+=($!)
+    all "${jobs[@]}"
 }
 
 early() {
@@ -69,21 +73,22 @@ early() {
     cp "$data/leakage.json" "$output/standin_leakage.json"
     head -n 400 "$data/test.jsonl" >"$data/test400.jsonl"
     python3 evaluate.py --model "$model" --checkpoint "$run" --data "$data/test400.jsonl" --method generate \
-        --output "$output/${name}_generate.json" &
+        --output "$output/${name}_generate.json" & jobs=($!)
     python3 early_warning.py --model "$model" --checkpoint "$run" --source "$dialogs" --eval "$data/eval.jsonl" \
-        --test "$data/test.jsonl" --output "$output/early_warning.json" &
-    wait
+        --test "$data/test.jsonl" --output "$output/early_warning.json" & jobs+=($!)
+    all "${jobs[@]}"
 }
 
 mkdir -p "$output"
 python3 label_audit.py --data "$eval0819" --source "$dialogs" --relabelled "$output/eval0819_relabelled.jsonl" \
     --output "$output/label_audit_eval0819.json"
+seeds=()
 for part in split apart; do
     if [[ " ${parts:-split apart} " == *" $part "* ]]; then
-        $part 0 "" &
-        $part 1 _seed1 &
-        $part 2 _seed2 &
+        $part 0 "" & seeds+=($!)
+        $part 1 _seed1 & seeds+=($!)
+        $part 2 _seed2 & seeds+=($!)
     fi
 done
-wait
+all ${seeds[@]+"${seeds[@]}"}  # of which there may be none
 if [[ " ${parts:-early} " == *" early "* ]]; then early; fi

@@ -104,6 +104,15 @@ def test_pieces_of_a_corpus_are_found_and_keep_what_preparing_gave_them():
             key: record[key] for key in ("label", "line_labels", "category")}
 
 
+def test_lines_are_not_labelled_where_the_record_breaks_them_otherwise():
+    broken = Dialogue("退款/2", "退款", (Line("客服", "第一，不要挂断。\n第二，转到安全账户。", True),
+                                     Line("我", "好的。", False)))
+    records = [piece(broken, 0, 2, False), piece(broken, 1, 2, True)]
+    whole, last = relabel([{**record, "line_labels": [True]} for record in records], [broken])
+    assert (whole["label"], "line_labels" in whole) == (True, False)
+    assert (last["label"], last["line_labels"]) == (False, [False])
+
+
 def test_labels_that_the_lines_contradict_are_counted_by_kind():
     records = [piece(DIALOGUES[0], 0, 3, True), piece(DIALOGUES[0], 0, 2, True), piece(DIALOGUES[0], 2, 4, False),
                piece(DIALOGUES[1], 0, 2, False), {"input": "丙: 别处的话。", "label": True}]
