@@ -6,10 +6,12 @@ the share of errors that fall on suspects is no estimate of how many labels are 
 
 A set that was cut from a corpus whose lines are labelled can be asked more: whether the two agree.
 
-    python label_audit.py --data eval0819.jsonl --source DIALOGS [--relabelled OUT.jsonl] [--output audit.json]
+    python label_audit.py --data eval0819.jsonl --source DIALOGS [--train train.jsonl] [--relabelled OUT.jsonl]
+                          [--output audit.json]
 
 says how good the lines' own labels would be as answers, which is the best that a model can do that learned from them,
-and writes the records that it found with those labels, the dialogue they come from, and the labels of their lines.
+with --train also how far that is above TF-IDF fitted on that split, and writes the records that it found with those
+labels, the dialogue they come from, and the labels of their lines.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from checkpoints import code_provenance, describe_data
 from data.leakage import whole_lines
 from data.records import DataError, Dialogue, Line, Skipped, read_dialogues, read_records, write_json, write_records
 from data.speakers import split_lines
-from metrics import classification_metrics, confidence_intervals
+from metrics import classification_metrics, confidence_intervals, f1_difference
 
 FOLDS = 5
 BETWEEN_DIALOGUES = "\0\n"  # in no text
@@ -178,11 +180,28 @@ def audit_against_lines(records: Sequence[dict], relabelled: Sequence[dict | Non
                                  "intervals": confidence_intervals(y_true, of_lines, groups=groups)}}
 
 
+def room_above_tfidf(records: Sequence[dict], relabelled: Sequence[dict | None], train: Sequence[dict]) -> dict:
+    """How TF-IDF fitted on `train` does on the records that were found, and how much better the lines' labels do.
+
+    Returns:
+        TF-IDF's metrics at threshold 0.5, and ``answers_of_lines_f1_minus_this`` with the interval of the paired
+        bootstrap, resampled by dialogue.
+    """
+    pairs = [(record, other) for record, other in zip(records, relabelled, strict=True) if other is not None]
+    y_true, of_lines = np.array([[record["label"], other["label"]] for record, other in pairs]).T
+    fitted = build_tfidf().fit([record["input"] for record in train], [record["label"] for record in train])
+    scores = fraud_probability(fitted, [record["input"] for record, _ in pairs])
+    groups = [other["case"] for _, other in pairs]
+    return {**classification_metrics(y_true, scores >= 0.5, scores),
+            "answers_of_lines_f1_minus_this": f1_difference(y_true, of_lines, scores >= 0.5, groups)}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="label_audit.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="JSONL records to audit")
     parser.add_argument("--source", required=True, help="the dialogues they were cut from (CSV), lines labelled")
+    parser.add_argument("--train", metavar="JSONL", help="compare with TF-IDF fitted on these records")
     parser.add_argument("--relabelled", metavar="JSONL", help="write the records found there as their lines label them")
     parser.add_argument("--output", metavar="JSON", help="write the audit")
     args = parser.parse_args(argv)
@@ -191,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         records = read_records(args.data, skipped)
         found = relabel(records, read_dialogues(args.source, skipped))
         audit = audit_against_lines(records, found)
+        if args.train:
+            audit["tfidf"] = room_above_tfidf(records, found, read_records(args.train, skipped))
         if args.relabelled:
             write_records(args.relabelled, filter(None, found))
         if args.output:
@@ -207,6 +228,11 @@ def main(argv: Sequence[str] | None = None) -> int:
           f"{audit['honest_with_a_fraud_line']} labelled honest have one")
     print(f"the labels of lines as answers: precision {lines['precision']:.3f}, recall {lines['recall']:.3f}, "
           f"F1 {lines['f1']:.3f}")
+    if args.train:
+        room = audit["tfidf"]["answers_of_lines_f1_minus_this"]
+        interval = " ({:+.3f} to {:+.3f})".format(*room["interval"]) if room["interval"] else ""
+        print(f"TF-IDF fitted on {args.train}: F1 {audit['tfidf']['f1']:.3f}, which leaves "
+              f"{room['value']:+.3f}{interval} between the two")
     return 0
 
 

@@ -68,7 +68,7 @@ def at_chosen_thresholds(found: dict, eval_split: dict) -> dict:
     """What `judge_seed` returns of a set, with log-odds shifted so that the threshold chosen on eval is at 0.5."""
     y_true = [record["label"] for record in eval_split["records"]]
     shifted = {"records": found["records"]}
-    for name in ("tfidf", *ENSEMBLES):
+    for name in found.keys() - {"records"}:
         threshold = np.array(choose_threshold(y_true, eval_split[name], cost_ratio=1))
         shifted[name] = expit(log_odds(found[name]) - log_odds(threshold))
     return shifted
@@ -101,27 +101,27 @@ def judge_seed(data: Path, files: Sequence[Path], also: Sequence[str] = (), with
                      WHOLE_DIALOGUES: by_dialogue(judged["test"])}
 
 
-def mean_differences(seeds: Sequence[dict], ensemble: str) -> dict[str, dict]:
-    """F1 and average precision minus TF-IDF's, their means over the seeds, with 95 % intervals.
+def mean_differences(seeds: Sequence[dict], model: str, other: str = "tfidf") -> dict[str, dict]:
+    """F1 and average precision of one model minus another's, their means over the seeds, with 95 % intervals.
 
     A dialogue that is in the test splits of several seeds is drawn for all of them together: they are not independent.
 
     Args:
-        seeds: of each ``records``, ``tfidf`` and the probabilities of the ensemble, as `judge_seed` returns them.
+        seeds: of each ``records``, and the probabilities of both under their names, as `judge_seed` returns them.
     """
     labels = [np.array([record["label"] for record in seed["records"]]) for seed in seeds]
     ends = np.cumsum([len(y_true) for y_true in labels])
-    areas = [[average_precision_of(y_true, seed[name]) for name in (ensemble, "tfidf")]
+    areas = [[average_precision_of(y_true, seed[name]) for name in (model, other)]
              for y_true, seed in zip(labels, seeds)]
 
     def differences(weights: np.ndarray | None) -> dict[str, float]:
         found = {"f1": [], "average_precision": []}
         weights_of_seeds = [None] * len(seeds) if weights is None else np.split(weights, ends[:-1])
-        for y_true, seed, (area, tfidf_area), drawn in zip(labels, seeds, areas, weights_of_seeds):
-            f1, tfidf_f1 = (rates(confusion_counts(y_true, seed[name] >= 0.5, drawn))["f1"]
-                            for name in (ensemble, "tfidf"))
-            found["f1"].append(f1 - tfidf_f1)
-            found["average_precision"].append(area(drawn) - tfidf_area(drawn))
+        for y_true, seed, (area, other_area), drawn in zip(labels, seeds, areas, weights_of_seeds):
+            f1, other_f1 = (rates(confusion_counts(y_true, seed[name] >= 0.5, drawn))["f1"]
+                            for name in (model, other))
+            found["f1"].append(f1 - other_f1)
+            found["average_precision"].append(area(drawn) - other_area(drawn))
         return {name: statistics.fmean(values) for name, values in found.items()}
 
     groups = [groups_of(seed["records"]) for seed in seeds]

@@ -58,6 +58,8 @@ split() {
     train_seed "$1" "$1"
     judge "$1" "$output/data-$1/test.jsonl" "${name}_split_by_case$2" & jobs=($!)
     judge "$1" "$eval0819" "${name}_eval0819$2" & jobs+=($!)
+    python3 label_audit.py --data "$eval0819" --source "$dialogs" --train "$output/data-$1/train.jsonl" \
+        --output "$output/label_audit_eval0819$2.json" & jobs+=($!)
     all "${jobs[@]}"
 }
 
@@ -80,8 +82,7 @@ early() {
 }
 
 mkdir -p "$output"
-python3 label_audit.py --data "$eval0819" --source "$dialogs" --relabelled "$output/eval0819_relabelled.jsonl" \
-    --output "$output/label_audit_eval0819.json"
+python3 label_audit.py --data "$eval0819" --source "$dialogs" --relabelled "$output/eval0819_relabelled.jsonl"
 seeds=()
 for part in split apart; do
     if [[ " ${parts:-split apart} " == *" $part "* ]]; then

@@ -149,6 +149,24 @@ def test_the_command_writes_the_audit_and_the_records_as_the_lines_label_them(so
         (True, "退款/1", [False, False, True]), (False, "退款/1", [False, False])]
     audit = json.loads((tmp_path / "audit.json").read_text())
     assert (audit["answers_of_lines"]["recall"], audit["data"]["rows"]) == (0.5, 2)
+    whole = [piece(dialogue, 0, 4, dialogue is DIALOGUES[0]) for dialogue in DIALOGUES]
+    write_records(tmp_path / "train.jsonl", whole * 2)
+    assert label_audit.main([*command, "--train", str(tmp_path / "train.jsonl"), "--output",
+                             str(tmp_path / "audit.json")]) == 0
+    assert "train.jsonl: F1 1.000, which leaves -0.333 (" in capsys.readouterr().out
+    assert json.loads((tmp_path / "audit.json").read_text())["tfidf"]["f1"] == 1.0
+
+
+def test_tfidf_that_calls_the_topic_fraud_is_compared_with_the_labels_of_lines(tmp_path, capsys):
+    """Trained on scams called fraud line by line, TF-IDF does so; the labels of lines know the harmless one."""
+    scam = Dialogue("退款/1", "退款", tuple(Line("客服", f"订单{i}要退款，请报验证码。", i > 0) for i in range(4)))
+    meeting = Dialogue("会议/1", "会议", tuple(Line("甲", f"会议{i}下周再说。", False) for i in range(4)))
+    records = [piece(dialogue, i, i + 1, dialogue.lines[i].is_fraud) for dialogue in (scam, meeting) for i in range(4)]
+    train = [piece(dialogue, 0, 4, dialogue is scam) for dialogue in (scam, meeting)] * 2
+    found = label_audit.room_above_tfidf(records, relabel(records, [scam, meeting]), train)
+    assert (found["tp"], found["fp"], found["tn"], found["fn"]) == (3, 1, 4, 0)
+    assert found["answers_of_lines_f1_minus_this"]["value"] == pytest.approx(1 - 6 / 7)
+    assert len(found["answers_of_lines_f1_minus_this"]["interval"]) == 2
 
 
 def test_a_corpus_that_is_another_is_refused_in_a_line(source, tmp_path, capsys):
