@@ -6,15 +6,17 @@ the share of errors that fall on suspects is no estimate of how many labels are 
 
 A set that was cut from a corpus whose lines are labelled can be asked more: whether the two agree.
 
-    python label_audit.py --data eval0819.jsonl --source DIALOGS [--train train.jsonl] [--relabelled OUT.jsonl]
-                          [--output audit.json]
+    python label_audit.py --data eval0819.jsonl --source DIALOGS [--labels so-far] [--train train.jsonl]
+                          [--relabelled OUT.jsonl] [--output audit.json]
 
 says how good the lines' own labels would be as answers, which is the best that a model can do that learned from them,
 with --train also how far that is above TF-IDF fitted on that split, and writes the records that it found with those
-labels, the dialogue they come from, and the labels of their lines.
+labels, the dialogue they come from, and the labels of their lines. With --labels so-far a line counts as fraud from
+when a fraud begins (``data.prepare.fraud_so_far``).
 """
 
 import argparse
+import dataclasses
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from baselines import build_tfidf, fraud_probability
 from checkpoints import code_provenance, describe_data
 from data.leakage import whole_lines
+from data.prepare import LABELS, fraud_so_far
 from data.records import DataError, Dialogue, Line, Skipped, read_dialogues, read_records, write_json, write_records
 from data.speakers import split_lines
 from metrics import classification_metrics, confidence_intervals, f1_difference
@@ -201,6 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="JSONL records to audit")
     parser.add_argument("--source", required=True, help="the dialogues they were cut from (CSV), lines labelled")
+    parser.add_argument("--labels", choices=LABELS, default=LABELS[0],
+                        help="count a line as fraud when it is (default), or from when a fraud begins")
     parser.add_argument("--train", metavar="JSONL", help="compare with TF-IDF fitted on these records")
     parser.add_argument("--relabelled", metavar="JSONL", help="write the records found there as their lines label them")
     parser.add_argument("--output", metavar="JSON", help="write the audit")
@@ -208,7 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     skipped = Skipped()
     try:
         records = read_records(args.data, skipped)
-        found = relabel(records, read_dialogues(args.source, skipped))
+        dialogues = read_dialogues(args.source, skipped)
+        if args.labels == "so-far":
+            dialogues = [dataclasses.replace(dialogue, lines=fraud_so_far(dialogue.lines)) for dialogue in dialogues]
+        found = relabel(records, dialogues)
         audit = audit_against_lines(records, found)
         if args.train:
             audit["tfidf"] = room_above_tfidf(records, found, read_records(args.train, skipped))
@@ -216,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_records(args.relabelled, filter(None, found))
         if args.output:
             data = {key: value for key, value in describe_data(args.data, len(records)).items() if key != "path"}
-            write_json(args.output, {**audit, "data": data, "device": "cpu", "provenance": code_provenance()})
+            write_json(args.output, {"labels": args.labels, **audit, "data": data, "device": "cpu",
+                                     "provenance": code_provenance()})
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -226,8 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{audit['traced']} of {audit['rows']} records found, line for line: "
           f"{audit['fraud_without_a_fraud_line']} labelled fraud have no line that is, "
           f"{audit['honest_with_a_fraud_line']} labelled honest have one")
-    print(f"the labels of lines as answers: precision {lines['precision']:.3f}, recall {lines['recall']:.3f}, "
-          f"F1 {lines['f1']:.3f}")
+    figures = {"precision": lines["precision"], "recall": lines["recall"], "F1": lines["f1"]}
+    print("the labels of lines as answers: " + ", ".join(
+        f"{name} {'undefined' if value is None else format(value, '.3f')}" for name, value in figures.items()))
     if args.train:
         room = audit["tfidf"]["answers_of_lines_f1_minus_this"]
         interval = " ({:+.3f} to {:+.3f})".format(*room["interval"]) if room["interval"] else ""

@@ -3,9 +3,10 @@
 # the training, temperature and threshold from the eval split, then the test split and the article's eval set; and the
 # article's eval set once more by a model that was trained without the dialogues that set was cut from (..._apart), also
 # with the labels that the corpus gives its rows (..._relabelled_apart). With the first seed also how early a dialogue is
-# found out, and, on 400 rows, how often a written answer agrees with the score.
+# found out, and, on 400 rows, how often a written answer agrees with the score. "so_far" is "split" once more, labelled
+# as the article's eval set is (data.prepare --labels so-far); the stand-in was not trained on that yet.
 #
-#   benchmarks/standin.sh MODEL DIALOGS EVAL0819.jsonl OUTPUT [split] [apart] [early]     # default: all three
+#   benchmarks/standin.sh MODEL DIALOGS EVAL0819.jsonl OUTPUT [split] [apart] [so_far] [early]     # default: all four
 #
 # MODEL was a small pretrained model (Gemma 3 270M, cut vocabulary) that stands in for Qwen2-1.5B-Instruct where its
 # weights cannot be had; with Qwen2's folder or hub id the same lines make the real thing. The learning rate and the
@@ -13,6 +14,7 @@
 # is tried with TRAIN="--num-train-epochs 3 ..." and PREPARE="--augment 0 ..." in the environment. Without
 # --line-loss-weight it made results/standin_no_lines_* and, run before, standin_earlier_*; without noisy copies besides,
 # results/standin_not_augmented_*. TRAININGS=3 NAME=standin_averaged, with "split", averaged three trainings a seed.
+# SEEDS="0 1" makes only these.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 output=$4
@@ -63,6 +65,15 @@ split() {
     all "${jobs[@]}"
 }
 
+so_far() {
+    train_seed "$1" "so-far-$1" --labels so-far
+    judge "so-far-$1" "$output/data-so-far-$1/test.jsonl" "${name}_so_far_split_by_case$2" & jobs=($!)
+    judge "so-far-$1" "$eval0819" "${name}_so_far_eval0819$2" & jobs+=($!)
+    python3 label_audit.py --data "$eval0819" --source "$dialogs" --labels so-far \
+        --train "$output/data-so-far-$1/train.jsonl" --output "$output/label_audit_eval0819_so_far$2.json" & jobs+=($!)
+    all "${jobs[@]}"
+}
+
 apart() {
     train_seed "$1" "apart-$1" --held-out "$eval0819" --shares 0.85 0.1 0.05
     judge "apart-$1" "$eval0819" "${name}_eval0819_apart$2" & jobs=($!)
@@ -84,11 +95,12 @@ early() {
 mkdir -p "$output"
 python3 label_audit.py --data "$eval0819" --source "$dialogs" --relabelled "$output/eval0819_relabelled.jsonl"
 seeds=()
-for part in split apart; do
-    if [[ " ${parts:-split apart} " == *" $part "* ]]; then
-        $part 0 "" & seeds+=($!)
-        $part 1 _seed1 & seeds+=($!)
-        $part 2 _seed2 & seeds+=($!)
+for part in split apart so_far; do
+    if [[ " ${parts:-split apart so_far} " == *" $part "* ]]; then
+        for seed in ${SEEDS:-0 1 2}; do
+            suffix=_seed$seed
+            $part "$seed" "${suffix#_seed0}" & seeds+=($!)
+        done
     fi
 done
 all ${seeds[@]+"${seeds[@]}"}  # of which there may be none

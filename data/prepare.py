@@ -1,16 +1,20 @@
 """Dialogues (CSV) to train.jsonl, eval.jsonl, test.jsonl, split by dialogue, with a leakage report.
 
-    python -m data.prepare --source DIR --output DIR [--augment 0.5] [--held-out F.jsonl ...]
+    python -m data.prepare --source DIR --output DIR [--augment 0.5] [--labels so-far] [--held-out F.jsonl ...]
 
 The article cuts every dialogue three times, shuffles the pieces and splits those, so almost every eval piece
 has its sentences in the train set too. Here whole dialogues are dealt to the splits, pieces that nearly repeat a
 piece of another split are removed, only the train set is rebalanced (and, on request, augmented with noise), and
 ``leakage.json`` counts what is left. What is to be judged on other records, cut from the same dialogues, can be kept
 from all three splits: ``--held-out``.
+
+Which pieces of a scam are fraud is a choice, `LABELS`: those with a line that is, or also those after such a line, when
+the fraud is under way (``so-far``), as the article labels them.
 """
 
 import argparse
 import collections
+import dataclasses
 import math
 import random
 import re
@@ -24,25 +28,38 @@ from .records import DataError, Dialogue, Line, Skipped, read_dialogues, read_re
 from .speakers import format_dialogue
 
 PIECE_LENGTHS = (100, 300, 500)
+LABELS = ("lines", "so-far")
 SPLITS = ("train", "eval", "test")
 SHARES = (0.8, 0.1, 0.1)
 NEAR_DUPLICATE = 0.8
 
 
-def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS) -> list[dict]:
+def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS, labels: str = LABELS[0]) -> list[dict]:
     """Records of one dialogue, cut once for every length (in characters) into pieces no longer than that.
 
     Cuts fall between lines; only a line that is longer by itself is cut, at the end of a sentence where it has
-    one. A piece is fraud when one of its lines is. A piece that two lengths cut alike appears once.
+    one. A piece is fraud when one of its lines is; with `labels` "so-far" that is, when a fraud is under way, see
+    `fraud_so_far`. A piece that two lengths cut alike appears once.
     """
-    whole = max(1, sum(len(line.content) for line in dialogue.lines))
+    lines = fraud_so_far(dialogue.lines) if labels == "so-far" else dialogue.lines
+    whole = max(1, sum(len(line.content) for line in lines))
     starts: dict[tuple[Line, ...], int] = {}
     for length in lengths:
         start = 0
-        for piece in cut_lines(dialogue.lines, length):
+        for piece in cut_lines(lines, length):
             starts.setdefault(piece, start)
             start += sum(len(line.content) for line in piece)
     return [_record(dialogue, piece, round(start / whole, 3)) for piece, start in starts.items()]
+
+
+def fraud_so_far(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """The lines of a dialogue, fraud from the one before the first fraudulent line on.
+
+    So the article's eval set is labelled: all but one of its pieces that `label_audit` finds in the corpus. It seems
+    that a loop cut it which noted a fraud for good, and before it saw that the line no longer fitted into the piece.
+    """
+    first = next((i for i, line in enumerate(lines) if line.is_fraud), math.inf)
+    return tuple(dataclasses.replace(line, is_fraud=i >= first - 1) for i, line in enumerate(lines))
 
 
 def cut_lines(lines: Sequence[Line], length: int) -> Iterable[tuple[Line, ...]]:
@@ -70,11 +87,12 @@ def _parts(line: Line, length: int) -> Iterable[Line]:
 
 
 def _record(dialogue: Dialogue, piece: Sequence[Line], position: float) -> dict:
+    swindlers = {line.speaker for line in dialogue.lines if line.is_fraud}
     return {
         "input": format_dialogue([(line.speaker, line.content) for line in piece]),
         "label": any(line.is_fraud for line in piece),
         "line_labels": [line.is_fraud for line in piece],
-        "fraud_speaker": next((line.speaker for line in piece if line.is_fraud), ""),
+        "fraud_speaker": next((line.speaker for line in piece if line.is_fraud and line.speaker in swindlers), ""),
         "case": dialogue.case,
         "category": dialogue.category,
         "position": position,  # share of the dialogue's characters before the piece
@@ -115,9 +133,9 @@ def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: 
 
 
 def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
-              threshold: float = NEAR_DUPLICATE) -> list[dict]:
+              labels: str = LABELS[0], threshold: float = NEAR_DUPLICATE) -> list[dict]:
     """The pieces of `dialogues` that share no line with a held-out record and repeat none."""
-    pieces = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths)]
+    pieces = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths, labels)]
     return [record for record, found in zip(pieces, _found_in(held_out, pieces, threshold)) if not found]
 
 
@@ -189,8 +207,8 @@ def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) ->
 def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = PIECE_LENGTHS,
             train_lengths: Sequence[int] | None = None, shares: Sequence[float] = SHARES,
             negatives_per_positive: float = 1.0, balance_sources: bool = False, keep_hard_negatives: bool = True,
-            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, held_out: Sequence[str | Path] = (),
-            seed: int = 0) -> dict:
+            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, labels: str = LABELS[0],
+            held_out: Sequence[str | Path] = (), seed: int = 0) -> dict:
     """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes.
 
     Args:
@@ -201,6 +219,7 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
         keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
         near_duplicate: similarity from which on a piece repeats a held-out one; above 1, none does.
         augment: share of the train records that get a noisy copy; see `data.noise`.
+        labels: which pieces of a scam are fraud, one of `LABELS`; see `cut_dialogue`.
         held_out: JSONL files of other records to be judged on: what they were cut from is in no split; see `leave_out`.
     """
     skipped = Skipped()
@@ -209,7 +228,8 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
     dialogues = leave_out(read, others, lengths, threshold=near_duplicate)
     cases = split_by_case(dialogues, shares=shares, seed=seed)
     lengths_of = {**dict.fromkeys(SPLITS, lengths), "train": train_lengths or lengths}
-    splits = {name: cut_apart(cases[name], lengths_of[name], others, threshold=near_duplicate) for name in SPLITS}
+    splits = {name: cut_apart(cases[name], lengths_of[name], others, labels=labels, threshold=near_duplicate)
+              for name in SPLITS}
     cut = {name: len(records) for name, records in splits.items()}
     removed = remove_near_duplicates(splits, threshold=near_duplicate)
     if not keep_hard_negatives:
@@ -227,7 +247,8 @@ def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = 
     report = {
         "settings": {"lengths": list(lengths), "train_lengths": list(lengths_of["train"]), "shares": list(shares),
                      "seed": seed, "negatives_per_positive": negatives_per_positive, "balance_sources": balance_sources,
-                     "keep_hard_negatives": keep_hard_negatives, "near_duplicate": near_duplicate, "augment": augment},
+                     "keep_hard_negatives": keep_hard_negatives, "near_duplicate": near_duplicate, "augment": augment,
+                     "labels": labels},
         "held_out": {"files": [Path(path).name for path in held_out], "records": len(others),
                      "dialogues_left_out": len(read) - len(dialogues)},
         "skipped_lines": len(skipped),
@@ -287,6 +308,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="in train, as many harmless slices of scams as other negatives, as far as they go")
     parser.add_argument("--augment", type=float, default=0.0, metavar="SHARE",
                         help="of the train records, to add once more with a speech recogniser's noise (default: none)")
+    parser.add_argument("--labels", choices=LABELS, default=LABELS[0],
+                        help="a piece is fraud when one of its lines is (default), or from when a fraud begins, as the "
+                             "article's eval set labels them")
     parser.add_argument("--held-out", nargs="+", default=[], metavar="JSONL",
                         help="other records to be judged on; dialogues that they were cut from are left out")
     parser.add_argument("--seed", type=int, default=0)
@@ -299,8 +323,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = prepare(args.source, args.output, lengths=args.lengths, train_lengths=args.train_lengths,
                          shares=args.shares, negatives_per_positive=args.negatives_per_positive,
-                         balance_sources=args.balance_sources, augment=args.augment, held_out=args.held_out,
-                         seed=args.seed)
+                         balance_sources=args.balance_sources, augment=args.augment, labels=args.labels,
+                         held_out=args.held_out, seed=args.seed)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

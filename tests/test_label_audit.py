@@ -157,6 +157,17 @@ def test_the_command_writes_the_audit_and_the_records_as_the_lines_label_them(so
     assert json.loads((tmp_path / "audit.json").read_text())["tfidf"]["f1"] == 1.0
 
 
+def test_a_set_labelled_from_when_the_fraud_begins_is_found_to_be_so(source, tmp_path, capsys):
+    write_records(tmp_path / "set.jsonl", [piece(DIALOGUES[0], 0, 1, False), piece(DIALOGUES[0], 1, 2, True),
+                                           piece(DIALOGUES[0], 3, 4, True), piece(DIALOGUES[1], 1, 2, False)])
+    for labels, said in (("lines", "4 of 4 records found, line for line: 2 labelled"),
+                         ("so-far", "3 of 4 records found, line for line: 0 labelled")):
+        assert label_audit.main(["--data", str(tmp_path / "set.jsonl"), "--source", str(source), "--labels", labels,
+                                 "--output", str(tmp_path / "audit.json")]) == 0
+        assert said in capsys.readouterr().out
+        assert json.loads((tmp_path / "audit.json").read_text())["labels"] == labels
+
+
 def test_tfidf_that_calls_the_topic_fraud_is_compared_with_the_labels_of_lines(tmp_path, capsys):
     """Trained on scams called fraud line by line, TF-IDF does so; the labels of lines know the harmless one."""
     scam = Dialogue("退款/1", "退款", tuple(Line("客服", f"订单{i}要退款，请报验证码。", i > 0) for i in range(4)))

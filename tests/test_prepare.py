@@ -17,6 +17,7 @@ from data.prepare import (
     cut_apart,
     cut_dialogue,
     describe,
+    fraud_so_far,
     leave_out,
     main,
     prepare,
@@ -59,6 +60,22 @@ def test_cuts_between_lines_and_labels_each_piece_by_its_own_lines():
         {"input": "张伟: 好的。", "label": False, "line_labels": [False], "fraud_speaker": "", "case": "退款/1",
          "category": "退款", "position": 0.7},
     ]
+
+
+def test_a_fraud_under_way_goes_on_and_begins_a_line_early():
+    scam = dialogue(("客服", "您好。", False), ("张伟", "您好。", False), ("客服", "请转账。", True),
+                    ("张伟", "好的。", False))
+    assert [line.is_fraud for line in fraud_so_far(scam.lines)] == [False, True, True, True]
+    assert [line.content for line in fraud_so_far(scam.lines)] == [line.content for line in scam.lines]
+    records = cut_dialogue(scam, [4], labels="so-far")
+    assert [(record["label"], record["line_labels"], record["fraud_speaker"]) for record in records] == [
+        (False, [False], ""), (True, [True], ""), (True, [True], "客服"), (True, [True], "")]
+
+
+def test_a_dialogue_without_a_fraud_has_none_so_far():
+    honest = dialogue(("甲", "您好。", False), ("乙", "您好。", False))
+    assert fraud_so_far(honest.lines) == honest.lines
+    assert fraud_so_far(()) == ()
 
 
 def test_every_length_cuts_anew_and_what_two_cut_alike_appears_once():
@@ -293,6 +310,16 @@ def test_rebalancing_touches_neither_eval_nor_test(tmp_path):
     assert even["eval"] == fewer["eval"] and even["test"] == fewer["test"]
     labels = [r["label"] for r in fewer["train"]]
     assert (labels.count(True), labels.count(False)) == (16, 8)  # a dialogue is one piece at the usual lengths
+
+
+def test_all_splits_are_labelled_by_the_rule_that_is_asked_for(tmp_path):
+    write_corpus(tmp_path)
+    for labels, expected in (("lines", {False, True}), ("so-far", {True})):
+        command = ["--source", str(tmp_path), "--output", str(tmp_path / labels), "--lengths", "13", "--labels", labels]
+        assert main(command) == 0
+        for records in read_splits(tmp_path / labels).values():
+            assert {record["label"] for record in records if record["category"] == "退款"} == expected
+        assert json.loads((tmp_path / labels / "leakage.json").read_text())["settings"]["labels"] == labels
 
 
 def test_noise_goes_into_train_alone(tmp_path):
