@@ -112,8 +112,8 @@ def summary() -> str:
         f"On dialogues that no training saw, three trainings averaged reach {said[1]}, and {said[0]}; with thresholds "
         f"from eval for both, and three seeds judged together, F1 is ahead by {difference(together)}. On the article's "
         f"own eval set, where {eval0819[0]['overlap_with_train']['rows_sharing_a_line']:.0%} of the rows share a line "
-        "with train, TF-IDF is ahead, and at the [ceiling of its labels](#what-the-report-says). Calling the speakers "
-        "otherwise changes no answer.")
+        "with train and the labels follow [another rule](#by-which-rule-the-articles-eval-set-is-labelled) than we "
+        "learn, TF-IDF is ahead. Calling the speakers otherwise changes no answer.")
 
 
 def _minus_tfidf(name: str, judged_on: str) -> dict:
@@ -248,14 +248,7 @@ def ceiling() -> str:
     errors = spread((audit["share_of_errors_on_suspects"] for audit in audits), ".0%")
     elsewhere = spread(2 * report["tp"] / (2 * report["tp"] + report["fp"] - audit["errors_on_suspects"] + report["fn"])
                        for report, audit in zip(reports, audits))
-    eval0819, lines = _load("standin_eval0819")["label_audit"], _seeds("label_audit_eval0819")
-    of_lines = lines[0]["answers_of_lines"]
-    tfidf = spread(audit["tfidf"]["f1"] for audit in lines)
-    room = [audit["tfidf"]["answers_of_lines_f1_minus_this"] for audit in lines]
-    behind, level = ([report["baselines"]["tfidf"]["model_f1_minus_this"] for report in _seeds(name)] for name in (
-        "standin_averaged_eval0819_apart", "standin_averaged_eval0819_relabelled_apart"))
-    assert all(lead["interval"][1] < 0 for lead in behind)
-    assert all(lead["interval"][0] < 0 < lead["interval"][1] for lead in level)
+    eval0819 = _load("standin_eval0819")["label_audit"]
     return _paragraph(
         f"Of {sum(row['n'] for row in meetings):,} pieces of meetings in the three test splits "
         f"{sum(row['fp'] for row in meetings)} raise an alarm; all other errors lie inside scams, where the question "
@@ -265,20 +258,68 @@ def ceiling() -> str:
         f"rest its F1 is {elsewhere}. On the article's eval set (seed 0) {eval0819['errors_on_suspects']} of "
         f"{eval0819['errors']} errors fall on {eval0819['suspects']} suspects. A suspect is a label to look at, not "
         "a wrong one, and TF-IDF reads the same words as the model: this says what the ceiling is made of, not "
-        "exactly where it is.") + "\n\n" + _paragraph(
-        "**The article's eval set has a ceiling of its own**, since its labels are not those of the corpus: of "
-        f"{lines[0]['traced']:,} rows that `label_audit.py` finds there line for line, "
-        f"{lines[0]['fraud_without_a_fraud_line']} are called fraud although none of their lines is, and "
-        f"{lines[0]['honest_with_a_fraud_line']} the other way round. Whoever answers exactly as the corpus labels its "
-        f"lines, which is what our models learn from, reaches precision {of_lines['precision']:.3f}, recall "
-        f"{of_lines['recall']:.3f} and F1 {of_lines['f1']:.3f} ({_range(of_lines['intervals']['f1'])}) on those rows. "
-        f"TF-IDF, which has seen most of their dialogues in train, reaches {tfidf} there, so that what is left between "
-        f"the two is {_range(_ends(found['value'] for found in room))}, beyond the interval in "
-        f"{sum(found['interval'][0] > 0 for found in room)} of {len(room)} seeds: **no model that learns from these "
-        "labels can be much ahead of TF-IDF on this set**, however good it is. Trained without the set's dialogues, "
-        f"three trainings averaged have {_mean(behind)} of F1 to TF-IDF by the set's own labels, and {_mean(level)}, "
-        "within the interval, by the corpus's: TF-IDF's lead there comes from those rows, whose subject is fraud "
-        "and whose lines are not.")
+        "exactly where it is.")
+
+
+def labels_of_eval0819() -> str:
+    """By which rule the article's eval set is labelled, and what that means for who learned another."""
+    return "\n\n".join((_rule_of_eval0819(), _ceiling_of_eval0819(), _trained_by_the_rule()))
+
+
+def _rule_of_eval0819() -> str:
+    lines, so_far = _load("label_audit_eval0819"), _load("label_audit_eval0819_so_far")
+    assert not lines["honest_with_a_fraud_line"] and not so_far["honest_with_a_fraud_line"]
+    return _paragraph(
+        f"**The article's eval set is labelled by another rule than its corpus.** Of {lines['traced']:,} rows that "
+        f"`label_audit.py` finds there line for line, {lines['fraud_without_a_fraud_line']} are called fraud although "
+        "none of their lines is. They are no slips: from the line before the first fraudulent one on, all of a "
+        f"dialogue counts as fraud, whatever it says. That explains {so_far['traced'] - _contradicted(so_far):,} of "
+        f"{so_far['traced']:,} labels (`--labels so-far`).")
+
+
+def _contradicted(audit: dict) -> int:
+    return audit["fraud_without_a_fraud_line"] + audit["honest_with_a_fraud_line"]
+
+
+def _ceiling_of_eval0819() -> str:
+    lines = _seeds("label_audit_eval0819")
+    of_lines = lines[0]["answers_of_lines"]
+    tfidf = spread(audit["tfidf"]["f1"] for audit in lines)
+    room = [audit["tfidf"]["answers_of_lines_f1_minus_this"] for audit in lines]
+    behind, level = ([report["baselines"]["tfidf"]["model_f1_minus_this"] for report in _seeds(name)] for name in (
+        "standin_averaged_eval0819_apart", "standin_averaged_eval0819_relabelled_apart"))
+    assert all(lead["interval"][1] < 0 for lead in behind)
+    assert all(lead["interval"][0] < 0 < lead["interval"][1] for lead in level)
+    return _paragraph(
+        "Our models learn what the lines say. Whoever answers exactly so reaches precision "
+        f"{of_lines['precision']:.3f}, recall {of_lines['recall']:.3f} and F1 {of_lines['f1']:.3f} "
+        f"({_range(of_lines['intervals']['f1'])}) on those rows. TF-IDF, which learned the same and has seen most of "
+        f"their dialogues in train, reaches {tfidf} there; what is left between the two is "
+        f"{_range(_ends(found['value'] for found in room))}, beyond the interval in "
+        f"{sum(found['interval'][0] > 0 for found in room)} of {len(room)} seeds: **no model that learns from the "
+        "labels of lines can be much ahead of TF-IDF on this set**. Trained without the set's dialogues, three "
+        f"trainings averaged differ from TF-IDF by {_mean(behind)} of F1 by the set's own labels, and {_mean(level)}, "
+        "within the interval, by the corpus's: TF-IDF's lead there comes from those rows, whose subject is fraud and "
+        "whose lines are not.")
+
+
+def _trained_by_the_rule() -> str:
+    audits, tiny, tiny_so_far = (_seeds("label_audit_eval0819_so_far"), _load("tiny_eval0819"),
+                                 _load("tiny_so_far_eval0819"))
+    held_out, by_lines = _load("tiny_so_far_split_by_case"), _load("tiny_split_by_case")
+    names, word = (held_out["baselines"][name]["f1"] for name in ("speaker_names", "one_word"))
+    assert min(names, word) > max(held_out["f1"], held_out["baselines"]["tfidf"]["f1"])
+    return _paragraph(
+        f"Trained by the set's own rule (`data.prepare --labels so-far`), TF-IDF reaches F1 "
+        f"{spread(audit['tfidf']['f1'] for audit in audits)} on those rows, and on the whole set, seed 0, "
+        f"{tiny_so_far['baselines']['tfidf']['f1']:.3f} instead of {tiny['baselines']['tfidf']['f1']:.3f}; the tiny "
+        f"Qwen2 of this repository {tiny_so_far['f1']:.3f} instead of {tiny['f1']:.3f} (one seed, on a CPU). The "
+        "stand-in was not trained so yet. The labels of lines stay our default, because by the other rule the kind of "
+        "dialogue is nearly all there is to know: on held-out dialogues labelled so (seed 0) one word reaches F1 "
+        f"{word:.3f} and the speakers' names alone {names:.3f}, more than TF-IDF "
+        f"({held_out['baselines']['tfidf']['f1']:.3f}) and the tiny model ({held_out['f1']:.3f}). By the labels of "
+        f"lines these two reach {by_lines['baselines']['one_word']['f1']:.3f} and "
+        f"{by_lines['baselines']['speaker_names']['f1']:.3f}, TF-IDF {by_lines['baselines']['tfidf']['f1']:.3f}.")
 
 
 def _mean(differences: Sequence[dict]) -> str:
@@ -673,6 +714,7 @@ TABLES = {
     "together_reading": together_reading,
     "seeds": seeds_table,
     "ceiling": ceiling,
+    "labels_of_eval0819": labels_of_eval0819,
     "probes": probes_table,
     "noise": noise_reading,
     "rare": rare_reading,
