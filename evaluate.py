@@ -41,7 +41,7 @@ from data.prompt import PromptEncoder
 from data.records import DataError, Skipped, groups_of, read_numbered_records, read_records, write_json
 from error_analysis import error_report
 from figures import save_report_figure
-from metrics import classification_metrics, confidence_intervals, threshold_table
+from metrics import classification_metrics, confidence_intervals, figure_text, interval_text, threshold_table
 from models import default_device, device_name, locate_model, one_line
 from models import load_model as load_base_model
 from predict import BATCH_ROWS, predict_file, require_input, require_paths
@@ -332,40 +332,32 @@ def print_summary(report: dict, *, debug: bool = False) -> None:
     if report["unparsed"]:
         print(f"unparsed: {report['unparsed']} of {report['n']} answers are neither of the two and count nowhere above")
     for name in ("precision", "recall", "f1", "average_precision"):
-        print(f"  {name:<18} {_figure(report[name])}  95 % interval {_interval(report['intervals'][name])}")
+        print(f"  {name:<18} {figure_text(report[name])}  95 % interval {interval_text(report['intervals'][name])}")
     for rare in report["at_prevalence"]["prevalences"]:
-        print(f"  if {rare['prevalence']:.1%} are fraud  precision {_figure(rare['precision'])}, "
-              f"{_figure(rare['alarms_per_thousand'])} alarms in a thousand calls")
+        print(f"  if {rare['prevalence']:.1%} are fraud  precision {figure_text(rare['precision'])}, "
+              f"{figure_text(rare['alarms_per_thousand'])} alarms in a thousand calls")
     fitted_on = (report["calibration"]["fitted_on"] or {}).get("data", {})
     if fitted_on.get("sha256") == report["provenance"]["data"]["sha256"]:
         print("  these are the dialogues that temperature and threshold were found on; judge them on others")
     print(f"  calibration error  {report['calibration']['after']['ece']:.4f}, temperature {report['temperature']:.3f}")
     for name, probe in report["probes"].items():
         change, tfidf = probe["change"]["recall"], probe["change_of_tfidf"]
-        print(f"  {name:<24} recall {_figure(probe['recall'])}, f1 {_figure(probe['f1'])}; "
-              f"recall changes by {_interval(change['interval'])}"
-              + (f", TF-IDF's by {_interval(tfidf['recall']['interval'])}" if tfidf else ""))
+        print(f"  {name:<24} recall {figure_text(probe['recall'])}, f1 {figure_text(probe['f1'])}; "
+              f"recall changes by {interval_text(change['interval'])}"
+              + (f", TF-IDF's by {interval_text(tfidf['recall']['interval'])}" if tfidf else ""))
     if report["lines"]:
-        print(f"  single lines       f1 {_figure(report['lines']['f1'])}, average precision "
-              f"{_figure(report['lines']['average_precision'])}; the most suspicious line is part of the fraud in "
-              f"{_figure(report['lines']['most_suspicious_line_is_fraud'])} of the frauds")
+        print(f"  single lines       f1 {figure_text(report['lines']['f1'])}, average precision "
+              f"{figure_text(report['lines']['average_precision'])}; the most suspicious line is part of the fraud in "
+              f"{figure_text(report['lines']['most_suspicious_line_is_fraud'])} of the frauds")
     if report["overlap_with_train"]:
         shared = report["overlap_with_train"]
         print(f"  seen in training   {shared['near_duplicates']} rows nearly, "
               f"{shared['rows_sharing_a_line']:.1%} of rows in a whole line")
     for name, baseline in (report["baselines"] or {}).items():
         by_f1, by_area = baseline["model_f1_minus_this"], baseline["model_average_precision_minus_this"]
-        print(f"  {name:<18} f1 {_figure(baseline['f1'])}; the model's is {_verdict(by_f1)} "
-              f"({_interval(by_f1['interval'])}); average precision {_figure(baseline['average_precision'])}; "
-              f"the model's is {_verdict(by_area)} ({_interval(by_area['interval'])})")
-
-
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def _interval(interval: list[float] | None) -> str:
-    return "undefined" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+        print(f"  {name:<18} f1 {figure_text(baseline['f1'])}; the model's is {_verdict(by_f1)} "
+              f"({interval_text(by_f1['interval'])}); average precision {figure_text(baseline['average_precision'])}; "
+              f"the model's is {_verdict(by_area)} ({interval_text(by_area['interval'])})")
 
 
 def _verdict(difference: dict) -> str:
@@ -451,8 +443,8 @@ def _calibrate(args: argparse.Namespace) -> None:
     unsure = "" if found["temperature"] != 1.0 else " (no error here to learn one from)"
     print(f"temperature {found['temperature']:.4f}{unsure}: calibration error {found['ece_before']:.4f} before, "
           f"{found['ece_after']:.4f} after")
-    print(f"threshold {found['threshold']:.6f}: precision {_figure(found['precision'])}, recall "
-          f"{_figure(found['recall'])} on the {found['data']['rows']} dialogues they were found on")
+    print(f"threshold {found['threshold']:.6f}: precision {figure_text(found['precision'])}, recall "
+          f"{figure_text(found['recall'])} on the {found['data']['rows']} dialogues they were found on")
     print(f"kept in {found['checkpoint']}; now judge it on dialogues it has not seen: --data test.jsonl")
 
 

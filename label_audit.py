@@ -29,10 +29,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from baselines import build_tfidf, fraud_probability
 from checkpoints import code_provenance, describe_data
 from data.leakage import whole_lines
-from data.prepare import LABELS, fraud_so_far
+from data.prepare import LABELS
 from data.records import DataError, Dialogue, Line, Skipped, read_dialogues, read_records, write_json, write_records
 from data.speakers import split_lines
-from metrics import classification_metrics, confidence_intervals, f1_difference
+from metrics import classification_metrics, confidence_intervals, f1_difference, figure_text
 
 FOLDS = 5
 BETWEEN_DIALOGUES = "\0\n"  # in no text
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="JSONL records to audit")
     parser.add_argument("--source", required=True, help="the dialogues they were cut from (CSV), lines labelled")
-    parser.add_argument("--labels", choices=LABELS, default=LABELS[0],
+    parser.add_argument("--labels", choices=LABELS, default="lines",
                         help="count a line as fraud when it is (default), or from when a fraud begins")
     parser.add_argument("--train", metavar="JSONL", help="compare with TF-IDF fitted on these records")
     parser.add_argument("--relabelled", metavar="JSONL", help="write the records found there as their lines label them")
@@ -214,9 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         records = read_records(args.data, skipped)
         dialogues = read_dialogues(args.source, skipped)
-        if args.labels == "so-far":
-            dialogues = [dataclasses.replace(dialogue, lines=fraud_so_far(dialogue.lines)) for dialogue in dialogues]
-        found = relabel(records, dialogues)
+        found = relabel(records, [dataclasses.replace(dialogue, lines=LABELS[args.labels](dialogue.lines))
+                                  for dialogue in dialogues])
         audit = audit_against_lines(records, found)
         if args.train:
             audit["tfidf"] = room_above_tfidf(records, found, read_records(args.train, skipped))
@@ -235,9 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{audit['traced']} of {audit['rows']} records found, line for line: "
           f"{audit['fraud_without_a_fraud_line']} labelled fraud have no line that is, "
           f"{audit['honest_with_a_fraud_line']} labelled honest have one")
-    figures = {"precision": lines["precision"], "recall": lines["recall"], "F1": lines["f1"]}
-    print("the labels of lines as answers: " + ", ".join(
-        f"{name} {'undefined' if value is None else format(value, '.3f')}" for name, value in figures.items()))
+    print(f"the labels of lines as answers: precision {figure_text(lines['precision'], '.3f')}, "
+          f"recall {figure_text(lines['recall'], '.3f')}, F1 {figure_text(lines['f1'], '.3f')}")
     if args.train:
         room = audit["tfidf"]["answers_of_lines_f1_minus_this"]
         interval = " ({:+.3f} to {:+.3f})".format(*room["interval"]) if room["interval"] else ""

@@ -71,6 +71,16 @@ def none_if_nan(value: float) -> float | None:
     return None if value != value else value
 
 
+def figure_text(value: float | None, form: str = ".4f") -> str:
+    """A figure for people; some have no value, such as the precision of who never says fraud."""
+    return "undefined" if value is None else format(value, form)
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """Both ends of an interval, for people."""
+    return "undefined" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
 def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score: Sequence[float] | None = None,
                          groups: Sequence[Hashable] | None = None) -> dict[str, list[float] | None]:
     """95 % intervals of every rate, resampling `groups` (the dialogues that pieces come from) as a whole.

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from checkpoints import Lineage
 from data.prompt import PromptEncoder
 from data.records import DataError
+from metrics import figure_text, interval_text
 
 FIGURES = ("precision", "recall", "f1", "accuracy", "average_precision")
 PREVALENCES = (0.01, 0.001)
@@ -144,8 +145,8 @@ def _figures(report: dict) -> list[str]:
 
 def _metrics(report: dict) -> str:
     data, intervals, renamed = report["provenance"]["data"], report["intervals"], report["speakers_renamed"]
-    rows = [(name.replace("_", " "), _figure(report[name]), _interval(intervals.get(name)), _figure(renamed.get(name)))
-            for name in FIGURES]
+    rows = [(name.replace("_", " "), figure_text(report[name]), interval_text(intervals.get(name)),
+             figure_text(renamed.get(name))) for name in FIGURES]
     return (f"## Figures\n\nOf the checkpoint before merging, on `{data['name']}` ({report['n']} rows, sha256 "
             f"`{data['sha256']}`) at the threshold {report['threshold']}: {report['tp']} frauds found, {report['fn']} "
             f"missed, {report['fp']} false alarms, {report['tn']} rightly passed, {report['unparsed']} unreadable "
@@ -156,9 +157,9 @@ def _metrics(report: dict) -> str:
 def _baselines(report: dict) -> str:
     if not report["baselines"]:
         return "### Baselines\n\nThe report holds none."
-    rows = [(name.replace("_", " "), *(_figure(found[key]) for key in ("precision", "recall", "f1")),
-             _interval(found["model_f1_minus_this"]["interval"])) for name, found in report["baselines"].items()]
-    rows = [("**this model**", *(_figure(report[key]) for key in ("precision", "recall", "f1")), "")] + rows
+    rows = [(name.replace("_", " "), *(figure_text(found[key]) for key in ("precision", "recall", "f1")),
+             interval_text(found["model_f1_minus_this"]["interval"])) for name, found in report["baselines"].items()]
+    rows = [("**this model**", *(figure_text(report[key]) for key in ("precision", "recall", "f1")), "")] + rows
     return "### Baselines on the same rows\n\n" + _table(
         ("", "precision", "recall", "f1", "95 % interval of this model's f1 minus theirs"), rows)
 
@@ -169,8 +170,8 @@ def _rare_fraud(report: dict) -> str:
         return "### Where fraud is rare\n\nThe report holds only one of the two classes: no precision can be computed."
     recall, rate = report["tp"] / frauds, report["fp"] / honest
     upper = binomtest(report["fp"], honest).proportion_ci(0.95, method="wilson").high
-    rows = [(f"{prevalence:.1%}", _figure(precision_at(prevalence, recall, rate)),
-             _figure(precision_at(prevalence, recall, upper))) for prevalence in PREVALENCES]
+    rows = [(f"{prevalence:.1%}", figure_text(precision_at(prevalence, recall, rate)),
+             figure_text(precision_at(prevalence, recall, upper))) for prevalence in PREVALENCES]
     share = frauds / (frauds + honest)
     return (f"### Where fraud is rare\n\nOf the rows above {share:.0%} are fraud; in real life few dialogues are. "
             "Where a share *p* is, the share of alarms that are right is "
@@ -219,14 +220,6 @@ def _licence(facts: dict) -> str:
     return (f"## Licence\n\nThese weights are derived from {hub_id or facts['base']['name']}: its licence applies "
             f"({where}), and so do the terms of the training data. Whoever publishes this folder replaces "
             "`license: other` above by what follows from the two.")
-
-
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "undefined" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -58,23 +58,20 @@ train_seed() {
 # judge NAME DATA REPORT
 judge() { python3 evaluate.py --model "$model" --checkpoint "$output/run-$1" --data "$2" --output "$output/$3.json"; }
 
-split() {
-    train_seed "$1" "$1"
-    judge "$1" "$output/data-$1/test.jsonl" "${name}_split_by_case$2" & jobs=($!)
-    judge "$1" "$eval0819" "${name}_eval0819$2" & jobs+=($!)
-    python3 label_audit.py --data "$eval0819" --source "$dialogs" --train "$output/data-$1/train.jsonl" \
-        --output "$output/label_audit_eval0819$2.json" & jobs+=($!)
+# labelled SEED SUFFIX LABELS [NAME KIND]: a run, its data labelled by that rule, and its reports
+labelled() {
+    local run=${4:-}$1 kind=${5:-}
+    train_seed "$1" "$run" --labels "$3"
+    judge "$run" "$output/data-$run/test.jsonl" "${name}${kind}_split_by_case$2" & jobs=($!)
+    judge "$run" "$eval0819" "${name}${kind}_eval0819$2" & jobs+=($!)
+    python3 label_audit.py --data "$eval0819" --source "$dialogs" --labels "$3" \
+        --train "$output/data-$run/train.jsonl" --output "$output/label_audit_eval0819$kind$2.json" & jobs+=($!)
     all "${jobs[@]}"
 }
 
-so_far() {
-    train_seed "$1" "so-far-$1" --labels so-far
-    judge "so-far-$1" "$output/data-so-far-$1/test.jsonl" "${name}_so_far_split_by_case$2" & jobs=($!)
-    judge "so-far-$1" "$eval0819" "${name}_so_far_eval0819$2" & jobs+=($!)
-    python3 label_audit.py --data "$eval0819" --source "$dialogs" --labels so-far \
-        --train "$output/data-so-far-$1/train.jsonl" --output "$output/label_audit_eval0819_so_far$2.json" & jobs+=($!)
-    all "${jobs[@]}"
-}
+split() { labelled "$1" "$2" lines; }
+
+so_far() { labelled "$1" "$2" so-far so-far- _so_far; }
 
 apart() {
     train_seed "$1" "apart-$1" --held-out "$eval0819" --shares 0.85 0.1 0.05

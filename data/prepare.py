@@ -28,20 +28,19 @@ from .records import DataError, Dialogue, Line, Skipped, read_dialogues, read_re
 from .speakers import format_dialogue
 
 PIECE_LENGTHS = (100, 300, 500)
-LABELS = ("lines", "so-far")
 SPLITS = ("train", "eval", "test")
 SHARES = (0.8, 0.1, 0.1)
 NEAR_DUPLICATE = 0.8
 
 
-def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS, labels: str = LABELS[0]) -> list[dict]:
+def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS, labels: str = "lines") -> list[dict]:
     """Records of one dialogue, cut once for every length (in characters) into pieces no longer than that.
 
     Cuts fall between lines; only a line that is longer by itself is cut, at the end of a sentence where it has
     one. A piece is fraud when one of its lines is; with `labels` "so-far" that is, when a fraud is under way, see
     `fraud_so_far`. A piece that two lengths cut alike appears once.
     """
-    lines = fraud_so_far(dialogue.lines) if labels == "so-far" else dialogue.lines
+    lines = LABELS[labels](dialogue.lines)
     whole = max(1, sum(len(line.content) for line in lines))
     starts: dict[tuple[Line, ...], int] = {}
     for length in lengths:
@@ -60,6 +59,9 @@ def fraud_so_far(lines: Sequence[Line]) -> tuple[Line, ...]:
     """
     first = next((i for i, line in enumerate(lines) if line.is_fraud), math.inf)
     return tuple(dataclasses.replace(line, is_fraud=i >= first - 1) for i, line in enumerate(lines))
+
+
+LABELS = {"lines": tuple, "so-far": fraud_so_far}  # by its name, what a rule makes of a dialogue's lines
 
 
 def cut_lines(lines: Sequence[Line], length: int) -> Iterable[tuple[Line, ...]]:
@@ -133,7 +135,7 @@ def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: 
 
 
 def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
-              labels: str = LABELS[0], threshold: float = NEAR_DUPLICATE) -> list[dict]:
+              labels: str = "lines", threshold: float = NEAR_DUPLICATE) -> list[dict]:
     """The pieces of `dialogues` that share no line with a held-out record and repeat none."""
     pieces = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths, labels)]
     return [record for record, found in zip(pieces, _found_in(held_out, pieces, threshold)) if not found]
@@ -207,7 +209,7 @@ def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) ->
 def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = PIECE_LENGTHS,
             train_lengths: Sequence[int] | None = None, shares: Sequence[float] = SHARES,
             negatives_per_positive: float = 1.0, balance_sources: bool = False, keep_hard_negatives: bool = True,
-            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, labels: str = LABELS[0],
+            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, labels: str = "lines",
             held_out: Sequence[str | Path] = (), seed: int = 0) -> dict:
     """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes.
 
@@ -308,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="in train, as many harmless slices of scams as other negatives, as far as they go")
     parser.add_argument("--augment", type=float, default=0.0, metavar="SHARE",
                         help="of the train records, to add once more with a speech recogniser's noise (default: none)")
-    parser.add_argument("--labels", choices=LABELS, default=LABELS[0],
+    parser.add_argument("--labels", choices=LABELS, default="lines",
                         help="a piece is fraud when one of its lines is (default), or from when a fraud begins, as the "
                              "article's eval set labels them")
     parser.add_argument("--held-out", nargs="+", default=[], metavar="JSONL",
