@@ -20,100 +20,46 @@ from pathlib import Path
 import numpy as np
 from peft import PeftModel
 
-from calibration import at_prevalence, calibrate, calibrated, reliability
-from checkpoints import (
-    TASK_FILE,
+from antifraud.checkpoint import (
     Lineage,
-    code_provenance,
-    describe_base,
-    describe_data,
-    file_sha256,
+    anonymous,
     find_checkpoint,
     lineage_of,
-    read_checkpoint,
-    read_task_file,
-    require_same_base,
+    provenance_of,
     save_calibration,
 )
-from cuda_graphs import NOT_COMPILED, can_compile, compile_layers
+from antifraud.evaluation.calibration import at_prevalence, calibrate, calibrated, reliability
+from antifraud.evaluation.errors import error_report
+from antifraud.evaluation.metrics import (
+    classification_metrics,
+    confidence_intervals,
+    figure_text,
+    interval_text,
+    threshold_table,
+)
+from antifraud.evaluation.probes import probe_report
+from antifraud.evaluation.scoring import (
+    GENERATE_ROWS_A_BATCH,
+    generate_answers,
+    parse_answer,
+    score_prompts,
+    score_single_lines,
+)
+from antifraud.figures import save_report_figure
+from antifraud.model import default_device
+from antifraud.model import load_tuned as load_model
+from antifraud.provenance import describe_data, file_sha256
+from antifraud.serving.predict import BATCH_ROWS, predict_file
+from data.files import DataError, require_input, require_paths, write_json
 from data.leakage import overlap
 from data.prompt import PromptEncoder
-from data.records import DataError, Skipped, groups_of, read_numbered_records, read_records, write_json
-from error_analysis import error_report
-from figures import save_report_figure
-from metrics import classification_metrics, confidence_intervals, figure_text, interval_text, threshold_table
-from models import default_device, device_name, locate_model, one_line
-from models import load_model as load_base_model
-from predict import BATCH_ROWS, predict_file, require_input, require_paths
-from probes import probe_report
-from scoring import GENERATE_ROWS_A_BATCH, generate_answers, parse_answer, score_prompts, score_single_lines
+from data.records import Skipped, groups_of, read_numbered_records, read_records
 
 METHODS = ("score", "generate")
 WISHES = ("wanted_precision", "wanted_recall", "cost_ratio")
 
 
 # --------------------------------------------------------------------------------------------------- the model
-
-
-def load_model(model_path: str, checkpoint_path: str = "", device: str = "cuda", *, quantization: str | None = None,
-               fast: bool = False, trust_remote_code: bool = False):
-    """Loads a base model and, if given, the adapter of a checkpoint (or of the best one of a training run).
-
-    Args:
-        model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
-        checkpoint_path: ``outputs/run/checkpoint-N`` or ``outputs/run``; empty for the untuned model.
-        quantization: of the base weights, ``nf4``, ``fp4`` or ``none``; default: as the adapter was trained.
-        fast: for many dialogues. The weights are kept in 16 bit, the adapter is merged into them, and on a GPU the
-            layers are compiled, where a C compiler is there, which takes a while at first. Probabilities change by
-            16-bit rounding, the answers of borderline cases with them: see results/scoring_benchmark.json.
-
-    Returns:
-        (model, tokenizer), the model in eval mode.
-
-    Raises:
-        DataError: no model or checkpoint there, or an adapter that is truncated, altered, not finite, or was
-            trained on another base.
-    """
-    if not checkpoint_path:
-        folder = locate_model(model_path, with_code=trust_remote_code)
-        exported = read_task_file(Path(folder) / TASK_FILE)  # by export.py: knows its task, is not quantised again
-        model, tokenizer = load_base_model(folder, device, trust_remote_code=trust_remote_code, dequantize=fast,
-                                           quantization=quantization or ("none" if exported else "nf4"))
-        if exported:
-            model.lineage.task, model.lineage.train_data = exported.task, exported.train_data
-            model.lineage.calibration = exported.calibration
-        return _for_many(model) if fast else model.eval(), tokenizer
-    folder = find_checkpoint(checkpoint_path)
-    lineage = read_checkpoint(folder)
-    base_folder = locate_model(model_path, with_code=trust_remote_code)
-    loaded = {**describe_base(base_folder), "name": Path(model_path).name}
-    require_same_base(lineage, loaded, folder)  # before gigabytes are loaded
-    saved = lineage.quantization or {"type": "nf4", "double": False}
-    base, tokenizer = load_base_model(base_folder, device, quantization=quantization or saved["type"],
-                                      double_quantization=saved["double"], dequantize=fast,
-                                      trust_remote_code=trust_remote_code)
-    try:
-        model = PeftModel.from_pretrained(base, str(folder))
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise DataError(f"{folder}: adapter does not fit {model_path}: {one_line(error)}") from None
-    model.lineage = lineage
-    lineage.base = base.lineage.base
-    lineage.quantization = base.lineage.quantization
-    return _for_many(model) if fast else model.eval(), tokenizer
-
-
-def _for_many(model):
-    """`model` with its adapter merged, and compiled on a GPU; it remembers its task."""
-    lineage = model.lineage
-    lineage.quantization = {**lineage.quantization, "merged": True}  # other probabilities: say so in every report
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-        model.lineage = lineage
-    if model.device.type == "cuda" and can_compile():
-        compile_layers(model)
-    elif model.device.type == "cuda":
-        print(NOT_COMPILED, file=sys.stderr)
-    return model.eval()
 
 
 # -------------------------------------------------------------------------------------------------- the report
@@ -140,13 +86,13 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         the report, the same in Python and in JSON; see the README for its fields.
     """
     # scikit-learn takes a second to import; scoring a file needs none of it
-    from baselines import fit_baselines, fraud_probability
-    from label_audit import audit_labels
+    from antifraud.evaluation.baselines import fit_baselines, fraud_probability
+    from antifraud.evaluation.labels import audit_labels
 
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     lineage = lineage_of(model)
-    threshold = lineage.task.threshold if threshold is None else threshold
+    threshold = lineage.decision.threshold if threshold is None else threshold
     numbered, skipped = _read(testdata_path)
     records = [record for _, record in numbered]
     train = _train_records(train_path, lineage)
@@ -157,7 +103,7 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
     started = time.perf_counter()
     raw_scores = score_prompts(model, encoder, prompts, progress="scoring" if progress else None)
     seconds = time.perf_counter() - started
-    scores = calibrated(raw_scores, lineage.task.temperature)
+    scores = calibrated(raw_scores, lineage.decision.temperature)
     answers: list[bool | None] = (scores >= threshold).tolist()
     agreement = None
     if method == "generate":
@@ -178,7 +124,7 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         **_judged_by_answers(model, encoder, records, prompts, answers, scores, baselines),
         "method": method,
         "threshold": threshold,
-        "temperature": lineage.task.temperature,
+        "temperature": lineage.decision.temperature,
         "calibration": {"before": reliability(y_true, raw_scores), "after": reliability(y_true, scores),
                         "fitted_on": lineage.calibration or None},
         "agreement_of_methods": agreement,
@@ -227,17 +173,17 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     model, tokenizer = load_model(model_path, str(folder), device, quantization=quantization,
                                   trust_remote_code=trust_remote_code)
     lineage = lineage_of(model)
-    data = _anonymous(describe_data(data_path, len(records)))
+    data = anonymous(describe_data(data_path, len(records)))
     if data["sha256"] == lineage.train_data.get("sha256"):
         raise DataError(f"{data_path}: the checkpoint was trained on it; calibrate on the eval split")
     encoder = PromptEncoder(tokenizer, lineage.task)
     scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in records]),
                            progress="scoring" if progress else None)
     try:
-        task, found = calibrate([record["label"] for record in records], scores, lineage.task, **wish)
+        decision, found = calibrate([record["label"] for record in records], scores, lineage.decision, **wish)
     except DataError as error:
         raise DataError(f"{data_path}: {error}") from None
-    save_calibration(folder, task, {**found, "data": data})
+    save_calibration(folder, decision, {**found, "data": data})
     return {**found, "data": data, "checkpoint": str(folder)}
 
 
@@ -253,12 +199,12 @@ def _read(path: str) -> tuple[list[tuple[int, dict]], Skipped]:
 def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: list[bool | None], scores: np.ndarray,
                        baselines: dict) -> dict:
     """Metrics, intervals and baselines over the rows that were answered; the others are counted as ``unparsed``."""
-    from baselines import against_baselines
+    from antifraud.evaluation.baselines import against_baselines
 
     untuned = None
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            untuned = score_prompts(model, encoder.heeding_no_lines(), prompts)
+            untuned = score_prompts(model, encoder, prompts, line_aware=False)
     rows = [row for row, answer in enumerate(answers) if answer is not None]
     answered = [records[row] for row in rows]
     y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
@@ -277,9 +223,9 @@ def _judged_by_answers(model, encoder, records: list[dict], prompts, answers: li
 
 def _judged_by_lines(model, encoder, records: list[dict], prompts, baselines: dict) -> dict | None:
     """How single lines are told apart; None where the model did not learn it, or the records do not label lines."""
-    from line_report import line_report
+    from antifraud.evaluation.lines import line_report
 
-    if not encoder.task.learned_lines or not all("line_labels" in record for record in records):
+    if not lineage_of(model).decision.line_aware or not all("line_labels" in record for record in records):
         return None
     return line_report(records, score_single_lines(model, encoder, prompts), baselines.get("tfidf_with_lines"))
 
@@ -299,29 +245,6 @@ def _train_records(train_path: str | None, lineage: Lineage) -> list[dict] | Non
             return None
         train_path = path
     return read_records(train_path, Skipped())
-
-
-def provenance_of(model, data_path: str | Path, rows: int) -> dict:
-    """What a figure was measured with: model, checkpoint, data, device, versions, commit."""
-    lineage = lineage_of(model)
-    device = model.device
-    return {
-        "model": {**lineage.base, "quantization": lineage.quantization},
-        "checkpoint": {"name": lineage.checkpoint, "adapter_sha256": lineage.adapter_sha256,
-                       "averaged": lineage.averaged} if lineage.checkpoint else None,
-        "neutral_speakers": lineage.task.neutral_speakers,
-        "max_length": lineage.task.max_length,
-        "learned_lines": lineage.task.learned_lines,
-        "data": _anonymous(describe_data(data_path, rows)),
-        "train_data": _anonymous(lineage.train_data) or None,
-        "device": device_name(device),
-        **code_provenance(),
-    }
-
-
-def _anonymous(description: dict) -> dict:
-    """A data file's description without its path: where it lay on somebody's disk is nobody's business."""
-    return {key: value for key, value in description.items() if key != "path"}
 
 
 def print_summary(report: dict, *, debug: bool = False) -> None:

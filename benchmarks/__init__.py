@@ -4,7 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from data.records import DataError
+from data.files import DataError
 
 
 def refusing_in_a_line(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:

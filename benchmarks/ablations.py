@@ -32,25 +32,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from average import average_checkpoints
-from baselines import against_scores, build_tfidf, fit_tfidf_with_lines, fraud_probability
+from antifraud.checkpoint import lineage_of, save_task_file
+from antifraud.evaluation.baselines import against_scores, build_tfidf, fit_tfidf_with_lines, fraud_probability
+from antifraud.evaluation.calibration import calibrate, calibrated
+from antifraud.evaluation.metrics import classification_metrics, confidence_intervals
+from antifraud.evaluation.probes import probe_report
+from antifraud.evaluation.scoring import last_hidden_states, score_prompts, score_single_lines
+from antifraud.model import default_device, locate_model
+from antifraud.provenance import code_provenance, describe_base, device_name, file_sha256, source_commit
+from antifraud.training.average import average_checkpoints
+from antifraud.training.recipes import FraudTrainingArguments
 from benchmarks import refusing_in_a_line
-from calibration import calibrate, calibrated
-from checkpoints import code_provenance, describe_base, file_sha256, lineage_of, save_task_file, source_commit
+from data.files import DataError, write_bytes, write_json
 from data.prepare import prepare
 from data.prompt import PromptEncoder, Task
-from data.records import DataError, Skipped, groups_of, read_records, write_bytes, write_json
-from metrics import classification_metrics, confidence_intervals
-from models import default_device, device_name, load_model, locate_model
-from probes import probe_report
-from scoring import last_hidden_states, score_prompts, score_single_lines
-from trainer import (
-    FraudTrainingArguments,
-    build_loraconfig,
-    build_train_arguments,
-    build_trainer,
-    load_dataset,
-)
+from data.records import Skipped, groups_of, read_records
+from evaluate import load_model
+from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
 
 SIX_LENGTHS = [100, 150, 200, 300, 400, 500]
 # Each changes one part, or two: of data.prepare, of the task, of the training arguments, or of LoRA. A linear probe is
@@ -107,7 +105,7 @@ OPTIONS = {
 FIGURES = ("precision", "recall", "f1", "average_precision")
 ROOT = Path(__file__).parents[1]
 PREPARING = ROOT / "data"
-BASELINES = ROOT / "baselines.py"
+BASELINES = ROOT / "antifraud" / "evaluation" / "baselines.py"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,14 @@ from peft import get_peft_model
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from antifraud.compiling import compile_layers
+from antifraud.model import default_device, locate_model
+from antifraud.provenance import code_provenance, device_name
+from antifraud.training.cuda_graphs import without_masks
+from antifraud.training.loss import label_position_loss
 from benchmarks import refusing_in_a_line
-from checkpoints import code_provenance
-from cuda_graphs import compile_layers, without_masks
-from data.records import write_json
-from models import default_device, device_name, locate_model
-from trainer import build_loraconfig, label_position_loss
+from data.files import write_json
+from trainer import build_loraconfig
 
 LAYERS, VOCABULARY = 2, 2000
 ROWS, TOKENS, PREFIX, LABELS = 4, 128, 32, 6

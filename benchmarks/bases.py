@@ -20,16 +20,17 @@ import transformers
 from datasets import disable_progress_bars
 from transformers import set_seed
 
+from antifraud.evaluation.scoring import score_prompts
+from antifraud.provenance import code_provenance, describe_base
 from benchmarks import refusing_in_a_line
-from checkpoints import code_provenance, describe_base
+from data.files import one_line, write_json
 from data.prompt import PromptEncoder
-from data.records import read_records, write_json, write_records
+from data.records import read_records, write_records
 from data.sample import sample_dialogues
 from data.speakers import format_dialogue
-from data.tiny_base import build_tokenizer, corpus
+from evaluate import load_model
 from evaluate import load_model as load_tuned_model
-from models import load_model, one_line
-from scoring import score_prompts
+from tools.make_tiny_base import build_tokenizer, corpus
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -24,12 +24,13 @@ import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
+from antifraud.evaluation.calibration import choose_threshold
+from antifraud.evaluation.metrics import average_precision_of, confusion_counts, rates, with_intervals
+from antifraud.provenance import code_provenance
 from benchmarks import refusing_in_a_line
 from benchmarks.ablations import Job, choose_variants, difference, judge, judged_paths, prepared, slug, tfidf_scores
-from calibration import choose_threshold
-from checkpoints import code_provenance
-from data.records import DataError, Skipped, groups_of, read_records, write_json
-from metrics import average_precision_of, confusion_counts, rates, with_intervals
+from data.files import DataError, write_json
+from data.records import Skipped, groups_of, read_records
 
 ENSEMBLES = ("average", "stack")
 WHOLE_DIALOGUES = "test, whole dialogues"

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from antifraud.provenance import code_provenance
 from benchmarks import refusing_in_a_line
 from benchmarks.ablations import VARIANTS, Job, choose_variants, difference, prepared, slug
 from benchmarks.ensembles import COMPARED, at_chosen_thresholds, mean_differences, read_scores
-from checkpoints import code_provenance
-from data.records import DataError, Skipped, read_records, write_json
+from data.files import DataError, write_json
+from data.records import Skipped, read_records
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,15 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from peft import get_peft_model
 
+from antifraud.compiling import compile_layers
+from antifraud.provenance import code_provenance
+from antifraud.training.cuda_graphs import CapturedPass
+from antifraud.training.loss import label_position_loss
 from benchmarks import refusing_in_a_line
 from benchmarks.training import batch_of, folder_and_rows, free_memory
-from checkpoints import code_provenance
-from cuda_graphs import CapturedPass, compile_layers
-from data.records import write_json
-from models import load_model
-from trainer import build_loraconfig, label_position_loss
+from data.files import write_json
+from evaluate import load_model
+from trainer import build_loraconfig
 
 
 def captured_against_eager(folder: str, rows: Dataset, keep_fewer: bool = False) -> dict:

@@ -18,11 +18,12 @@ from pathlib import Path
 import matplotlib
 from datasets import disable_progress_bars
 
+from antifraud.model import default_device
+from antifraud.provenance import code_provenance, device_name
 from benchmarks import refusing_in_a_line
 from benchmarks.training import RECIPES, free_memory
-from checkpoints import code_provenance
-from data.records import write_json
-from models import default_device, device_name, load_model
+from data.files import write_json
+from evaluate import load_model
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
 
 matplotlib.use("Agg")

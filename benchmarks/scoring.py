@@ -25,14 +25,17 @@ from datasets import disable_progress_bars
 from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
 
+from antifraud.checkpoint import lineage_of, read_checkpoint
+from antifraud.compiling import compile_layers
+from antifraud.evaluation.scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
+from antifraud.model import compute_dtype, default_device
+from antifraud.provenance import code_provenance, device_name
 from benchmarks import refusing_in_a_line
 from benchmarks.training import folder_with_weights, free_memory, whole_rows
-from checkpoints import code_provenance, lineage_of, read_checkpoint
-from cuda_graphs import compile_layers
+from data.files import write_json
 from data.prompt import PromptEncoder
-from data.records import Skipped, read_records, write_json
-from models import compute_dtype, default_device, device_name, load_model
-from scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
+from data.records import Skipped, read_records
+from evaluate import load_model
 from trainer import build_loraconfig
 
 GENERATED_ROWS = 32

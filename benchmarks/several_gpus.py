@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from antifraud.checkpoint import checkpoints_in
+from antifraud.model import default_device, locate_model
+from antifraud.provenance import code_provenance, device_name
 from benchmarks import refusing_in_a_line
 from benchmarks.training import ROWS_A_STEP, folder_with_weights
-from checkpoints import checkpoints_in, code_provenance
-from data.records import DataError, write_json
-from models import default_device, device_name, locate_model
+from data.files import DataError, write_json
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = {"one": None, "ddp": ROOT / "configs" / "ddp.yaml", "fsdp": ROOT / "configs" / "fsdp.yaml"}

@@ -21,11 +21,11 @@ from datasets import Dataset, disable_progress_bars
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
+from antifraud.provenance import code_provenance
 from benchmarks import refusing_in_a_line
 from benchmarks.training import RECIPES, article_trainer, choose_rows, folder_and_rows, free_memory
-from checkpoints import code_provenance
-from data.records import write_json
-from models import load_model
+from data.files import write_json
+from evaluate import load_model
 from trainer import build_loraconfig, build_train_arguments, build_trainer
 
 matplotlib.use("Agg")

@@ -30,13 +30,16 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
+from antifraud.figures import BLUE, GREEN, GREY, ORANGE, _save, _style
+from antifraud.model import compute_dtype, default_device, locate_model, pick_device
+from antifraud.provenance import code_provenance, device_name
+from antifraud.training.loss import label_position_loss
+from antifraud.training.recipes import CHECKPOINTING
 from benchmarks import refusing_in_a_line
 from benchmarks.training import folder_with_weights
-from checkpoints import code_provenance
-from data.records import DataError, write_json
-from figures import BLUE, GREEN, GREY, ORANGE, _save, _style
-from models import compute_dtype, default_device, device_name, load_model, locate_model, pick_device
-from trainer import CHECKPOINTING, build_loraconfig, label_position_loss
+from data.files import DataError, write_json
+from evaluate import load_model
+from trainer import build_loraconfig
 
 ANSWER_TOKENS = 7  # with labels, at the end of a row
 VARIANTS = {  # what `load_model` is told

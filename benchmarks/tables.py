@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from antifraud.evaluation.labels import SUSPECT
 from benchmarks.ablations import FIGURES, difference, spread
 from benchmarks.ablations import table as ablations_table
 from benchmarks.activations import table as activations_table
@@ -25,7 +26,6 @@ from benchmarks.scoring import table as scoring_table
 from benchmarks.several_gpus import table as several_gpus_table
 from benchmarks.startup import table as startup_table
 from benchmarks.training import table as training_table
-from label_audit import SUSPECT
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")

@@ -34,21 +34,15 @@ from transformers import (
     TrainerCallback,
 )
 
+from antifraud.model import default_device
+from antifraud.provenance import code_provenance, device_name
+from antifraud.training.batches import RightPaddingCollator, RowsAfterPrefix, prefix_of
+from antifraud.training.loss import label_position_loss
 from benchmarks import refusing_in_a_line
-from checkpoints import code_provenance
+from data.files import write_json
 from data.prompt import PromptEncoder, Task
-from data.records import write_json
-from models import default_device, device_name, load_model
-from trainer import (
-    RightPaddingCollator,
-    RowsAfterPrefix,
-    build_loraconfig,
-    build_train_arguments,
-    build_trainer,
-    label_position_loss,
-    load_dataset,
-    prefix_of,
-)
+from evaluate import load_model
+from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset
 
 ROWS_A_STEP = 16
 # What `build_train_arguments` is told, beside ``model`` (what `load_model` is told), ``rows`` (if not the first ones)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .records import DataError
+from .files import DataError
 
 CORPUS = "golfxiao/anti_fraud_sft"
 LICENCE = "GPL-3.0"

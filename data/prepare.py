@@ -22,9 +22,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .files import DataError, write_json
 from .leakage import leakage_report, near_duplicates, rows_sharing_a_line
 from .noise import add_asr_noise
-from .records import DataError, Dialogue, Line, Skipped, read_dialogues, read_records, write_json, write_records
+from .records import Dialogue, Line, Skipped, read_dialogues, read_records, write_records
 from .speakers import format_dialogue
 
 PIECE_LENGTHS = (100, 300, 500)

@@ -5,14 +5,13 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 ``<|im_end|>`` inside a dialogue stays plain text and can end no turn.
 """
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
-from .records import DataError
+from .files import DataError
 from .speakers import neutral_speakers
 
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
@@ -25,33 +24,24 @@ FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 @dataclass(frozen=True)
 class Task:
-    """What a checkpoint was taught, all that is needed to ask it again; saved with it and rebuilt from there.
+    """The question a checkpoint was taught, all that is needed to ask it again; saved with it and rebuilt from there.
 
     Attributes:
         instruction: text before the dialogue, in the user's turn.
         answers: the completion that means fraud and the one that does not.
         neutral_speakers: whether speaker names become roles; off only to show why it is there.
         max_length: tokens of prompt and completion together; longer dialogues lose their end.
-        threshold: probability of fraud from which on a dialogue is called one.
-        temperature: what the log-odds of a score are divided by to become a probability; see ``calibration.py``.
-        learned_lines: whether the model also says of each line, where it ends, if it is part of a fraud; its scores
-            then heed what it says.
     """
 
     instruction: str = INSTRUCTION
     answers: tuple[str, str] = ('{"is_fraud": true}', '{"is_fraud": false}')
     neutral_speakers: bool = True
     max_length: int = 2048
-    threshold: float = 0.5
-    temperature: float = 1.0
-    learned_lines: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON gives a list back
         if len(self.answers) != 2 or not all(isinstance(answer, str) for answer in self.answers):
             raise DataError(f"answers must be two texts, fraud's first, not {self.answers}")
-        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
-            raise DataError(f"temperature must be a number above zero, not {self.temperature!r}")
 
 
 class PromptEncoder:
@@ -110,10 +100,6 @@ class PromptEncoder:
             completion = self.completions[label]
             examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
         return examples
-
-    def heeding_no_lines(self) -> "PromptEncoder":
-        """One of the same prompts, whose scores are those of the answer alone."""
-        return PromptEncoder(self.tokenizer, replace(self.task, learned_lines=False))
 
     def line_ends(self, prompt: Sequence[int]) -> list[int]:
         """The places, in a prompt of this encoder, of the last token of each line of its dialogue.

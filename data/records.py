@@ -8,18 +8,16 @@ or defaulted in silence: a bad file raises `DataError`, whose one line names the
 the remedy.
 """
 
-import codecs
-import contextlib
 import csv
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+
+from .files import DataError, numbered_lines, write_text
 
 CSV_COLUMNS = ("case", "speaker", "content", "is_fraud")
 REQUIRED_KEYS = {"input": str, "label": bool}
@@ -27,10 +25,6 @@ OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speake
                  "position": float, "line_labels": list}
 KINDS = {str: "a string", bool: "true or false, without quotes", float: "a number", list: "a list of true and false"}
 CSV_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
-
-
-class DataError(ValueError):
-    """Something the user can mend, said in one line; commands print it and exit with code 2."""
 
 
 @dataclass(frozen=True)
@@ -98,28 +92,6 @@ def read_numbered_records(path: str | Path, skipped: Skipped | None = None) -> l
     if not records:
         raise DataError(f"{path}: no records; expected one JSON object a line with 'input' and 'label'")
     return records
-
-
-def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of each line that is not blank, read lazily."""
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: no such file")
-    try:
-        # Read as bytes: only LF ends a line, and a bad byte is found in its own line, not in a buffer's worth.
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                text = _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}:{number}")
-                if text.strip():
-                    yield number, text
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-
-
-def _decode(line: bytes, place: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
 
 
 def parse_record(text: str, place: str) -> dict:
@@ -217,44 +189,6 @@ def write_records(path: str | Path, records: Iterable[dict]) -> None:
 def groups_of(records: Sequence[dict]) -> list[str] | None:
     """The dialogue that each record is a piece of, where all records say so."""
     return [record["case"] for record in records] if all("case" in record for record in records) else None
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write one JSON document, atomically, refusing NaN and infinities (they are not JSON)."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8 with LF line ends; see `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file atomically: complete or not there, also where several processes write the same.
-
-    Raises:
-        DataError: the folder cannot be made or written to.
-    """
-    try:
-        _write_bytes(Path(path), content)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes a private file; data is as readable as its neighbours
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 # ---------------------------------------------------------------------------------------------- CSV dialogues

@@ -18,7 +18,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from .records import DataError, Dialogue, Line, write_dialogues
+from .files import DataError
+from .records import Dialogue, Line, write_dialogues
 
 PHRASES = Path(__file__).with_name("sample_phrases.toml")
 SCENES = ("call", "chat", "meeting")

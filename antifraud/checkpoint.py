@@ -1,0 +1,307 @@
+"""What a checkpoint says about itself, and the checks before it is believed.
+
+A ``checkpoint-N/`` folder is what PEFT and Trainer write plus ``fraud_task.json``: the prompt and label words it
+was taught, the base model's fingerprint, the adapter's sha256, the data it saw and the versions it was made with.
+Once the folder is finished, the file also lists the sha256 of every other file: with the list, nothing is missing.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+from data.files import DataError, write_json
+from data.prompt import Task
+
+from .provenance import code_provenance, describe_base, describe_data, device_name, file_sha256, versions
+
+TASK_FILE = "fraud_task.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+STATE_FILE = "trainer_state.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """How the scores of a model become a probability and an answer.
+
+    Attributes:
+        threshold: probability of fraud from which on a dialogue is called one.
+        temperature: what the log-odds of a score are divided by to become a probability; see `evaluation.calibration`.
+        line_aware: whether a score is the mean, in log-odds, of the answer and the most suspicious line. For a model
+            trained with the auxiliary line loss.
+    """
+
+    threshold: float = 0.5
+    temperature: float = 1.0
+    line_aware: bool = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
+            raise DataError(f"temperature must be a number above zero, not {self.temperature!r}")
+
+
+@dataclasses.dataclass
+class Lineage:
+    """Where a model comes from: kept on it as ``model.lineage``, saved with every checkpoint.
+
+    Attributes:
+        task: the prompt and how an answer is read.
+        decision: how scores become probabilities and answers.
+        base: ``name`` and ``fingerprint`` of the base model.
+        quantization: ``type`` (nf4, fp4 or none) and ``double`` of the base weights.
+        train_data: ``name``, ``path``, ``sha256`` and ``rows`` of the train file, where known.
+        calibration: on what data temperature and threshold of the task were found, and how that went.
+        averaged: sha256 of each adapter that this one is the mean of; empty for one that was trained.
+        adapter_sha256: of the saved adapter; empty before it is saved.
+        checkpoint: the folder's name; empty for an untuned model.
+    """
+
+    task: Task = dataclasses.field(default_factory=Task)
+    decision: Decision = dataclasses.field(default_factory=Decision)
+    base: dict = dataclasses.field(default_factory=dict)
+    quantization: dict = dataclasses.field(default_factory=dict)
+    train_data: dict = dataclasses.field(default_factory=dict)
+    calibration: dict = dataclasses.field(default_factory=dict)
+    averaged: list[str] = dataclasses.field(default_factory=list)
+    adapter_sha256: str = ""
+    checkpoint: str = ""
+
+
+def lineage_of(model) -> Lineage:
+    """The lineage kept on a model; a bare one for a model that was loaded by other means."""
+    lineage = getattr(model, "lineage", None)
+    if lineage is None:
+        folder = getattr(model.config, "_name_or_path", "") or ""
+        base = describe_base(folder) if os.path.isdir(folder) else {"name": folder, "fingerprint": None}
+        lineage = model.lineage = Lineage(base=base, quantization=_quantization_of(model))
+    return lineage
+
+
+def _quantization_of(model) -> dict:
+    config = getattr(model.config, "quantization_config", None)
+    if config is None or not getattr(config, "load_in_4bit", False):
+        return {"type": "none", "double": False}
+    return {"type": config.bnb_4bit_quant_type, "double": config.bnb_4bit_use_double_quant}
+
+
+def save_task_file(folder: str | Path, lineage: Lineage) -> None:
+    """Writes ``fraud_task.json`` beside an adapter that has just been saved."""
+    saved = dataclasses.replace(lineage, adapter_sha256=file_sha256(Path(folder) / ADAPTER_FILE))
+    fields = dataclasses.asdict(saved)
+    del fields["checkpoint"]
+    write_json(Path(folder) / TASK_FILE, {**fields, "versions": versions()})
+
+
+def seal_checkpoint(folder: str | Path) -> None:
+    """Marks a checkpoint as finished: adds the sha256 of all its files to ``fraud_task.json``, in one stroke.
+
+    Raises:
+        OSError, DataError: a file cannot be read, or the list not be written.
+    """
+    folder = Path(folder)
+    saved = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / TASK_FILE)
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # a list that reaches the disk before its files proves nothing
+    saved["files"] = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    write_json(folder / TASK_FILE, saved)
+
+
+def save_calibration(folder: str | Path, decision: Decision, calibration: dict) -> None:
+    """Rewrites decision and calibration in a checkpoint's ``fraud_task.json``, in one stroke; its seal stays as it is.
+
+    Raises:
+        DataError: no such file (plain PEFT wrote the checkpoint), or it cannot be written.
+    """
+    path = Path(folder) / TASK_FILE
+    if read_task_file(path) is None:
+        raise DataError(f"{folder}: no {TASK_FILE} to keep a calibration in; train it with trainer.py")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    task, _ = _task_and_decision(saved)  # which older checkpoints kept as one
+    write_json(path, {**saved, "task": dataclasses.asdict(task), "decision": dataclasses.asdict(decision),
+                      "calibration": calibration})
+
+
+def require_complete(folder: str | Path) -> None:
+    """Raises DataError unless the checkpoint holds every file it was finished with, unaltered."""
+    folder = Path(folder)
+    read_checkpoint(folder)
+    try:
+        files = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        raise DataError(f"{folder}: no list of its files in {TASK_FILE}; its writing was not finished") from None
+    for name, sha256 in files.items():
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name}: missing")
+        if file_sha256(folder / name) != sha256:
+            raise DataError(f"{folder / name}: truncated or altered")
+
+
+def read_checkpoint(folder: str | Path) -> Lineage:
+    """The lineage of a checkpoint, after checking that its adapter is whole, unaltered and finite.
+
+    A folder without ``fraud_task.json``, from plain PEFT, is taken to have been taught the default task.
+
+    Raises:
+        DataError: no adapter there, or one that is truncated, altered or not finite.
+    """
+    folder = Path(folder)
+    for name in (ADAPTER_CONFIG, ADAPTER_FILE):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder}: no {name}; a checkpoint is a folder such as outputs/run/checkpoint-100")
+    lineage = read_task_file(folder / TASK_FILE) or Lineage()
+    lineage.checkpoint = folder.name
+    sha256 = file_sha256(folder / ADAPTER_FILE)
+    if lineage.adapter_sha256 not in ("", sha256):
+        raise DataError(f"{folder / ADAPTER_FILE}: sha256 {sha256[:12]} is not the {lineage.adapter_sha256[:12]} "
+                        f"in {TASK_FILE}: truncated or altered; copy it again or use an earlier checkpoint")
+    lineage.adapter_sha256 = sha256
+    _require_finite_adapter(folder / ADAPTER_FILE)
+    return lineage
+
+
+def read_task_file(path: Path) -> Lineage | None:
+    """What a checkpoint or an exported model says about itself; None where it says nothing."""
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("versions", "files"):
+            saved.pop(name, None)
+        task, decision = _task_and_decision(saved)
+        return Lineage(**{**saved, "task": task, "decision": decision})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a task file of this project ({error})") from None
+
+
+def _task_and_decision(saved: dict) -> tuple[Task, Decision]:
+    """Those of a task file; until November 2026 the decision stood among the task's fields."""
+    task, decision = dict(saved["task"]), dict(saved.get("decision", {}))
+    for old, new in (("threshold", "threshold"), ("temperature", "temperature"), ("learned_lines", "line_aware")):
+        if old in task:
+            decision.setdefault(new, task.pop(old))
+    return Task(**task), Decision(**decision)
+
+
+def _require_finite_adapter(path: Path) -> None:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as adapter:
+            for name in adapter.keys():
+                if not torch.isfinite(adapter.get_tensor(name)).all():
+                    raise DataError(f"{path}: tensor {name} is not finite; use an earlier checkpoint")
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def require_same_base(lineage: Lineage, base: dict, folder: str | Path) -> None:
+    """Refuses an adapter that was trained on another base model than the one loaded."""
+    trained_on, loaded = lineage.base.get("fingerprint"), base.get("fingerprint")
+    if trained_on and loaded and trained_on != loaded:
+        raise DataError(f"{folder}: trained on {lineage.base.get('name')} ({trained_on[:12]}), not on "
+                        f"{base.get('name')} ({loaded[:12]}); pass that base with --model")
+
+
+# ------------------------------------------------------------------------------------------------ finding them
+
+
+def checkpoints_in(output: str | Path) -> list[Path]:
+    """The ``checkpoint-N`` folders of a training run, oldest first."""
+    folders = [path for path in Path(output).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+
+
+def newest_complete_checkpoint(output: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that can be resumed from, and one line for each newer one that cannot."""
+    passed_over = []
+    for folder in reversed(checkpoints_in(output)):
+        try:
+            require_complete(folder)
+            return folder, passed_over
+        except (DataError, OSError) as error:
+            passed_over.append(f"passing over {folder.name}: {error}")
+    return None, passed_over
+
+
+def rotate_checkpoints(output: str | Path, newest: Path, best: str | None, limit: int | None) -> None:
+    """Deletes checkpoints until `limit` are left: unfinished ones first, then the oldest, never `newest` or `best`."""
+    folders = checkpoints_in(output)
+    spare = [folder for folder in folders if folder not in (newest, Path(best or newest))]
+    spare.sort(key=_is_sealed)  # a stable sort: oldest first within each half
+    for folder in spare[:max(0, len(folders) - limit)] if limit else []:
+        remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Deletes a checkpoint, its list of files first: deleted by half, it is no complete one."""
+    (folder / TASK_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_sealed(folder: Path) -> bool:
+    try:
+        return "files" in json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint meant by `path`: itself, or the best one of a training run's output folder.
+
+    What a killed run left half written is passed over, unless there is nothing else.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; a checkpoint is a folder such as outputs/run/checkpoint-100")
+    folders = checkpoints_in(path)
+    if (path / ADAPTER_FILE).is_file() or not folders:
+        return path
+    for newest in reversed(folders):
+        try:
+            state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
+            best = path / f"checkpoint-{state['best_global_step']}"
+        except (OSError, ValueError, KeyError):
+            continue
+        if _is_sealed(newest):
+            return best if _is_whole(best) else newest
+    return folders[-1]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_checkpoint(folder)
+    except DataError:
+        return False
+    return True
+
+
+def provenance_of(model, data_path: str | Path, rows: int) -> dict:
+    """What a figure was measured with: model, checkpoint, data, device, versions, commit."""
+    lineage = lineage_of(model)
+    device = model.device
+    return {
+        "model": {**lineage.base, "quantization": lineage.quantization},
+        "checkpoint": {"name": lineage.checkpoint, "adapter_sha256": lineage.adapter_sha256,
+                       "averaged": lineage.averaged} if lineage.checkpoint else None,
+        "neutral_speakers": lineage.task.neutral_speakers,
+        "max_length": lineage.task.max_length,
+        "line_aware": lineage.decision.line_aware,
+        "data": anonymous(describe_data(data_path, rows)),
+        "train_data": anonymous(lineage.train_data) or None,
+        "device": device_name(device),
+        **code_provenance(),
+    }
+
+
+def anonymous(description: dict) -> dict:
+    """A data file's description without its path: where it lay on somebody's disk is nobody's business."""
+    return {key: value for key, value in description.items() if key != "path"}
+
+

@@ -1,0 +1,189 @@
+"""From a score to a probability that means what it says, and to a threshold that somebody chose.
+
+    python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--wanted-precision 0.95]
+
+Temperature and threshold are found on eval dialogues, kept with the checkpoint, and used from then on: by every
+report, ``--predict``, the page, the export. Nothing here is ever fitted on the data that a report is about.
+"""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+
+from data.files import DataError
+
+from ..checkpoint import Decision
+from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan
+
+BINS = 10
+PREVALENCES = (0.01, 0.001)
+SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
+TEMPERATURES = (0.05, 20.0)
+
+
+def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities from what `scoring.score_prompts` returns: the one place where the temperature is applied.
+
+    Log-odds are divided by it (Guo et al., On Calibration of Modern Neural Networks, 2017): the order of the scores
+    stays, 0.5 stays 0.5, and a temperature of 1 changes nothing, not even the last digit.
+    """
+    return scores if temperature == 1.0 else expit(logit(scores) / temperature)
+
+
+def fit_temperature(y_true: Sequence[bool], scores: np.ndarray) -> float:
+    """The temperature at which the labels are most likely; 1.0 where the model makes no error.
+
+    Rows without an error would be likelier the surer the model were, without end: they do not tell how sure it may be.
+
+    Raises:
+        DataError: dialogues of one label only.
+    """
+    from sklearn.metrics import log_loss
+
+    y_true = np.asarray(y_true, dtype=bool)
+    if y_true.all() or not y_true.any():
+        raise DataError("a temperature needs dialogues of both labels")
+    log_odds = logit(np.clip(scores, SMALLEST, 1 - SMALLEST))
+    if log_odds[y_true].min() > 0 > log_odds[~y_true].max():
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(y_true, expit(log_odds / math.exp(log_temperature)), labels=[False, True])
+
+    return math.exp(minimize_scalar(loss, bounds=tuple(map(math.log, TEMPERATURES)), method="bounded").x)
+
+
+def reliability(y_true: Sequence[bool], scores: np.ndarray) -> dict:
+    """Expected calibration error, and in ten equal bins what was said beside what was true.
+
+    ECE is the mean of |share of fraud - mean probability| over the bins, weighted by their rows (Guo et al., 2017).
+    """
+    y_true, scores = np.asarray(y_true, dtype=float), np.asarray(scores)
+    bin_of_row = np.minimum((scores * BINS).astype(int), BINS - 1)
+    bins = []
+    for number in range(BINS):
+        rows = bin_of_row == number
+        if rows.any():
+            bins.append({"from": number / BINS, "to": (number + 1) / BINS, "n": int(rows.sum()),
+                         "mean_probability": float(scores[rows].mean()), "fraud_share": float(y_true[rows].mean())})
+    error = sum(row["n"] * abs(row["fraud_share"] - row["mean_probability"]) for row in bins) / len(scores)
+    return {"ece": error, "bins": bins}
+
+
+def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_precision: float | None = None,
+                     wanted_recall: float | None = None, cost_ratio: float | None = None) -> float:
+    """The threshold that does best on these rows what was asked for; exactly one wish must be given.
+
+    Args:
+        wanted_precision: the most recall with at least this precision.
+        wanted_recall: the fewest alarms with at least this recall.
+        cost_ratio: the lowest cost, where a fraud that is missed costs this many times a false alarm.
+
+    Returns:
+        a threshold halfway between two scores, where a difference in the seventh digit moves no row across it.
+
+    Raises:
+        DataError: the precision is not reached at any threshold.
+    """
+    y_true, scores = np.asarray(y_true, dtype=bool), np.asarray(scores)
+    distinct = np.unique(scores)
+    thresholds = (distinct + np.concatenate([[0.0], distinct[:-1]])) / 2
+    below = np.searchsorted(np.sort(scores), thresholds)
+    fraud_below = np.searchsorted(np.sort(scores[y_true]), thresholds)
+    alarms, tp, fn = len(scores) - below, y_true.sum() - fraud_below, fraud_below
+    precision, recall = tp / alarms, tp / max(1, y_true.sum())
+    if wanted_precision is not None:
+        reached = precision >= wanted_precision
+        if not reached.any():
+            raise DataError(f"no threshold reaches a precision of {wanted_precision} on these dialogues; "
+                            f"the highest is {precision.max():.4f}")
+        return float(thresholds[reached][0])  # the lowest of them finds the most
+    if wanted_recall is not None:
+        return float(thresholds[recall >= wanted_recall][-1])
+    return float(thresholds[np.argmin((alarms - tp) + cost_ratio * fn)])
+
+
+def at_prevalence(y_true: Sequence[bool], y_pred: Sequence[bool], groups: Sequence[Hashable] | None = None
+                  ) -> dict[str, object]:
+    """What recall and false alarms mean where fraud is rare.
+
+    Precision on a test set that is half fraud says nothing of a bank's calls. From recall r and false-positive rate f,
+    a prevalence p gives a precision of rp / (rp + f(1-p)) and 1000 (rp + f(1-p)) alarms in a thousand calls.
+
+    Returns:
+        ``false_positive_rate`` with its ``false_positive_rate_interval``, and for each of the ``prevalences``:
+        ``precision``, ``alarms_per_thousand`` and ``false_alarms_per_thousand``, each with a 95 % interval resampled
+        by `groups`. Without a single false alarm (or fraud found) the resamples know no uncertainty: then the ends of
+        the intervals of the two rates are combined, which is on the safe side.
+    """
+    y_true, y_pred = np.asarray(y_true, dtype=bool), np.asarray(y_pred, dtype=bool)
+    counts = confusion_counts(y_true, y_pred)
+    recall, false_positive_rate = _two_rates(counts)
+    # The false-positive rate is the recall of alarms among honest dialogues.
+    recalls = confidence_intervals(y_true, y_pred, groups=groups)["recall"]
+    false_positive_rates = confidence_intervals(~y_true, y_pred, groups=groups)["recall"]
+    no_spread = recall in (0.0, 1.0) or false_positive_rate in (0.0, 1.0)
+    found = []
+    for prevalence in PREVALENCES:
+        row = {"prevalence": prevalence}
+
+        def statistics(weights: np.ndarray, prevalence: float = prevalence) -> dict[str, float]:
+            return _rare(*_two_rates(confusion_counts(y_true, y_pred, weights)), prevalence)
+
+        intervals = (_widest(recalls, false_positive_rates, prevalence) if no_spread else
+                     bootstrap(statistics, len(y_true), groups))
+        for name, value in _rare(recall, false_positive_rate, prevalence).items():
+            row[name], row[f"{name}_interval"] = none_if_nan(value), intervals[name]
+        found.append(row)
+    return {"false_positive_rate": none_if_nan(false_positive_rate),
+            "false_positive_rate_interval": false_positive_rates, "prevalences": found}
+
+
+def _two_rates(counts: np.ndarray) -> tuple[float, float]:
+    """(recall, false-positive rate) of [tn, fp, fn, tp]; NaN where there is nothing to find, or nothing honest."""
+    tn, fp, fn, tp = map(float, counts)
+    return (tp / (tp + fn) if tp + fn else math.nan), (fp / (fp + tn) if fp + tn else math.nan)
+
+
+def _rare(recall: float, false_positive_rate: float, prevalence: float) -> dict[str, float]:
+    found, false = recall * prevalence, false_positive_rate * (1 - prevalence)
+    return {"precision": found / (found + false) if found + false else math.nan,
+            "alarms_per_thousand": 1000 * (found + false), "false_alarms_per_thousand": 1000 * false}
+
+
+def _widest(recalls: list[float] | None, false_positive_rates: list[float] | None, prevalence: float) -> dict:
+    ends = [_rare(recall, rate, prevalence) for recall in recalls or () for rate in false_positive_rates or ()]
+    names = _rare(0.0, 0.0, prevalence)
+    return {name: [float(np.nanmin([end[name] for end in ends])), float(np.nanmax([end[name] for end in ends]))]
+            if ends else None for name in names}
+
+
+def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, **wish: float | None
+              ) -> tuple[Decision, dict]:
+    """A decision with its temperature, and its threshold if there is a wish, found on these rows; and how that went.
+
+    Args:
+        scores: [rows] as `scoring.score_prompts` returns them.
+        wish: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
+            that no answer changes.
+
+    Raises:
+        DataError: see `fit_temperature` and `choose_threshold`.
+    """
+    wish = {name: value for name, value in wish.items() if value is not None}
+    temperature = fit_temperature(y_true, scores)
+    probabilities = calibrated(scores, temperature)
+    if wish:
+        threshold = choose_threshold(y_true, probabilities, **wish)
+    elif 0 < decision.threshold < 1:
+        threshold = float(calibrated(np.float64(decision.threshold), temperature / decision.temperature))
+    else:
+        threshold = decision.threshold
+    found = {"temperature": temperature, "threshold": threshold, "wish": wish,
+             "ece_before": reliability(y_true, scores)["ece"], "ece_after": reliability(y_true, probabilities)["ece"],
+             **classification_metrics(y_true, probabilities >= threshold)}
+    return dataclasses.replace(decision, temperature=temperature, threshold=threshold), found

@@ -1,0 +1,241 @@
+"""A local page to try a dialogue on: how the probability of fraud moves from line to line.
+
+    python -m antifraud.serving.app --model MODEL [--checkpoint DIR] [--port 7860]
+
+Only Python's own http.server and one page without foreign parts: it listens on 127.0.0.1 alone, fetches nothing from
+anywhere and keeps nothing of what is typed.
+"""
+
+import argparse
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from data.files import DataError
+from data.speakers import neutral_speakers, split_lines
+
+from ..checkpoint import lineage_of
+from ..evaluation.early_warning import GrowingDialogue
+from ..model import default_device, load_tuned
+
+PAGE = Path(__file__).with_name("app.html")
+ADDRESS = "127.0.0.1"
+LONGEST_REQUEST = 256 * 1024  # bytes
+MOST_LINES = 300
+EXAMPLES = {  # our own words
+    "退款电话": "客服: 您好，我是百优商城的客服，您上周买的电饭煲有质量问题，我们给您双倍退款。\n"
+              "顾客: 啊？我用着还挺好的呀。\n"
+              "客服: 是批次问题，不退的话会扣您的征信分。\n"
+              "顾客: 那怎么退？\n"
+              "客服: 您先下载一个会议软件，打开屏幕共享，我一步一步教您。\n"
+              "顾客: 好的，打开了。\n"
+              "客服: 手机会收到六位数字，您念给我听，退款马上到账。",
+    "快递电话": "快递员: 您好，您的包裹放在门口还是驿站？\n"
+              "顾客: 放驿站吧，取件码发我短信就行。\n"
+              "快递员: 好的，取件码您自己留着，不用告诉别人。\n"
+              "顾客: 知道了，谢谢，下班去拿。",
+    "家人提醒": "女儿: 妈，今天有没有陌生人打电话给您？\n"
+              "妈妈: 有一个，说是公安局的，让我把钱转到安全账户。\n"
+              "女儿: 那是骗子，您没转吧？\n"
+              "妈妈: 没有，我说要先问你，他就挂了。\n"
+              "女儿: 做得对，以后这种电话直接挂掉。",
+}
+
+
+# --------------------------------------------------------------------------------------------------- the scores
+
+
+@dataclass(frozen=True)
+class ScoredLine:
+    """One spoken line as the model sees it, and the probability of fraud after it.
+
+    Attributes:
+        role: who speaks, as the model sees it; None where the line names nobody.
+        cut: whether the dialogue up to here is longer than the model reads, so that its end went unseen.
+        of_line: probability that this line itself is part of a fraud; None where the model did not learn that.
+    """
+
+    role: str | None
+    content: str
+    probability: float
+    cut: bool
+    of_line: float | None
+
+
+def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
+    """The probability of fraud after each line of `dialogue` that is not blank, in order.
+
+    The last is what `evaluate` gives for the whole dialogue, blank space around it aside.
+    """
+    if not dialogue.strip():
+        return []
+    lines = dialogue.strip().split("\n")
+    growing = GrowingDialogue(model, tokenizer)
+    neutral = growing.encoder.task.neutral_speakers
+    seen = split_lines(neutral_speakers("\n".join(lines)) if neutral else "\n".join(lines))
+    turns, start = {}, 0
+    for number, line in enumerate(lines, start=1):
+        if line.strip():  # a blank line is no turn; it comes with the next
+            turns[number] = growing.add("\n".join(lines[start:number])), growing.cut
+            start = number
+    of_lines = dict(enumerate(growing.of_lines, start=1))
+    return [ScoredLine(*seen[number - 1], *turn, of_lines.get(number)) for number, turn in turns.items()]
+
+
+def probabilities_by_line(model, tokenizer, dialogue: str) -> list[float]:
+    """Probability of fraud after each line of `dialogue` that is not blank."""
+    return [line.probability for line in score_lines(model, tokenizer, dialogue)]
+
+
+# --------------------------------------------------------------------------------------------------- the server
+
+
+class BadRequest(ValueError):
+    """A request that is answered with one line instead of scores."""
+
+
+def make_server(model, tokenizer, port: int = 7860) -> ThreadingHTTPServer:
+    """A server on 127.0.0.1, not yet running; port 0 means any that is free.
+
+    Raises:
+        DataError: the port is taken or is none.
+    """
+    lineage = lineage_of(model)
+    facts = {"model": lineage.base.get("name", ""), "checkpoint": lineage.checkpoint,
+             "threshold": lineage.decision.threshold, "examples": EXAMPLES}
+    busy = threading.Lock()  # one dialogue at a time: two would only slow each other down
+
+    def score(dialogue: str) -> dict:
+        with busy:
+            lines = score_lines(model, tokenizer, dialogue)
+        return {"threshold": lineage.decision.threshold, "lines": [asdict(line) for line in lines]}
+
+    handler = type("Handler", (_Handler,), {"facts": facts, "score": staticmethod(score)})
+    try:
+        return ThreadingHTTPServer((ADDRESS, port), handler)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"port {port}: {why}; choose another with --port") from None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """GET / and /task, POST /score; `facts` and `score` are set by `make_server`."""
+
+    facts: dict
+    server_version = "fraud-page"
+    sys_version = ""
+    timeout = 60  # seconds without a byte, after which a connection is closed
+
+    def do_GET(self) -> None:
+        if not self._is_local():
+            return
+        if self.path == "/":
+            page = PAGE.read_bytes()
+            self._send(200, page, "text/html; charset=utf-8", {"Content-Security-Policy": page_policy(page)})
+        elif self.path == "/task":
+            self._send_json(200, self.facts)
+        else:
+            self._send_json(404, {"error": "no such page"})
+
+    def do_POST(self) -> None:
+        if not self._is_local():
+            return
+        try:
+            if self.path != "/score":
+                raise BadRequest("no such page")
+            self._send_json(200, self.score(self._dialogue()))
+        except (BadRequest, DataError, FloatingPointError) as error:
+            self.close_connection = True  # what was not read of the request is no second one
+            self._send_json(400, {"error": str(error)})
+
+    def _is_local(self) -> bool:
+        """Answers, and says no to, a page elsewhere that had its own name resolved to this machine."""
+        host = self.headers.get("Host", "")
+        if re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", host):
+            return True
+        self.close_connection = True
+        self._send_json(403, {"error": "open this page as http://127.0.0.1"})
+        return False
+
+    def _dialogue(self) -> str:
+        # A page elsewhere cannot send JSON here without being asked first, and nobody answers that question.
+        if self.headers.get_content_type() != "application/json":
+            raise BadRequest("send application/json")
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > LONGEST_REQUEST:
+            raise BadRequest(f"the dialogue is longer than {LONGEST_REQUEST // 1024} KiB, or its length is not given")
+        try:
+            dialogue = json.loads(self.rfile.read(int(length)))["dialogue"]
+            dialogue.encode("utf-8")  # no half surrogate pairs
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise BadRequest('expected {"dialogue": "..."}') from None
+        if dialogue.count("\n") >= MOST_LINES:
+            raise BadRequest(f"the dialogue has more than {MOST_LINES} lines")
+        return dialogue
+
+    def _send_json(self, status: int, value: dict) -> None:
+        self._send(status, json.dumps(value, ensure_ascii=False).encode(), "application/json; charset=utf-8")
+
+    def _send(self, status: int, body: bytes, content_type: str, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store",
+                            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+                            **(headers or {})}.items():
+            self.send_header(name, value)
+        with contextlib.suppress(ConnectionError):  # a browser that has gone needs no answer
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        """Keeps no record of who asked what."""
+
+
+def page_policy(page: bytes) -> str:
+    """The Content-Security-Policy under which the page runs its own script and style, and nothing else."""
+    hashes = {tag: base64.b64encode(hashlib.sha256(
+        re.search(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL).group(1)).digest()).decode()
+        for tag in (b"script", b"style")}
+    return (f"default-src 'none'; script-src 'sha256-{hashes[b'script']}'; style-src 'sha256-{hashes[b'style']}'; "
+            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m antifraud.serving.app", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
+    parser.add_argument("--checkpoint", default="", help="checkpoint-N, or a run's folder for its best one")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        server = make_server(*load_tuned(args.model, args.checkpoint, args.device), args.port)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"open http://{ADDRESS}:{server.server_address[1]} (Ctrl+C ends)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.server_close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

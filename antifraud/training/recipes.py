@@ -1,0 +1,162 @@
+"""How the same steps are computed: arguments, recipes, and what each needs."""
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from data.files import DataError
+
+from ..compiling import NOT_COMPILED, can_compile
+
+# Names that transformers 5 removed or renamed. Assigning them after construction would be ignored in silence.
+LATE_NAMES = {
+    "warmup_ratio": "warmup_steps",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+# The first is its name since transformers 5.20.
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
+                     if name in {field.name for field in dataclasses.fields(TrainingArguments)})
+SHARDABLE_OPTIMIZER = "adamw_torch"  # bitsandbytes' optimisers step whole tensors only
+# Three ways to compute the same steps: on every GPU, in little memory, or fast.
+RECIPES = {
+    "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
+    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True,
+              "keep_fewer_activations": True},
+    "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
+}
+# What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json and _captured.json, with a reserve of a third.
+BYTES_A_TOKEN = 3.5 * 2**20  # of a pass
+BYTES_A_TOKEN_KEEPING_FEWER = 2.5 * 2**20
+BYTES_APART = 3 * 2**30  # weights, adapters, optimiser
+FEWEST_TOKENS = 1024  # a pass; with less, too many passes a step
+
+
+@dataclass
+class FraudTrainingArguments(TrainingArguments):
+    """TrainingArguments and six of our own. Fields may be assigned afterwards, under transformers 4's names too.
+
+    A name that this version of transformers does not know is refused; the base class would ignore it.
+    """
+
+    cuda_graphs: bool = field(default=False, metadata={"help": "Replay each pass as a CUDA graph; one GPU, bf16."})
+    compile_layers: bool | None = field(default=None, metadata={
+        "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run, and "
+                "where fewer activations are to be kept."})
+    keep_fewer_activations: bool = field(default=False, metadata={
+        "help": "Compiled layers keep a third less for the backward pass, which computes it again. Same gradients."})
+    tokens_per_pass: int = field(default=0, metadata={
+        "help": "Cut a batch into passes of at most so many tokens, padding included; 0: one pass. Same gradients."})
+    label_word_only: bool = field(default=False, metadata={
+        "help": "Learn the one token that tells the two answers apart, not how an answer is written."})
+    line_loss_weight: float = field(default=0.0, metadata={
+        "help": "Learn of each line, too, whether it is part of a fraud; such a label counts so much, one of the "
+                "answer's tokens 1."})
+
+    def __setattr__(self, name: str, value) -> None:
+        if getattr(self, "_constructed", False) and not name.startswith("_") and name not in ARGUMENT_NAMES:
+            if LATE_NAMES.get(name) not in ARGUMENT_NAMES and not hasattr(self, name):
+                raise AttributeError(f"TrainingArguments has no {name!r} in this version of transformers")
+        if getattr(self, "_constructed", False) and LATE_NAMES.get(name) in ARGUMENT_NAMES:
+            name = LATE_NAMES[name]
+        super().__setattr__(name, value)
+
+
+ARGUMENT_NAMES = {field.name for field in dataclasses.fields(FraudTrainingArguments)}
+
+
+def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None = None) -> dict:
+    """The settings of `recipe`, or those for the memory that is free; says so in a line.
+
+    Args:
+        compile_layers: whether layers are to be compiled, without which they cannot keep fewer activations; default:
+            where that is possible.
+    """
+    compiles = can_compile() if compile_layers is None else compile_layers
+    if recipe not in ("auto", *RECIPES):
+        raise DataError(f"recipe must be auto, {', '.join(RECIPES)}, not {recipe!r}")
+    free, _ = torch.cuda.mem_get_info()
+    one_gpu = os.environ.get("WORLD_SIZE", "1") == "1"
+    if recipe == "auto":
+        settings = settings_for(free, compiles) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
+    else:
+        settings = RECIPES[recipe]
+    settings = shardable(settings)
+    if not compiles:
+        settings = {name: value for name, value in settings.items() if name != "keep_fewer_activations"}
+    if is_first_local_process():
+        said = [f"{name} {value}" for name, value in settings.items()]
+        if settings.get("cuda_graphs") and compile_layers is None and not compiles:
+            said.append(NOT_COMPILED)
+        print(f"recipe {recipe}, {dtype}, {free / 2**30:.0f} GiB free: {', '.join(said)}", file=sys.stderr)
+    return settings
+
+
+def sharded() -> bool:
+    """Whether ``accelerate launch`` was told to shard the model."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def shardable(settings: dict) -> dict:
+    """`settings`, with an optimiser that can step a sharded model where the model will be one."""
+    return {**settings, "optim": SHARDABLE_OPTIMIZER} if sharded() else settings
+
+
+def settings_for(free: int, compiles: bool = True) -> dict:
+    """CUDA graphs with passes as large as `free` bytes allow, or the recipe for little memory.
+
+    Where the largest passes do not fit, compiled layers keep fewer activations: that costs less time than more passes.
+    """
+    fast, room = RECIPES["fast"], free - BYTES_APART
+    if room >= fast["tokens_per_pass"] * BYTES_A_TOKEN:
+        return fast
+    tokens = int(room / (BYTES_A_TOKEN_KEEPING_FEWER if compiles else BYTES_A_TOKEN)) // 512 * 512
+    if tokens < FEWEST_TOKENS:
+        return RECIPES["small"]
+    return {**fast, "tokens_per_pass": min(tokens, fast["tokens_per_pass"]), "keep_fewer_activations": compiles}
+
+
+def require_capturable(train_args: TrainingArguments) -> None:
+    """Raises DataError where CUDA graphs are asked for and cannot be captured."""
+    if not train_args.cuda_graphs:
+        return
+    reasons = {"the computation is not on a GPU": train_args.device.type != "cuda",
+               "they compute in bf16 only": not train_args.bf16,
+               "there are several processes": train_args.world_size > 1,
+               f"{CHECKPOINTING} draws random numbers anew; give a smaller tokens_per_pass instead":
+                   getattr(train_args, CHECKPOINTING)}
+    for reason, holds in reasons.items():
+        if holds:
+            raise DataError(f"cuda_graphs cannot be used: {reason}")
+
+
+def require_compiled(train_args: TrainingArguments) -> None:
+    """Raises DataError where what only compiled layers can do is asked for without them."""
+    if train_args.keep_fewer_activations and train_args.compile_layers is False:
+        raise DataError("keep_fewer_activations needs compiled layers; leave it out, or --compile-layers false")
+
+
+def require_line_labels(train_args: TrainingArguments, train_dataset: Dataset) -> None:
+    """Raises DataError where lines are to be learned and the records do not say what they are."""
+    if train_args.line_loss_weight > 0 and "line_labels" not in train_dataset.column_names:
+        raise DataError("line_loss_weight needs records with 'line_labels', as data.prepare writes them; prepare the "
+                        "train split again, or leave it out")
+
+
+def require_shardable(train_args: TrainingArguments) -> None:
+    """Raises DataError where an optimiser is asked for that cannot step a sharded model."""
+    if sharded() and any(part in train_args.optim for part in ("paged", "bit", "bnb")):
+        raise DataError(f"{train_args.optim.value} cannot step weights that are sharded: bitsandbytes' optimisers take "
+                        f"whole tensors; take --optim {SHARDABLE_OPTIMIZER}")
+
+
+def is_first_local_process() -> bool:
+    """Whether this is the process that prints, of those that ``accelerate launch`` started on this machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -1,0 +1,127 @@
+"""Files read and written whole: atomic, UTF-8, and what is wrong with them in one line."""
+
+import codecs
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+class DataError(ValueError):
+    """Something the user can mend, said in one line; commands print it and exit with code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text) of each line that is not blank, read lazily."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
+    try:
+        # Read as bytes: only LF ends a line, and a bad byte is found in its own line, not in a buffer's worth.
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}:{number}")
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+
+
+def require_paths(input_path: str | Path, output_path: str | Path) -> None:
+    """Refuses, before a model is loaded, an input that is not there and an output that is the input."""
+    require_input(input_path)
+    if os.path.isdir(output_path):
+        raise DataError(f"{output_path}: is a folder; name a file")
+    if os.path.exists(output_path) and os.path.samefile(input_path, output_path):
+        raise DataError(f"{output_path}: is the input; name another file for the output")
+
+
+def require_input(path: str | Path) -> None:
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write one JSON document, atomically, refusing NaN and infinities (they are not JSON)."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 with LF line ends; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically: complete or not there, also where several processes write the same.
+
+    Raises:
+        DataError: the folder cannot be made or written to.
+    """
+    try:
+        _write_bytes(Path(path), content)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes a private file; data is as readable as its neighbours
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def refuse_existing(output: str | Path) -> None:
+    """Refuses an output that is there already, unless it is an empty folder."""
+    output = Path(output)
+    if output.is_symlink() or output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise DataError(f"{output}: already there; name a new or an empty folder with --output")
+
+
+@contextlib.contextmanager
+def complete_or_absent(output: str | Path) -> Iterator[Path]:
+    """A folder beside `output` to write into; becomes `output` when all went well and vanishes otherwise.
+
+    Raises:
+        DataError: the folder cannot be made or written to.
+    """
+    output = Path(output)
+    unfinished = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+        yield unfinished
+        for path in [unfinished, *unfinished.iterdir()]:  # mkdtemp and safetensors make them private
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        os.rename(unfinished, output)  # onto nothing or an empty folder; anything else is an error
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{output}: cannot be written ({one_line(error)})") from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+

@@ -1,0 +1,234 @@
+"""Calibration: a temperature is found again, thresholds keep their promise, and a checkpoint keeps both."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_records
+from scipy.special import expit, logit
+
+import evaluate as evaluate_module
+from antifraud.checkpoint import find_checkpoint, require_complete
+from antifraud.evaluation.calibration import (
+    at_prevalence,
+    calibrate,
+    calibrated,
+    choose_threshold,
+    fit_temperature,
+    reliability,
+)
+from antifraud.evaluation.scoring import score_prompts
+from antifraud.serving.app import probabilities_by_line
+from antifraud.serving.export import score_model
+from antifraud.serving.predict import predict_file
+from data.files import DataError
+from data.prompt import PromptEncoder, Task
+from data.records import write_records
+from evaluate import calibrate_checkpoint, evaluate, load_model
+
+TRUE = np.array([True, True, False, True, False, False])
+SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.1])
+
+# ---------------------------------------------------------------------------------------------- the temperature
+
+
+def test_a_temperature_divides_the_log_odds():
+    np.testing.assert_allclose(calibrated(np.array([0.9, 0.5, 0.1]), 2.0), [0.75, 0.5, 0.25])  # odds of 9 become 3
+    assert calibrated(SCORES, 1.0) is SCORES
+    assert calibrated(np.array([0.0, 1.0]), 2.0).tolist() == [0.0, 1.0]
+
+
+def test_the_temperature_that_spoilt_the_probabilities_is_found():
+    generator = np.random.default_rng(0)
+    honest = generator.uniform(0.02, 0.98, 20_000)
+    y_true = generator.random(20_000) < honest
+    assert fit_temperature(y_true, honest) == pytest.approx(1.0, abs=0.05)
+    assert fit_temperature(y_true, expit(logit(honest) * 3)) == pytest.approx(3.0, abs=0.15)
+    assert fit_temperature(y_true, expit(logit(honest) / 2)) == pytest.approx(0.5, abs=0.03)
+
+
+def test_scores_of_exactly_zero_and_one_are_no_obstacle():
+    assert 1 < fit_temperature([True, False, True, False], np.array([1.0, 0.0, 0.0, 0.3])) <= 20
+
+
+def test_no_error_and_one_label_teach_no_temperature():
+    assert fit_temperature([True, False], np.array([0.7, 0.2])) == 1.0
+    for y_true in ([True, True], [False, False]):
+        with pytest.raises(DataError, match="both labels"):
+            fit_temperature(y_true, np.array([0.7, 0.2]))
+
+
+def test_the_calibration_error_by_hand():
+    found = reliability([True, True, False, True], np.array([0.95, 0.91, 0.93, 0.21]))
+    assert [(row["from"], row["n"]) for row in found["bins"]] == [(0.2, 1), (0.9, 3)]
+    assert found["bins"][1]["mean_probability"] == pytest.approx(0.93)
+    assert found["ece"] == pytest.approx((1 * abs(1 - 0.21) + 3 * abs(2 / 3 - 0.93)) / 4)
+    assert reliability([True], np.array([1.0]))["bins"] == [
+        {"from": 0.9, "to": 1.0, "n": 1, "mean_probability": 1.0, "fraud_share": 1.0}]
+
+
+# ---------------------------------------------------------------------------------------------- the threshold
+
+
+@pytest.mark.parametrize("wish, threshold", [
+    ({"wanted_precision": 1.0}, 0.75),  # between 0.7, honest, and 0.8
+    ({"wanted_precision": 0.75}, 0.5),  # three of the four above it are fraud
+    ({"wanted_precision": 0.5}, 0.05),  # everything is called fraud
+    ({"wanted_recall": 1.0}, 0.5),
+    ({"wanted_recall": 0.6}, 0.75),
+    ({"cost_ratio": 0.5}, 0.75),  # missing 0.6 costs a half, finding it one false alarm
+    ({"cost_ratio": 2.0}, 0.5),
+])
+def test_a_threshold_does_what_was_asked_for_by_hand(wish, threshold):
+    assert choose_threshold(TRUE, SCORES, **wish) == pytest.approx(threshold)
+
+
+def test_equal_scores_stand_or_fall_together():
+    assert choose_threshold([True, False, True], np.array([0.8, 0.8, 0.9]), wanted_precision=1.0) == pytest.approx(0.85)
+    assert choose_threshold([True, False, True], np.array([0.8, 0.8, 0.9]), wanted_recall=1.0) == pytest.approx(0.4)
+
+
+def test_a_precision_out_of_reach_says_what_is_in_reach():
+    with pytest.raises(DataError, match="no threshold reaches a precision of 0.9 .* the highest is 0.6667"):
+        choose_threshold([False, True, True], np.array([0.9, 0.8, 0.7]), wanted_precision=0.9)
+
+
+def test_without_a_wish_the_threshold_moves_with_the_temperature_and_no_answer_changes():
+    y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.02, 0.97])
+    before = Task(threshold=0.65)
+    task, found = calibrate(y_true, scores, before)
+    assert task.temperature == found["temperature"] > 1.5
+    assert ((calibrated(scores, task.temperature) >= task.threshold) == (scores >= 0.65)).all()
+    again, _ = calibrate(y_true, scores, task)  # from one temperature to the same: nothing moves
+    assert again.threshold == pytest.approx(task.threshold)
+    assert found["ece_after"] < found["ece_before"]
+
+
+# ---------------------------------------------------------------------------------------------- where fraud is rare
+
+
+def test_precision_where_fraud_is_rare_by_hand():
+    """Recall 0.98 and 2 % false alarms: a precision of 0.33 at 1 %, 29.6 alarms in a thousand calls."""
+    y_true = [True] * 100 + [False] * 100
+    y_pred = [True] * 98 + [False] * 2 + [True] * 2 + [False] * 98
+    found = at_prevalence(y_true, y_pred)
+    assert found["false_positive_rate"] == 0.02
+    one_percent, one_in_thousand = found["prevalences"]
+    assert one_percent["precision"] == pytest.approx(0.0098 / (0.0098 + 0.0198))
+    assert one_percent["alarms_per_thousand"] == pytest.approx(29.6)
+    assert one_percent["false_alarms_per_thousand"] == pytest.approx(19.8)
+    assert one_in_thousand["precision"] == pytest.approx(0.00098 / (0.00098 + 0.01998))
+    for row in found["prevalences"]:
+        low, high = row["precision_interval"]
+        assert low < row["precision"] < high
+
+
+def test_no_false_alarm_among_few_dialogues_is_no_perfect_precision():
+    found = at_prevalence([True] * 50 + [False] * 50, [True] * 45 + [False] * 55)
+    row = found["prevalences"][0]
+    assert row["precision"] == 1.0
+    # Wilson's upper end of 0 in 50 is z^2 / (50 + z^2) = 0.0713; recall at most about 0.97
+    low, high = row["precision_interval"]
+    assert high == pytest.approx(1.0) and 0.08 < low < 0.13
+
+
+def test_without_honest_dialogues_nothing_is_said_of_false_alarms():
+    found = at_prevalence([True, True], [True, False])
+    assert found["false_positive_rate"] is None and found["false_positive_rate_interval"] is None
+    assert found["prevalences"][0]["precision"] is None and found["prevalences"][0]["precision_interval"] is None
+    json.dumps(found, allow_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------- the checkpoint
+
+
+@pytest.fixture
+def checkpoint(run_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(find_checkpoint(run_folder), tmp_path / "checkpoint-80"))
+
+
+@pytest.fixture(scope="module")
+def noisy_eval_file(tmp_path_factory) -> str:
+    """Dialogues of which some have the wrong label, so that there is an error to learn from."""
+    rows = make_records(40, first_case=300)
+    for row in rows[::10]:
+        row["label"] = not row["label"]
+    path = tmp_path_factory.mktemp("noisy") / "eval.jsonl"
+    write_records(path, rows)
+    return str(path)
+
+
+def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, checkpoint, noisy_eval_file, eval_file,
+                                                                       tmp_path, capsys):
+    before = evaluate(base, str(checkpoint), noisy_eval_file, "cpu", progress=False)
+    kept = json.loads((checkpoint / "fraud_task.json").read_text())
+    found = calibrate_checkpoint(base, str(checkpoint), noisy_eval_file, "cpu", progress=False, wanted_recall=0.8)
+    assert found["temperature"] > 1 and found["wish"] == {"wanted_recall": 0.8} and found["recall"] >= 0.8
+    require_complete(checkpoint)
+    changed = json.loads((checkpoint / "fraud_task.json").read_text())
+    assert {key for key in changed if changed[key] != kept[key]} == {"task", "calibration"} and changed["files"]
+
+    model, tokenizer = load_model(base, str(checkpoint), "cpu")
+    task = model.lineage.task
+    assert (task.temperature, task.threshold) == (found["temperature"], found["threshold"])
+    report = evaluate_module.evaluate_with_model(model, tokenizer, noisy_eval_file, "cpu", progress=False)
+    assert "these are the dialogues that temperature and threshold were found on" in capsys.readouterr().out
+    assert report["threshold"] == found["threshold"] and report["temperature"] == found["temperature"]
+    assert report["recall"] == found["recall"] and report["average_precision"] == before["average_precision"]
+    assert report["calibration"]["before"] == before["calibration"]["after"]
+    assert report["calibration"]["after"]["ece"] == pytest.approx(found["ece_after"]) != found["ece_before"]
+    assert report["calibration"]["fitted_on"]["data"] == report["provenance"]["data"]
+    assert report["probes"]["speakers_renamed"]["recall"] == report["recall"]
+
+    predict_file(model, tokenizer, eval_file, tmp_path / "out.jsonl", progress=False)
+    encoder = PromptEncoder(tokenizer, task)
+    first = json.loads(Path(eval_file).read_text(encoding="utf-8").split("\n")[0])
+    raw = score_prompts(model, encoder, encoder.prompts([first["input"]]))
+    row = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert row["probability"] == pytest.approx(expit(logit(raw[0]) / found["temperature"]), abs=2e-6)
+    assert row["is_fraud"] == (row["probability"] >= found["threshold"])
+    assert score_model(model, tokenizer, task, [first["input"]])[0] == pytest.approx(row["probability"], abs=2e-6)
+    assert probabilities_by_line(model, tokenizer, first["input"])[-1] == pytest.approx(row["probability"], abs=1e-4)
+
+
+def test_the_command_calibrates_and_says_what_it_found(base, checkpoint, noisy_eval_file, tmp_path, capsys):
+    output = tmp_path / "calibration.json"
+    assert evaluate_module.main(["--model", base, "--checkpoint", str(checkpoint), "--data", noisy_eval_file,
+                                 "--device", "cpu", "--calibrate", "--cost-ratio", "3", "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"temperature {found['temperature']:.4f}: calibration error ")
+    assert printed[1].startswith(f"threshold {found['threshold']:.6f}: precision ")
+    assert load_model(base, str(checkpoint), "cpu")[0].lineage.task.threshold == found["threshold"]
+
+
+def test_what_it_was_trained_on_and_an_unreachable_wish_are_refused_and_change_nothing(base, checkpoint, train_file,
+                                                                                      tmp_path, capsys):
+    kept = (checkpoint / "fraud_task.json").read_bytes()
+
+    def attempt(data, *options):
+        code = evaluate_module.main(["--model", base, "--checkpoint", str(checkpoint), "--data", str(data), "--device",
+                                     "cpu", "--calibrate", *options])
+        assert code == 2 and (checkpoint / "fraud_task.json").read_bytes() == kept
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert attempt(train_file) == f"{train_file}: the checkpoint was trained on it; calibrate on the eval split"
+    wrong = [{**row, "label": not row["label"]} for row in make_records(20)]
+    write_records(tmp_path / "wrong.jsonl", wrong)
+    assert attempt(tmp_path / "wrong.jsonl", "--wanted-precision", "0.99").startswith(
+        f"{tmp_path}/wrong.jsonl: no threshold reaches a precision of 0.99")
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--calibrate"], "--calibrate needs --data and --checkpoint"),
+    (["--wanted-recall", "0.9"], "belong to --calibrate"),
+    (["--calibrate", "--wanted-recall", "0.9", "--cost-ratio", "2"], "not allowed with"),
+    (["--calibrate", "--wanted-recall", "1.5"], "must be above 0 and at most 1"),
+    (["--calibrate", "--cost-ratio", "0"], "must be above 0"),
+])
+def test_options_that_do_not_go_together_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_module.main(["--model", "m", "--data", "d", *options])
+    assert message in capsys.readouterr().err

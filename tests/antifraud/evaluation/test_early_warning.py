@@ -1,0 +1,245 @@
+"""Early warning: what is scored line by line equals the whole dialogue's score, and alarms are counted by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from helpers import make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from antifraud.evaluation import early_warning as module
+from antifraud.evaluation.early_warning import (
+    GrowingDialogue,
+    alarm_line,
+    alarm_report,
+    calls_of,
+    score_growing,
+    threshold_for,
+)
+from antifraud.evaluation.scoring import score_prompts
+from benchmarks.bases import save_random_base
+from data.files import DataError
+from data.prompt import PromptEncoder, Task
+from data.records import Dialogue, Line, write_dialogues, write_records
+from evaluate import load_model
+
+LINES = ["王经理: 今天风有点大。", "顾客: 好的。。。", "王经理: 请把短信里的号码念给我，", "顾客: ，我替您办退款。",
+         "（电话挂断）", "王经理: <|im_end|>", "客服: 请把验证码告诉我。"]
+
+
+@pytest.fixture(scope="module")
+def loaded(base, run_folder):
+    return load_model(base, run_folder, "cpu")
+
+
+@pytest.fixture(scope="module", params=["Qwen2", "Qwen3", "Mistral", "Gemma 3"])
+def random_base(request, tmp_path_factory):
+    """A random model; Mistral's and Gemma 3's windows slide on after 16 tokens, long before the first line is over."""
+    folder = tmp_path_factory.mktemp("base")
+    return load_model(save_random_base(folder, request.param, make_tokenizer()), "", "cpu", quantization="none")
+
+
+def whole_scores(model, tokenizer, lines):
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    return [score_prompts(model, encoder, encoder.prompts(["\n".join(lines[:end])]))[0]
+            for end in range(1, len(lines) + 1)]
+
+
+# ---------------------------------------------------------------------------------------------- line by line
+
+
+def test_a_growing_dialogue_scores_as_the_dialogue_so_far(random_base):
+    model, tokenizer = random_base
+    growing = GrowingDialogue(model, tokenizer)
+    np.testing.assert_allclose([growing.add(line) for line in LINES], whole_scores(model, tokenizer, LINES), atol=1e-4)
+
+
+def test_with_an_adapter_and_a_temperature_too(loaded):
+    model, tokenizer = loaded
+    growing = GrowingDialogue(model, tokenizer)
+    found, expected = [growing.add(line) for line in LINES], whole_scores(model, tokenizer, LINES)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert max(found) - min(found) > 0.3  # the run has learnt its two sentences
+    kept = model.lineage.task
+    try:
+        model.lineage.task = Task(temperature=2.0)
+        warm = GrowingDialogue(model, tokenizer)
+        odds = (np.array(expected) / (1 - np.array(expected))) ** 0.5
+        np.testing.assert_allclose([warm.add(line) for line in LINES], odds / (1 + odds), atol=1e-4)
+    finally:
+        model.lineage.task = kept
+
+
+@settings(max_examples=15)
+@given(st.lists(st.text("A甲:：。，…\n <|im_end>a", max_size=12), min_size=1, max_size=5))
+def test_whatever_the_lines_hold_and_however_they_merge(loaded, lines):
+    model, tokenizer = loaded
+    growing = GrowingDialogue(model, tokenizer)
+    np.testing.assert_allclose([growing.add(line) for line in lines], whole_scores(model, tokenizer, lines), atol=1e-4)
+
+
+def test_only_new_tokens_are_computed(loaded):
+    model, tokenizer = loaded
+    growing = GrowingDialogue(model, tokenizer)
+    encoder = growing.encoder
+    spent = []
+    for line in LINES:
+        before = growing.forwarded
+        growing.add(line)
+        spent.append(growing.forwarded - before)
+        # All but the last token of the dialogue is remembered: with that one the next line may merge.
+        assert growing._cached == growing._prompt[:len(growing._prompt) - len(encoder.tail) - 1]
+    tail = len(encoder.tail) + len(encoder.answer_prefix)
+    of_line = [len(tokenizer(line, add_special_tokens=False)["input_ids"]) for line in LINES]
+    for tokens, line in zip(spent[1:], of_line[1:]):
+        assert tokens <= line + tail + 8  # its own, the tail's, and a few at the boundary
+    assert sum(spent) < 0.5 * sum(map(len, encoder.prompts(["\n".join(LINES[:end]) for end in range(1, 8)])))
+
+
+def test_a_cache_that_cannot_be_cut_back_is_computed_anew(random_base):
+    model, tokenizer = random_base
+    growing = GrowingDialogue(model, tokenizer)
+    lines = ["甲: 您好，请问您是哪位？", "乙: 我是客服", "甲: 好"]
+    found = [growing.add(lines[0]), growing.add(lines[1])]
+    cache, forwarded = growing._cache, growing.forwarded
+    growing._cached[-3] += 1  # as if tokens before the last one had merged
+    found.append(growing.add(lines[2]))
+    np.testing.assert_allclose(found, whole_scores(model, tokenizer, lines), atol=1e-4)
+    window_slides = model.config.model_type in ("mistral", "gemma3_text")
+    assert (growing._cache is not cache) == window_slides
+    anew = len(growing._prompt) + len(growing.encoder.answer_prefix)
+    assert (growing.forwarded - forwarded == anew) == window_slides
+
+
+def test_what_comes_after_the_window_is_not_seen_and_costs_nothing(loaded):
+    model, tokenizer = loaded
+    kept = model.lineage.task
+    whole = PromptEncoder(tokenizer, kept)
+    two_lines = len(whole.prompts(["\n".join(LINES[:2])])[0]) + max(map(len, whole.completions.values()))
+    try:
+        model.lineage.task = Task(max_length=two_lines)
+        growing = GrowingDialogue(model, tokenizer)
+        cut, found, spent = [], [], []
+        for line in LINES[:4]:
+            found.append(growing.add(line))
+            cut.append(growing.cut)
+            spent.append(growing.forwarded)
+        np.testing.assert_allclose(found, whole_scores(model, tokenizer, LINES[:4]), atol=1e-4)
+    finally:
+        model.lineage.task = kept
+    assert cut == [False, False, True, True] and spent[2] == spent[3]
+
+
+def test_a_score_that_is_not_finite_is_an_error(base):
+    model, tokenizer = load_model(base, "", "cpu")
+    model.get_input_embeddings().weight.data[tokenizer("ÿ")["input_ids"][0]] = float("nan")
+    growing = GrowingDialogue(model, tokenizer)
+    assert 0 <= growing.add("A: 好") <= 1
+    with pytest.raises(FloatingPointError):
+        growing.add("B: ÿ")
+
+
+# ---------------------------------------------------------------------------------------------- alarms
+
+
+def dialogue(case: str, *flags: bool) -> Dialogue:
+    """A dialogue whose lines are fraud where `flags` says so."""
+    return Dialogue(case, "kind", tuple(Line("甲乙"[i % 2], f"第{i}句话", flag) for i, flag in enumerate(flags)))
+
+
+def test_many_dialogues_at_once_score_as_one_line_after_the_other(loaded):
+    model, tokenizer = loaded
+    dialogues = [dialogue("1", False, True, True), dialogue("2", False)]
+    found = score_growing(model, tokenizer, dialogues)
+    assert [len(scores) for scores in found] == [3, 1]
+    growing = GrowingDialogue(model, tokenizer)
+    expected = [growing.add(line) for line in ("甲: 第0句话", "乙: 第1句话", "甲: 第2句话")]
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("false_alarms, alarmed", [(0, 0), (24.9, 0), (25, 1), (50, 2), (99, 3), (100, 4)])
+def test_the_threshold_lets_no_more_honest_dialogues_alarm_than_was_asked(false_alarms, alarmed):
+    honest = [np.array(scores) for scores in ([0.1, 0.2], [0.9, 0.1], [0.3], [0.2, 0.5])]  # highest .2 .9 .3 .5
+    threshold = threshold_for(honest, false_alarms)
+    assert sum(alarm_line(scores, threshold) is not None for scores in honest) == alarmed
+
+
+def test_dialogues_that_score_alike_stand_or_fall_together():
+    honest = [np.array([0.4]), np.array([0.4]), np.array([0.1]), np.array([0.1])]
+    assert threshold_for(honest, 25) == math.nextafter(0.4, 1)
+    with pytest.raises(DataError, match="no honest dialogues"):
+        threshold_for([], 1)
+
+
+def test_alarms_by_hand():
+    dialogues = [dialogue("a", False, True, True, True), dialogue("b", False, True), dialogue("c", True, True),
+                 dialogue("d", False, False), dialogue("e", False)]
+    scores = [np.array(row) for row in ([0.1, 0.2, 0.8, 0.9], [0.9, 0.1], [0.1, 0.1], [0.1, 0.7], [0.2])]
+    found = alarm_report(dialogues, scores, 0.7)
+    assert (found["honest"], found["honest_alarmed"], found["fraud"], found["fraud_alarmed"]) == (2, 1, 3, 2)
+    assert found["false_alarms_per_hundred"] == 50.0 and found["recall"] == pytest.approx(2 / 3)
+    assert found["lines"][1] == 2.0  # the third line of a, the first of b
+    assert found["share_of_dialogue"][1] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert found["share_of_fraud_lines"][1] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["alarmed_before_any_fraud_line"] == 1
+    assert found["alarmed_by"] == {"0.1": 0.0, "0.25": 0.0, "0.5": pytest.approx(1 / 3), "0.75": pytest.approx(2 / 3),
+                                   "1.0": pytest.approx(2 / 3)}
+
+
+def test_without_alarms_or_frauds_nothing_is_made_up():
+    found = alarm_report([dialogue("d", False)], [np.array([0.1])], 0.5)
+    assert found["recall"] is found["lines"] is found["alarmed_by"]["1.0"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_honest_dialogue_counts_as_calls_of_a_scams_length():
+    calls = calls_of([dialogue("scam", False, True, False), dialogue("meeting", False, False, False)],
+                     honest_characters=8)
+    assert [(call.case, len(call.lines)) for call in calls] == [("scam", 3), ("meeting", 2), ("meeting", 1)]
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A corpus of eight dialogues, every other one honest, and splits that know two of each."""
+    dialogues = [Dialogue(f"退款/{i}", "退款", dialogue("", False, i % 2 == 0).lines) for i in range(8)]
+    write_dialogues(tmp_path / "退款.csv", dialogues)
+    for name, cases in (("eval", dialogues[:4]), ("test", dialogues[4:])):
+        write_records(tmp_path / f"{name}.jsonl",
+                      [{"input": "甲: 好", "label": False, "case": one.case} for one in cases])
+    return tmp_path
+
+
+def attempt(base, run_folder, corpus, **changed):
+    options = {"model": base, "checkpoint": run_folder, "source": corpus, "eval": corpus / "eval.jsonl",
+               "test": corpus / "test.jsonl", "output": corpus / "warning.json", "device": "cpu", **changed}
+    return module.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+
+
+def test_the_command_finds_a_threshold_on_eval_and_judges_it_on_test(base, run_folder, corpus, capsys):
+    assert attempt(base, run_folder, corpus) == 0
+    report = json.loads((corpus / "warning.json").read_text())
+    assert [row["wanted_false_alarms_per_hundred"] for row in report["at"]] == [1.0, 5.0]
+    for row in report["at"]:
+        assert row["eval"]["honest_alarmed"] == 0 and (row["test"]["honest"], row["test"]["fraud"]) == (2, 2)
+    assert report["provenance"]["data"]["name"] == "test.jsonl"
+    assert "on test: " in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_said_in_one_line(base, run_folder, corpus, capsys):
+    def says(message, **changed):
+        assert attempt(base, run_folder, corpus, **changed) == 2
+        line = [line for line in capsys.readouterr().err.splitlines() if "Loading" not in line][-1]
+        assert message in line
+
+    says("none.jsonl: no such file", test=corpus / "none.jsonl")
+    says("nowhere: no such file or folder", source=corpus / "nowhere")
+    says("shares 4 dialogues with", test=corpus / "eval.jsonl")
+    write_records(corpus / "odd.jsonl", [{"input": "甲: 好", "label": True}])
+    says("a record has no 'case'", test=corpus / "odd.jsonl")
+    write_records(corpus / "odd.jsonl", [{"input": "甲: 好", "label": True, "case": "退款/99"}])
+    says("case '退款/99' is not in", test=corpus / "odd.jsonl")

@@ -1,0 +1,149 @@
+"""Which line is the fraud: learned, scored, judged and shown."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_records, train_briefly
+from scipy.special import expit, logit
+
+from antifraud.evaluation.baselines import fit_baselines
+from antifraud.evaluation.early_warning import GrowingDialogue
+from antifraud.evaluation.lines import line_report
+from antifraud.evaluation.scoring import score_of_log_odds, score_prompts, score_single_lines
+from antifraud.serving.app import score_lines
+from data.prompt import PromptEncoder, Task
+from data.records import write_records
+from evaluate import evaluate_with_model, load_model
+
+DIALOGUES = ["王经理: 今天风有点大。\n顾客: 好的。\n王经理: 请把短信里的号码念给我，我替您办退款。",
+             "甲: 好", "甲: 您好\n\n乙: 再见"]
+
+
+def labelled(n: int, first_case: int = 0) -> list[dict]:
+    """Records whose first line is the fraud, if one is."""
+    return [{**record, "line_labels": [record["label"], False]} for record in make_records(n, first_case=first_case)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("lines")
+    paths = folder / "train.jsonl", folder / "eval.jsonl"
+    write_records(paths[0], labelled(48))
+    write_records(paths[1], labelled(20, first_case=100))
+    return tuple(map(str, paths))
+
+
+@pytest.fixture(scope="module")
+def learned(base, files, tmp_path_factory):
+    """A checkpoint that learned of lines, as it is loaded, with its tokenizer."""
+    run = tmp_path_factory.mktemp("run")
+    train_briefly(base, *files, run, max_steps=60, eval_steps=60, save_steps=60, line_loss_weight=1.0)
+    task = json.loads((run / "checkpoint-60" / "fraud_task.json").read_text())["task"]
+    assert task["learned_lines"] is True
+    return load_model(base, str(run), "cpu")
+
+
+def test_a_line_has_the_score_that_the_dialogue_up_to_it_gives_it(learned):
+    model, tokenizer = learned
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    prompts = encoder.prompts(DIALOGUES)
+    scores = score_single_lines(model, encoder, prompts)
+    assert [len(row) for row in scores] == [3, 1, 3]
+    for prompt, row in zip(prompts, scores):
+        for end, score in zip(encoder.line_ends(prompt), row, strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt[:end + 1]])).logits[0, -1, list(encoder.label_ids)]
+            assert score == pytest.approx(logits.softmax(-1)[0].item(), abs=1e-4)
+    assert max(scores[0]) - min(scores[0]) > 0.5  # the run has learned which sentence it is
+
+
+def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_line(learned):
+    model, tokenizer = learned
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    prompts = encoder.prompts(DIALOGUES)
+    answers = score_prompts(model, encoder.heeding_no_lines(), prompts)
+    lines = np.array([row.max() for row in score_single_lines(model, encoder, prompts)])
+    scores = score_prompts(model, encoder, prompts)
+    np.testing.assert_allclose(logit(scores), (logit(answers) + logit(lines)) / 2, atol=1e-3)
+    assert np.abs(scores - answers).max() > 1e-3
+    one_by_one = [score_prompts(model, encoder, [prompt])[0] for prompt in prompts]
+    np.testing.assert_allclose(one_by_one, scores, atol=1e-5)
+
+
+def test_log_odds_that_are_not_finite_are_no_score():
+    assert score_of_log_odds([2.0]) == pytest.approx(expit(2.0))
+    assert score_of_log_odds([-1.0, 3.0, -2.0]) == pytest.approx(expit(0.5))
+    for odds in ([np.inf], [0.0, np.nan], [-np.inf, 1.0]):
+        assert np.isnan(score_of_log_odds(odds))
+
+
+def test_a_growing_dialogue_heeds_its_lines_as_the_whole_does(learned):
+    model, tokenizer = learned
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    lines = [*DIALOGUES[0].split("\n"), "", "顾客: 好的，第3单对吧。", "王经理: 再见\n", "甲: 好"]
+    growing = GrowingDialogue(model, tokenizer)
+    beginnings = ["\n".join(lines[:end]) for end in range(1, len(lines) + 1)]
+    np.testing.assert_allclose([growing.add(line) for line in lines],
+                               score_prompts(model, encoder, encoder.prompts(beginnings)), atol=1e-4)
+
+
+def test_lines_that_are_not_read_have_no_score(learned):
+    model, tokenizer = learned
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    whole = score_single_lines(model, encoder, encoder.prompts(DIALOGUES[:1]))[0]
+    short = PromptEncoder(tokenizer, dataclasses.replace(
+        model.lineage.task, max_length=model.lineage.task.max_length - encoder.room + 60))
+    found = score_single_lines(model, short, short.prompts(DIALOGUES[:1]))[0]
+    assert len(whole) == len(found) == 3 and found[:2] == pytest.approx(whole[:2], abs=1e-4)
+    cut = PromptEncoder(tokenizer, dataclasses.replace(
+        model.lineage.task, max_length=model.lineage.task.max_length - encoder.room + 12))
+    assert len(score_single_lines(model, cut, cut.prompts(DIALOGUES[:1]))[0]) < 3
+
+
+def test_the_report_judges_lines_where_they_were_learned_and_are_labelled(learned, files, base, run_folder):
+    train, test = files
+    lines = evaluate_with_model(*learned, test, "cpu", progress=False)["lines"]
+    assert lines["n"] == 40 == sum(lines[count] for count in ("tn", "fp", "fn", "tp"))
+    assert lines["average_precision"] > 0.9 and lines["most_suspicious_line_is_fraud"] == 1.0
+    assert lines["intervals"]["recall"][0] <= lines["recall"] and lines["tfidf"]["average_precision"] > 0.9
+    without = load_model(base, run_folder, "cpu")
+    assert evaluate_with_model(*without, test, "cpu", train_path=train, progress=False)["lines"] is None
+
+
+def test_records_without_labels_of_lines_are_not_judged_by_them(learned, eval_file):
+    assert evaluate_with_model(*learned, eval_file, "cpu", progress=False)["lines"] is None
+
+
+def test_lines_are_counted_as_far_as_they_were_read():
+    records = [{"input": "甲: 一\n乙: 二\n甲: 三", "label": True, "line_labels": [False, True, True], "case": "a"},
+               {"input": "甲: 一\n乙: 二", "label": True, "line_labels": [True, False], "case": "b"},
+               {"input": "甲: 一", "label": False, "line_labels": [False], "case": "c"}]
+    found = line_report(records, [np.array([0.1, 0.9]), np.array([0.4, 0.6]), np.array([0.2])])
+    assert (found["n"], found["tp"], found["fp"], found["fn"], found["tn"]) == (5, 1, 1, 1, 2)
+    assert found["most_suspicious_line_is_fraud"] == 0.5 and found["tfidf"] is None
+    fitted = fit_baselines([record for record in records for _ in range(3)])["tfidf_with_lines"]
+    beside = line_report(records, [np.array([0.1, 0.9]), np.array([0.4, 0.6]), np.array([0.2])], fitted)["tfidf"]
+    assert sum(beside[count] for count in ("tn", "fp", "fn", "tp")) == 5
+    assert beside["model_average_precision_minus_this"]["value"] == pytest.approx(
+        found["average_precision"] - beside["average_precision"])
+
+
+def test_nothing_to_find_is_no_figure():
+    found = line_report([{"input": "甲: 一", "label": False, "line_labels": [False]}], [np.array([0.2])])
+    assert found["most_suspicious_line_is_fraud"] is found["recall"] is found["average_precision"] is None
+
+
+def test_the_page_marks_lines_where_the_model_learned_of_them(learned, base, run_folder):
+    dialogue = DIALOGUES[0].replace("\n", "\n\n", 1)
+    shown = score_lines(*learned, dialogue)
+    encoder = PromptEncoder(learned[1], learned[0].lineage.task)
+    scores = score_single_lines(learned[0], encoder, encoder.prompts([dialogue]))[0]
+    assert [line.of_line for line in shown] == pytest.approx([scores[0], scores[2], scores[3]])  # the second is blank
+    assert [line.of_line for line in score_lines(*load_model(base, run_folder, "cpu"), dialogue)] == [None] * 3
+
+
+def test_a_task_from_before_lines_could_be_learned_has_learned_none():
+    assert Task(**{key: value for key, value in dataclasses.asdict(Task()).items() if key != "learned_lines"}) == Task()

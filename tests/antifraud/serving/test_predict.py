@@ -1,0 +1,526 @@
+"""Predicting a file: a line out for each line in, in constant memory, and nothing lost or doubled by a kill."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_records
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import evaluate as evaluate_module
+from antifraud.checkpoint import Lineage
+from antifraud.evaluation.scoring import score_prompts
+from antifraud.serving import predict
+from antifraud.serving.predict import predict_file, read_chunks
+from data.files import DataError
+from data.prompt import PromptEncoder, Task
+from data.records import write_records
+from evaluate import load_model
+
+ROOT = Path(__file__).parents[3]
+GOOD = {"input": "客服: 请把验证码告诉我。"}
+
+
+@pytest.fixture(scope="module")
+def loaded(base, run_folder):
+    return load_model(base, run_folder, "cpu")
+
+
+class StubEncoder:
+    """Stands in for the prompt: what the scorer sees is the dialogue itself."""
+
+    def __init__(self, tokenizer, task):
+        pass
+
+    def prompts(self, dialogues):
+        return dialogues
+
+
+def stub_scores(model, encoder, prompts, **options):
+    """A score that the text alone decides; a hundredth a character."""
+    return np.array([len(prompt) % 100 / 100 for prompt in prompts])
+
+
+@contextlib.contextmanager
+def stubbed():
+    """Within this context the model it gives scores with `stub_scores`, thousands of rows a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "PromptEncoder", StubEncoder)
+        patch.setattr(predict, "score_prompts", stub_scores)
+        patch.setattr(predict, "versions", lambda: {"stub": "1"})
+        yield SimpleNamespace(lineage=Lineage(base={"fingerprint": "stub"}), device=torch.device("cpu"))
+
+
+@pytest.fixture
+def stub():
+    with stubbed() as model:
+        yield model
+
+
+def write_lines(path, lines) -> Path:
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n"
+                              for line in lines))
+    return path
+
+
+def read_lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
+
+
+def run(model, source, target, **options):
+    return predict_file(model, None, source, target, progress=False, **options)
+
+
+# ------------------------------------------------------------------------------------------------- the rows
+
+
+def test_each_row_gets_its_line_its_keys_and_the_score_that_evaluation_gives_it(loaded, tmp_path):
+    model, tokenizer = loaded
+    records = [{"id": i, **record, "fraud_speaker": "甲"} for i, record in enumerate(make_records(21))]
+    write_records(tmp_path / "in.jsonl", records)
+    done = predict_file(model, tokenizer, tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl", batch_rows=8,
+                        progress=False)
+    encoder = PromptEncoder(tokenizer, Task())
+    scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in records]))
+    rows = read_lines(tmp_path / "new" / "out.jsonl")
+    for number, (row, record, score) in enumerate(zip(rows, records, scores, strict=True), start=1):
+        assert row == {"line": number, "id": number - 1, "case": record["case"], "category": record["category"],
+                       "fraud_speaker": "甲", "probability": pytest.approx(score, abs=2e-6),
+                       "is_fraud": bool(score >= 0.5)}
+    assert scores.min() < 0.1 and scores.max() > 0.9
+    assert done["rows_per_second"] > 0
+    assert {**done, "rows_per_second": 0} == {"rows": 21, "errors": 0, "fraud": int((scores >= 0.5).sum()),
+                                              "rows_per_second": 0, "resumed_at": 0}
+
+
+def test_a_label_is_neither_needed_nor_used(stub, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [GOOD, {**GOOD, "label": True}, {**GOOD, "label": "unknown"}])
+    run(stub, source, tmp_path / "out.jsonl")
+    first, *others = [{**row, "line": 0} for row in read_lines(tmp_path / "out.jsonl")]
+    assert others == [first, first] and "label" not in first
+
+
+@pytest.mark.parametrize("options, flags", [
+    ({}, [False, True, True]), ({"threshold": 0.51}, [False, False, True]), ({"threshold": 0}, [True] * 3),
+    ({"threshold": 1.1}, [False] * 3)])
+def test_a_row_is_fraud_from_the_threshold_on(stub, tmp_path, options, flags):
+    source = write_lines(tmp_path / "in.jsonl", [{"input": "x" * n} for n in (49, 50, 51)])
+    done = run(stub, source, tmp_path / "out.jsonl", **options)
+    rows = read_lines(tmp_path / "out.jsonl")
+    assert [row["probability"] for row in rows] == [0.49, 0.5, 0.51]
+    assert [row["is_fraud"] for row in rows] == flags and done["fraud"] == sum(flags)
+
+
+def test_the_checkpoints_threshold_is_the_default(stub, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"input": "x" * 30}])
+    model = SimpleNamespace(lineage=Lineage(task=Task(threshold=0.3)), device=stub.device)
+    assert run(model, source, tmp_path / "out.jsonl")["fraud"] == 1
+
+
+def test_a_probability_is_judged_as_it_is_written(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "score_prompts", lambda *_, **__: np.array([0.4999999]))
+    run(stub, write_lines(tmp_path / "in.jsonl", [GOOD]), tmp_path / "out.jsonl")
+    assert read_lines(tmp_path / "out.jsonl") == [{"line": 1, "probability": 0.5, "is_fraud": True}]
+
+
+# ---------------------------------------------------------------------------------------------- bad rows
+
+
+@pytest.mark.parametrize("line, error", [
+    (b"", "blank line"), (b" \t\r", "blank line"), (b"{", "not JSON (Expecting property name"),
+    (b"\xff", "not UTF-8 (invalid start byte at byte 0)"), (b"3", "expected a JSON object"),
+    (b'["input"]', "expected a JSON object"), (b"{}", "key 'input' is missing"),
+    (b'{"input": 3}', "key 'input' must be a string"), (b'{"input": null}', "key 'input' must be a string"),
+    (b'{"input": " \\n"}', "'input' is empty"), (b'{"input": "\\ud800"}', "key 'input' holds half a surrogate pair"),
+    (b'{"input": "x", "id": "\\udc00"}', "key 'id' holds half a surrogate pair"),
+    (b'{"input": "x", "input": "y"}', "key 'input' appears twice"),
+    (b'{"input": "x", "id": NaN}', "key 'id' holds NaN"), (b'{"input": "x", "id": 1e999}', "key 'id' holds NaN"),
+    (b'{"input": "x", "line": 3}', "key 'line' is one that"),
+    (b'{"input": "x", "probability": 1}', "key 'probability' is one that"),
+    (b'{"input": "x", "n": ' + b"9" * 5000 + b"}", "Exceeds the limit (4300 digits)"),
+    (b'{"input": "x", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+], ids=lambda value: value[:24] if isinstance(value, str) else None)
+def test_a_bad_row_becomes_an_error_on_its_own_line(stub, tmp_path, line, error):
+    source = write_lines(tmp_path / "in.jsonl", [GOOD, line, {**GOOD, "id": 7}])
+    done = run(stub, source, tmp_path / "out.jsonl")
+    first, bad, last = read_lines(tmp_path / "out.jsonl")
+    assert bad.keys() == {"line", "error"} and bad["line"] == 2 and bad["error"].startswith(error)
+    assert "probability" in first and last["id"] == 7 and last["probability"] == first["probability"]
+    assert (done["rows"], done["errors"]) == (3, 1)
+
+
+def test_a_byte_order_mark_crlf_and_a_missing_last_line_end_are_no_errors(stub, tmp_path):
+    line = json.dumps(GOOD).encode()
+    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n" + line)
+    assert run(stub, tmp_path / "in.jsonl", tmp_path / "out.jsonl")["errors"] == 0
+    assert len(read_lines(tmp_path / "out.jsonl")) == 2
+
+
+def test_a_score_that_is_not_finite_is_an_error_of_its_row_alone(base, tmp_path):
+    model, tokenizer = load_model(base, "", "cpu")
+    poison = tokenizer("ÿ")["input_ids"][0]
+    model.get_input_embeddings().weight.data[poison] = float("nan")
+    source = write_lines(tmp_path / "in.jsonl", [GOOD, {"input": "A: ÿ"}, GOOD])
+    done = predict_file(model, tokenizer, source, tmp_path / "out.jsonl", progress=False)
+    first, bad, last = read_lines(tmp_path / "out.jsonl")
+    assert bad == {"line": 2, "error": "the model's score is not finite"} and done["errors"] == 1
+    assert first["probability"] == last["probability"] and 0 <= first["probability"] <= 1
+
+
+def test_the_first_bad_rows_are_named_and_all_are_counted(stub, tmp_path, capsys):
+    source = write_lines(tmp_path / "in.jsonl", [b"", GOOD, b"", b"", b"", b"", b"", b""])
+    run(stub, source, tmp_path / "out.jsonl", batch_rows=3)
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"{source}:{number}: blank line" for number in (1, 3, 4, 5, 6)),
+        f"{tmp_path}/out.jsonl: 7 of 8 rows could not be scored; their lines say why"]
+
+
+@given(data=st.one_of(st.binary(), st.lists(st.sampled_from(
+    [b"\n", b"\r", b"{", b"}", b'{"input": "A: b"}', b'"input"', b":", b"\xe5\xae", b"\0", b"\xe2\x80\xa8", b"NaN",
+     b"[", b'"', b"\xef\xbb\xbf", b"\\ud800", b" "])).map(b"".join)))
+@example(data=b"")
+def test_any_bytes_give_as_many_lines_as_they_have_and_raise_nothing(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "in").write_bytes(data)
+    with stubbed() as model:
+        done = run(model, folder / "in", folder / "out", batch_rows=3)
+    lines = data.split(b"\n")[:-1] if data.endswith(b"\n") or not data else data.split(b"\n")
+    written = (folder / "out").read_bytes()
+    rows = [json.loads(line) for line in written.split(b"\n")[:-1]]
+    assert [row["line"] for row in rows] == list(range(1, len(lines) + 1))
+    assert written == b"" or written.endswith(b"\n")
+    assert done["rows"] == len(lines) and done["errors"] == sum("probability" not in row for row in rows)
+
+
+# ------------------------------------------------------------------------------------------ constant memory
+
+
+def test_memory_does_not_grow_with_the_file(stub, tmp_path):
+    def peak(rows):
+        source = write_lines(tmp_path / f"{rows}.jsonl", [{**GOOD, "id": i} for i in range(rows)])
+        tracemalloc.start()
+        try:
+            assert run(stub, source, tmp_path / f"{rows}.out", batch_rows=500)["rows"] == rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(500)  # whatever is imported or cached the first time
+    assert peak(15_000) < 1.1 * peak(1500)
+
+
+def test_a_chunk_of_long_rows_ends_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK_BYTES", 100)
+    (tmp_path / "in").write_bytes((b"x" * 59 + b"\n") * 5 + b"y\n" * 7)
+    chunks = list(read_chunks(tmp_path / "in", 5))
+    assert [(chunk.first, len(chunk.lines), chunk.end) for chunk in chunks] == \
+        [(1, 2, 120), (3, 2, 240), (5, 5, 308), (10, 3, 314)]
+
+
+@given(lengths=st.lists(st.integers(0, 35)), ended=st.booleans())
+def test_a_line_longer_than_the_longest_is_none_and_the_next_is_whole(tmp_path_factory, lengths, ended):
+    lines = [bytes([97 + i % 26]) * length for i, length in enumerate(lengths)]
+    path = tmp_path_factory.mktemp("long") / "in"
+    path.write_bytes(b"\n".join(lines) + (b"\n" if lines and ended else b""))
+    if not ended and lines and not lines[-1]:
+        lines.pop()  # nothing stands after the last line end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "LONGEST_LINE", 10)
+        found = [line for chunk in read_chunks(path, 4) for line in chunk.lines]
+    assert [line and line.rstrip(b"\n") for line in found] == [line if len(line) <= 10 else None for line in lines]
+
+
+def test_a_line_that_is_too_long_is_an_error(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "LONGEST_LINE", 2**20)
+    source = write_lines(tmp_path / "in.jsonl", [GOOD, {"input": "x" * 3 * 2**20}, GOOD])
+    run(stub, source, tmp_path / "out.jsonl")
+    assert read_lines(tmp_path / "out.jsonl")[1] == {"line": 2, "error": "longer than 1 MiB"}
+
+
+def test_long_dialogues_are_not_tokenised_together(stub, tmp_path, monkeypatch):
+    together = []
+    monkeypatch.setattr(predict, "ENCODED_CHARACTERS", 10)
+    monkeypatch.setattr(StubEncoder, "prompts", lambda self, group: together.append(len(group)) or group)
+    source = write_lines(tmp_path / "in.jsonl", [{"input": "x" * n} for n in (4, 4, 4, 30, 1, 9)])
+    run(stub, source, tmp_path / "out.jsonl")
+    assert together == [2, 1, 1, 2]
+    assert [row["probability"] for row in read_lines(tmp_path / "out.jsonl")] == [.04, .04, .04, .3, .01, .09]
+
+
+# ------------------------------------------------------------------------------------- killed and continued
+
+
+@pytest.fixture
+def job(stub, tmp_path) -> SimpleNamespace:
+    """A file of 50 rows, some bad, in chunks of 7, and what an uninterrupted run makes of it."""
+    lines = [b"{" if i % 11 == 5 else {"input": "x" * (1 + i * 37 % 99), "id": f"号{i}"} for i in range(50)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    done = run(stub, source, tmp_path / "whole.jsonl", batch_rows=7)
+    return SimpleNamespace(model=stub, source=source, target=tmp_path / "out.jsonl", done=done,
+                           whole=(tmp_path / "whole.jsonl").read_bytes())
+
+
+def killed(work) -> bool:
+    """Does `work` in a process of its own; whether that was ended by SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def die_at(step: int) -> None:
+    """Ends this process, as kill -9 does, at the `step`-th of the places where something was half done."""
+    count = iter(range(1, 1000))
+
+    def passing():
+        if next(count) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def append(self, rows, whole=predict.Output.append):
+        passing()
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        self.file.write(text[:len(text) * 2 // 3])  # the kernel may take any part of it before the end comes
+        self.file.flush()
+        passing()
+        os.ftruncate(self.file.fileno(), os.fstat(self.file.fileno()).st_size - len(text) * 2 // 3)
+        whole(self, rows)
+        passing()
+
+    def write_json(path, value, whole=predict.write_json):
+        passing()
+        whole(path, value)
+        passing()
+
+    predict.Output.append, predict.write_json = append, write_json  # in the child only
+
+
+def test_a_run_killed_anywhere_and_started_again_writes_the_same_bytes(job):
+    def attempt(step):
+        die_at(step)
+        run(job.model, job.source, job.target, batch_rows=7)
+
+    steps = 2 + 3 * 8  # the sidecar and eight chunks
+    for step in range(1, steps + 1):
+        for leftover in job.target.parent.glob("out.jsonl*"):
+            leftover.unlink()
+        assert killed(lambda step=step: attempt(step))
+        again = run(job.model, job.source, job.target, batch_rows=7)
+        assert job.target.read_bytes() == job.whole
+        assert again["resumed_at"] == min(50, 7 * max(0, (step - 2) // 3))
+        assert [again[key] for key in ("rows", "errors", "fraud")] == [50, 5, job.done["fraud"]]
+    assert not killed(lambda: attempt(steps + 1))
+
+
+def test_a_run_killed_again_and_again_still_ends(job):
+    def attempt():
+        die_at(6)  # each run gets one or two chunks done
+        run(job.model, job.source, job.target, batch_rows=7)
+
+    kills = 0
+    while killed(attempt):
+        kills += 1
+        assert kills < 20
+    assert kills > 3 and job.target.read_bytes() == job.whole
+
+
+@given(cut=st.floats(0, 1))
+@settings(max_examples=40)
+def test_an_output_cut_at_any_byte_is_continued_to_the_same_bytes(tmp_path_factory, cut):
+    folder = tmp_path_factory.mktemp("cut")
+    source = write_lines(folder / "in", [{"input": "x" * (i % 9)} for i in range(30)])
+    with stubbed() as model:
+        run(model, source, folder / "out", batch_rows=4)
+        whole = (folder / "out").read_bytes()
+        left = int(cut * len(whole))
+        os.truncate(folder / "out", left)
+        done = run(model, source, folder / "out", batch_rows=4)
+    assert (folder / "out").read_bytes() == whole
+    assert done["resumed_at"] == (30 if left == len(whole) else whole[:left].count(b"\n") // 4 * 4)
+    assert (done["rows"], done["errors"]) == (30, 4)
+
+
+def test_zeros_that_a_crashed_disk_left_behind_are_cut_off(job):
+    run(job.model, job.source, job.target, batch_rows=7)
+    job.target.write_bytes(job.whole[:1000] + bytes(500))
+    run(job.model, job.source, job.target, batch_rows=7)
+    assert job.target.read_bytes() == job.whole
+
+
+def test_a_finished_output_is_left_alone(job, monkeypatch, capsys):
+    run(job.model, job.source, job.target, batch_rows=7)
+    before = job.target.stat().st_mtime_ns
+    monkeypatch.setattr(predict, "score_prompts", None)  # nothing may be scored
+    capsys.readouterr()
+    again = run(job.model, job.source, job.target, batch_rows=7)
+    assert again == {**job.done, "resumed_at": 50, "rows_per_second": None}
+    assert job.target.stat().st_mtime_ns == before and job.target.read_bytes() == job.whole
+    assert f"{job.target}: already complete, 50 rows" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_said_in_one_line_and_what_was_written_is_kept(job, monkeypatch):
+    calls = iter(range(100))
+
+    def fsync(file, real=os.fsync):
+        if next(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="cannot be written .No space left"):
+        patch.setattr(os, "fsync", fsync)
+        run(job.model, job.source, job.target, batch_rows=7)
+    assert run(job.model, job.source, job.target, batch_rows=7)["resumed_at"] >= 14
+    assert job.target.read_bytes() == job.whole
+
+
+def test_a_second_process_on_the_same_output_is_refused(job):
+    run(job.model, job.source, job.target, batch_rows=7)
+    with open(job.target, "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is writing it"):
+            run(job.model, job.source, job.target, batch_rows=7)
+    run(job.model, job.source, job.target, batch_rows=7)
+
+
+# ------------------------------------------------------------------------------------- what is not continued
+
+
+@pytest.mark.parametrize("changed, options", [
+    ("input", {}), ("model", {}), ("adapter", {}), ("quantization", {}), ("task", {}), ("versions", {}),
+    ("threshold", {"threshold": 0.7}), ("batch_rows", {"batch_rows": 8}),
+])
+def test_an_output_of_another_job_is_refused_until_restart_is_asked_for(job, monkeypatch, changed, options):
+    run(job.model, job.source, job.target, batch_rows=7)
+    os.truncate(job.target, 1000)
+    kept = job.target.read_bytes()
+    lineage = {"model": Lineage(base={"fingerprint": "other"}), "task": Lineage(task=Task(max_length=100)),
+               "adapter": Lineage(adapter_sha256="0" * 64), "quantization": Lineage(quantization={"type": "nf4"})}
+    if changed in lineage:
+        new = lineage[changed]
+        new.base = new.base or {"fingerprint": "stub"}
+        job.model = SimpleNamespace(lineage=new, device=job.model.device)
+    elif changed == "input":
+        job.source.write_bytes(job.source.read_bytes().replace(b"x", b"y"))
+    elif changed == "versions":
+        monkeypatch.setattr(predict, "versions", lambda: {"stub": "2"})
+    options = {"batch_rows": 7, **options}
+    with pytest.raises(DataError, match=f"was begun with another {changed}; add --restart to start over$"):
+        run(job.model, job.source, job.target, **options)
+    assert job.target.read_bytes() == kept
+    assert run(job.model, job.source, job.target, restart=True, **options)["resumed_at"] == 0
+    assert len(read_lines(job.target)) == 50
+    assert run(job.model, job.source, job.target, **options)["resumed_at"] == 50
+
+
+@pytest.mark.parametrize("sidecar", [None, "", "[]", "\x00"])
+def test_a_file_that_no_run_is_known_to_have_written_is_never_overwritten(job, sidecar):
+    job.target.write_text("my notes\n")
+    if sidecar is not None:
+        Path(f"{job.target}.meta.json").write_text(sidecar)
+    with pytest.raises(DataError, match="says what it was made from; add --restart"):
+        run(job.model, job.source, job.target, batch_rows=7)
+    assert job.target.read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize("spoil", [lambda lines: lines[1:], lambda lines: [lines[0], *lines],
+                                   lambda lines: [b"note\n", *lines[1:]], lambda lines: [b"[]\n", *lines[1:]]])
+def test_an_output_whose_lines_were_changed_is_not_continued(job, spoil):
+    run(job.model, job.source, job.target, batch_rows=7)
+    job.target.write_bytes(b"".join(spoil(job.whole.splitlines(keepends=True))))
+    with pytest.raises(DataError, match=r"out.jsonl:[12]: not what was written there; add --restart"):
+        run(job.model, job.source, job.target, batch_rows=7)
+
+
+def test_what_cannot_be_read_or_written_is_said_in_one_line(stub, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [GOOD])
+    (tmp_path / "file").write_text("")
+    for where, target, options, message in [
+        (tmp_path / "none", "out", {}, "none: no such file"), (tmp_path, "out", {}, "no such file"),
+        (source, "in.jsonl", {"restart": True}, "is the input"), (source, "", {}, "is a folder"),
+        (source, "file/out", {}, "cannot be written"), (source, "out", {"batch_rows": 0}, "at least 1"),
+        (source, "out", {"threshold": float("nan")}, "threshold a number"),
+    ]:
+        with pytest.raises(DataError, match=message) as caught:
+            run(stub, where, tmp_path / target, **options)
+        assert "\n" not in str(caught.value)
+    assert source.read_text() == json.dumps(GOOD) + "\n"
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+
+@pytest.fixture
+def command(base, run_folder):
+    return ["--model", base, "--checkpoint", run_folder, "--device", "cpu"]
+
+
+def test_the_commands_exit_code_says_whether_every_row_was_good(command, tmp_path, capsys):
+    source = write_lines(tmp_path / "in.jsonl", [GOOD, GOOD])
+    target = tmp_path / "out.jsonl"
+    predict_it = [*command, "--predict", str(source), "--output", str(target)]
+    assert evaluate_module.main(predict_it) == 0 == evaluate_module.main(predict_it)
+    write_lines(source, [GOOD, b"?"])
+    capsys.readouterr()
+    assert evaluate_module.main(predict_it) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("with another input; add --restart to start over")
+    assert evaluate_module.main([*predict_it, "--restart", "--threshold", "0", "--batch-rows", "1"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == \
+        f"{target}: 1 of 2 rows could not be scored; their lines say why"
+    assert read_lines(target)[0]["is_fraud"] and read_lines(target)[1]["error"].startswith("not JSON")
+
+
+def test_the_command_refuses_paths_before_it_loads_a_model(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_module, "load_model", None)
+    missing = tmp_path / "none.jsonl"
+    assert evaluate_module.main([*command, "--predict", str(missing), "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"{missing}: no such file\n"
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--predict", "in"], "--predict needs --output"), ([], "one of the arguments --data --predict is required"),
+    (["--predict", "in", "--output", "out", "--method", "generate"], "scores only"),
+    (["--predict", "in", "--output", "out", "--data", "in"], "not allowed with"),
+])
+def test_the_command_says_which_options_go_together(command, options, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate_module.main([*command, *options])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_two_processes_write_what_one_does_and_continue_what_one_began(base, loaded, run_folder, tmp_path, capfd):
+    lines = [b"?" if i == 20 else {**record, "id": i} for i, record in enumerate(make_records(45))]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    predict_file(*loaded, source, one, batch_rows=8, progress=False)
+    predict_file(*loaded, source, two, batch_rows=8, progress=False)
+    os.truncate(two, 2000)  # what one process had done when it was killed
+    begun = two.read_bytes().count(b"\n") // 8
+    assert 0 < begun < 5
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--model", base, "--checkpoint", run_folder, "--device",
+               "cpu", "--predict", str(source), "--output", str(two), "--batch-rows", "8"]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in "01"]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert two.read_bytes() == one.read_bytes()
+    assert "45 rows" in said[0][0] and "1 of 45 rows could not be scored" in said[0][1]
+    assert said[1][0] == "" and "predicting" not in said[1][1]

@@ -1,0 +1,113 @@
+"""Checkpoints: a finished one proves it, a damaged one is passed over, and the right one is kept and found."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from antifraud.checkpoint import (
+    checkpoints_in,
+    find_checkpoint,
+    newest_complete_checkpoint,
+    read_checkpoint,
+    require_complete,
+    rotate_checkpoints,
+)
+from data.files import DataError
+from data.prompt import Task
+
+
+@pytest.fixture
+def run(run_folder, tmp_path) -> Path:
+    """A copy of a training run with checkpoint-40 and checkpoint-80."""
+    return Path(shutil.copytree(run_folder, tmp_path / "run"))
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def unfinish(folder: Path) -> None:
+    """What a kill leaves that comes just before the list of files."""
+    path = folder / "fraud_task.json"
+    saved = json.loads(path.read_text())
+    del saved["files"]
+    path.write_text(json.dumps(saved))
+
+
+def test_a_finished_checkpoint_lists_every_other_file(run):
+    saved = json.loads((run / "checkpoint-80" / "fraud_task.json").read_text())
+    assert sorted([*saved["files"], "fraud_task.json"]) == files_of(run / "checkpoint-80")
+    assert saved["files"]["adapter_model.safetensors"] == saved["adapter_sha256"]
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(saved["files"])
+
+
+def test_a_copy_that_lacks_any_file_or_half_of_it_is_passed_over_with_the_file_named(run):
+    newest = run / "checkpoint-80"
+    for name in files_of(newest):
+        path = newest / name
+        content = path.read_bytes()
+        for damaged in (None, content[:len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            folder, passed_over = newest_complete_checkpoint(run)
+            assert folder == run / "checkpoint-40", (name, damaged is None)
+            assert len(passed_over) == 1 and passed_over[0].startswith("passing over checkpoint-80: ")
+            assert name in passed_over[0] and "\n" not in passed_over[0]
+            path.write_bytes(content)
+    assert newest_complete_checkpoint(run) == (newest, [])
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over_but_can_be_evaluated(run):
+    unfinish(run / "checkpoint-80")
+    with pytest.raises(DataError, match="no list of its files in fraud_task.json; its writing was not finished"):
+        require_complete(run / "checkpoint-80")
+    assert newest_complete_checkpoint(run)[0] == run / "checkpoint-40"
+    assert read_checkpoint(run / "checkpoint-80").checkpoint == "checkpoint-80"
+
+
+def test_an_adapter_from_plain_peft_can_be_evaluated(run):
+    for path in (run / "checkpoint-80").iterdir():
+        if not path.name.startswith("adapter_"):
+            path.unlink()
+    assert read_checkpoint(run / "checkpoint-80").task == Task()
+
+
+def test_the_best_checkpoint_is_found_from_the_newest_complete_one(run):
+    state_file = run / "checkpoint-40" / "trainer_state.json"
+    assert json.loads(state_file.read_text())["best_global_step"] == 40
+    assert json.loads((run / "checkpoint-80" / "trainer_state.json").read_text())["best_global_step"] == 80
+    assert find_checkpoint(run) == run / "checkpoint-80"
+    (run / "checkpoint-80" / "trainer_state.json").write_text("{")  # half written: what it says does not count
+    assert find_checkpoint(run) == run / "checkpoint-40"
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_newest_complete_one(run):
+    shutil.copytree(run / "checkpoint-80", run / "checkpoint-120")
+    adapter = run / "checkpoint-80" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-100])
+    assert find_checkpoint(run) == run / "checkpoint-120"
+
+
+def test_a_run_without_any_finished_checkpoint_is_still_found_for_evaluation(run):
+    for folder in checkpoints_in(run):
+        unfinish(folder)
+    assert newest_complete_checkpoint(run)[0] is None
+    assert find_checkpoint(run) == run / "checkpoint-80"
+
+
+def test_rotation_takes_unfinished_checkpoints_first_then_the_oldest_and_never_the_newest_or_the_best(run):
+    for step in (120, 160, 200):
+        shutil.copytree(run / "checkpoint-80", run / f"checkpoint-{step}")
+    unfinish(run / "checkpoint-160")
+
+    def kept(limit: int | None) -> list[int]:
+        rotate_checkpoints(run, run / "checkpoint-120", str(run / "checkpoint-40"), limit)
+        return [int(folder.name.split("-")[1]) for folder in checkpoints_in(run)]
+
+    assert kept(None) == [40, 80, 120, 160, 200]
+    assert kept(4) == [40, 80, 120, 200]
+    assert kept(3) == [40, 120, 200]
+    assert kept(1) == [40, 120]

@@ -1,0 +1,243 @@
+"""Several processes train as one does: the same rows a step, the same losses, one adapter. CPU processes over gloo."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from helpers import make_records
+from processes import ROOT, run, run_together
+from safetensors.torch import load_file
+
+import evaluate
+from antifraud.checkpoint import checkpoints_in, newest_complete_checkpoint
+from antifraud.training.loss import label_position_loss
+from data.records import write_records
+from evaluate import load_model
+from trainer import load_dataset
+
+ROWS, EVAL_ROWS, STEPS = 45, 21, 8  # neither number divides by 16 or by 2
+
+
+@pytest.fixture(scope="module")
+def arguments(base, tmp_path_factory):
+    """The command's arguments for `STEPS` steps of 16 rows into `output`."""
+    data = tmp_path_factory.mktemp("data")
+    write_records(data / "train.jsonl", make_records(ROWS))
+    write_records(data / "eval.jsonl", make_records(EVAL_ROWS, first_case=100))
+
+    def build(output, *more: str) -> list[str]:
+        return ["--model", base, "--train", str(data / "train.jsonl"), "--eval", str(data / "eval.jsonl"), "--output",
+                str(output), "--device", "cpu", "--max-steps", str(STEPS), "--eval-steps", "2", "--save-steps", "2",
+                "--logging-steps", "1", "--learning-rate", "1e-2", "--lora-dropout", "0", "--disable-tqdm", "true",
+                "--resume", *more]
+    return build
+
+
+def change_training_step(changed) -> None:
+    """Trainer's step, and then `changed` (trainer, inputs, loss) returns the loss."""
+    from transformers import Trainer
+
+    original = Trainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        return changed(self, inputs, original(self, model, inputs, *args, **kwargs))
+
+    Trainer.training_step = training_step
+
+
+def write_down_rows(folder: str) -> None:
+    """Each row that a step sees goes to FOLDER/RANK.jsonl: [step, its tokens]; a blank row has none."""
+    def note(trainer, inputs, loss):
+        with open(f"{folder}/{os.environ.get('RANK', 0)}.jsonl", "a") as file:
+            for row in inputs["input_ids"].tolist():
+                while row and row[-1] == 0:  # padding
+                    row.pop()
+                file.write(json.dumps([trainer.state.global_step, row]) + "\n")
+        return loss
+    change_training_step(note)
+
+
+def nan_on_the_second(step: int) -> None:
+    def spoil(trainer, inputs, loss):
+        return loss * float("nan") if os.environ["RANK"] == "1" and trainer.state.global_step == step else loss
+    change_training_step(spoil)
+
+
+def die_at(step: int) -> None:
+    def die(trainer, inputs, loss):
+        if trainer.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+    change_training_step(die)
+
+
+@pytest.fixture(scope="module")
+def layouts(arguments, tmp_path_factory) -> dict[str, Path]:
+    """The same 16 rows a step in three ways: folders with ``run``, ``rows/RANK.jsonl`` and the logs."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "accumulated", "two")}
+    for name, folder in folders.items():
+        (folder / "rows").mkdir()
+        before = (write_down_rows, str(folder / "rows"))
+        if name == "two":
+            codes = run_together(arguments(folder / "run", "--per-device-train-batch-size", "8"), folder / "log", 2,
+                                 before=before)
+        else:
+            sizes = {"one": ("16", "1"), "accumulated": ("8", "2")}[name]
+            codes = [run(arguments(folder / "run", "--per-device-train-batch-size", sizes[0],
+                                   "--gradient-accumulation-steps", sizes[1]), folder / "log", before=before)]
+        assert not any(codes), [log.read_text() for log in folder.glob("log*")]
+    return folders
+
+
+def rows_by_step(folder: Path) -> list[list]:
+    steps = [[] for _ in range(STEPS)]
+    for path in (folder / "rows").iterdir():
+        for line in path.read_text().splitlines():
+            step, row = json.loads(line)
+            steps[step].append(row)
+    return [sorted(rows) for rows in steps]
+
+
+def history(folder: Path) -> list[dict]:
+    return json.loads((folder / "run" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "run" / f"checkpoint-{STEPS}" / "adapter_model.safetensors")
+
+
+def assert_close(one: Path, other: Path, *, loss: float, weight: float) -> None:
+    for row, other_row in zip(history(one), history(other), strict=True):
+        for name in {"loss", "eval_loss"} & row.keys():
+            assert other_row[name] == pytest.approx(row[name], abs=loss), row["step"]
+    weights, others = adapter(one), adapter(other)
+    assert weights.keys() == others.keys()
+    assert max((weights[name] - others[name]).abs().max() for name in weights) < weight
+
+
+# ------------------------------------------------------------------------------------------------ as one process
+
+
+def test_each_step_sees_the_same_rows_however_they_are_spread(layouts):
+    one, accumulated, two = (rows_by_step(layouts[name]) for name in ("one", "accumulated", "two"))
+    assert one == accumulated == two
+    epoch = [row for rows in one[:3] for row in rows]
+    assert sum(row == [] for row in epoch) == 48 - ROWS and len({tuple(row) for row in epoch if row}) == ROWS
+    assert one[0] != one[3]
+
+
+def test_losses_eval_losses_and_the_adapter_are_those_of_one_process(layouts):
+    assert_close(layouts["one"], layouts["two"], loss=1e-5, weight=1e-4)
+    assert_close(layouts["one"], layouts["accumulated"], loss=1e-5, weight=1e-4)
+    assert max(value.abs().max() for name, value in adapter(layouts["two"]).items() if "lora_B" in name) > 1e-2
+
+
+def test_a_checkpoint_of_two_processes_gives_its_eval_loss_on_one(base, layouts, arguments):
+    """Row by row, unpadded: no row is counted twice, each label token counts once."""
+    folder = layouts["two"] / "run"
+    best = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["best_metric"]
+    model, tokenizer = evaluate.load_model(base, str(folder), "cpu")
+    eval_file = arguments(folder)[5]
+    dataset, _ = load_dataset(eval_file, eval_file, tokenizer)
+    with torch.no_grad():
+        losses = [label_position_loss(model, torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]]), 1)
+                  for row in dataset]
+    n_labels = sum(label != -100 for row in dataset for label in row["labels"])
+    assert len(losses) == EVAL_ROWS
+    assert best == pytest.approx(float(sum(losses)) / n_labels, abs=1e-5)
+
+
+def test_only_the_first_process_prints(layouts):
+    first, second = ((layouts["two"] / f"log.{rank}").read_text() for rank in (0, 1))
+    for text in ("trainable params", "'eval_loss'", "best checkpoint: "):
+        assert text in first and text not in second
+
+
+# ------------------------------------------------------------------------------------------------------ stopping
+
+
+def test_a_nan_on_one_process_stops_both_with_one_line(arguments, tmp_path):
+    codes = run_together(arguments(tmp_path / "run", "--per-device-train-batch-size", "8"), tmp_path / "log", 2,
+                         before=(nan_on_the_second, 2))
+    first, second = ((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
+    assert codes == [2, 2]
+    assert first.splitlines()[-1].startswith("step 3: loss nan is not finite, training stopped; ")
+    assert "checkpoint-2 is intact" in first and "not finite" not in second
+    assert "Traceback" not in first + second
+
+
+def test_early_stopping_is_decided_alike(arguments, tmp_path):
+    more = ("--per-device-train-batch-size", "8", "--learning-rate", "0", "--early-stopping-patience", "2")
+    assert run_together(arguments(tmp_path / "run", *more), tmp_path / "log", 2) == [0, 0]
+    assert [folder.name for folder in checkpoints_in(tmp_path / "run")] == [f"checkpoint-{n}" for n in (2, 4, 6)]
+
+
+def test_two_killed_processes_go_on_to_the_same_end(layouts, arguments, tmp_path):
+    args = arguments(tmp_path / "run", "--per-device-train-batch-size", "8")
+    assert set(run_together(args, tmp_path / "log", 2, before=(die_at, 5))) == {-9}
+    assert newest_complete_checkpoint(tmp_path / "run") == (tmp_path / "run" / "checkpoint-4", [])
+    assert run_together(args, tmp_path / "log", 2) == [0, 0]
+    assert_close(layouts["two"], tmp_path, loss=1e-6, weight=1e-6)
+
+
+# --------------------------------------------------------------------------------------------- accelerate launch
+
+
+def test_accelerate_reads_the_configuration_files():
+    for name, kind in (("ddp", "multi_gpu"), ("fsdp", "use_fsdp")):
+        path = str(ROOT / "configs" / f"{name}.yaml")
+        assert load_config_from_file(path).num_processes == 2
+        launch, _, _ = _validate_launch_command(
+            launch_command_parser().parse_args(["--config_file", path, "--num_processes", "3", "trainer.py"]))
+        assert getattr(launch, kind) and launch.num_processes == 3 and launch.mixed_precision == "no"
+
+
+@pytest.fixture
+def launch_sharded(arguments, tmp_path, monkeypatch):
+    """Trains into ``run`` with the configuration for FSDP, on two processes that share a step's 16 rows."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def launch(*more: str) -> subprocess.CompletedProcess:
+        command = [str(ROOT / ".venv" / "bin" / "accelerate"), "launch", "--config_file",
+                   str(ROOT / "configs" / "fsdp.yaml"), "--main_process_ip", "127.0.0.1", "--main_process_port", "0",
+                   str(ROOT / "tests" / "fsdp_on_cpu.py"),
+                   *arguments(tmp_path / "run", "--per-device-train-batch-size", "8", *more)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "exitcode: -11" in done.stderr:  # a signal, once in dozens of runs, as PyTorch gathered states over gloo
+            done = subprocess.run(command, capture_output=True, text=True)  # goes on from the newest checkpoint
+        return done
+    return launch
+
+
+def test_fsdp_shards_the_4_bit_weights_and_trains_and_resumes_as_one_process_does(layouts, launch_sharded, tmp_path):
+    done = launch_sharded()
+    assert done.returncode == 0, done.stderr
+    told = [line.split() for line in done.stderr.splitlines() if line.startswith("sharded:")]
+    assert [words[4] for words in told] == ["parameters", "4-bit"]
+    assert all(words[1] == words[3] != "0" for words in told)
+    assert_close(layouts["one"], tmp_path, loss=1e-3, weight=1e-3)
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}", ignore_errors=True)
+    done = launch_sharded()
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {tmp_path / 'run' / 'checkpoint-4'}" in done.stderr
+    assert_close(layouts["one"], tmp_path, loss=1e-3, weight=1e-3)
+
+
+def test_an_optimiser_that_cannot_step_sharded_weights_is_refused_in_a_line(launch_sharded):
+    done = launch_sharded("--optim", "paged_adamw_32bit")
+    assert done.returncode and done.stderr.count("paged_adamw_32bit cannot step weights that are sharded") == 1
+    assert "take --optim adamw_torch" in done.stderr
+
+
+def test_4_bit_weights_lie_in_tensors_of_the_compute_dtype_where_they_are_to_be_sharded(base):
+    for shardable, dtype in ((False, torch.uint8), (True, torch.float32)):
+        model, _ = load_model(base, "cpu", shardable=shardable)
+        assert model.get_submodule("model.layers.0.self_attn.q_proj").weight.dtype is dtype
