@@ -1,0 +1,29 @@
+"""What every command of this project does around its work: output in any encoding, errors in one line, exit codes."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+from .files import DataError
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def command(main: Main) -> Main:
+    """`main`, so that it ends in an exit code: 2 with one line for what the user can mend, 130 after Ctrl-C.
+
+    A character that the terminal cannot show is written as an escape: printing never costs a result.
+    """
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # not so in a notebook, which takes every character
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return main(argv)
+        except (DataError, FloatingPointError) as error:
+            print(error, file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+    return run
