@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# Every published report, from dialogues on: for each seed, which deals the dialogues and begins the training, data is
+# prepared, a model trained, temperature and threshold found on eval, and test judged.
+#
+#   benchmarks/reports.sh MODEL DIALOGS EVAL0819.jsonl "ORDINARY ..." OUT [PART ...]        # default: all parts
+#
+# ORDINARY are folders or CSV files of non-fraud dialogues from elsewhere, to train on and to judge by.
+#
+#   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819
+#   apart     trained without the dialogues eval0819 was cut from -> eval0819_apart
+#   onset     labelled from the onset of a fraud, as eval0819 is  -> eval0819_onset
+#   article   the article's recipe, speaker names kept, segments shuffled before the split, generated answers
+#             -> article_split (its own test), article_eval0819
+#   early     how early a dialogue is found out, with the model of held_out's seed 0 -> early_warning.json
+#
+# Reports go to RESULTS/SET/NAME/seed-N.json (RESULTS=results/reports, NAME=the model's folder). What is there is not
+# made again: a script that was stopped goes on. Several GPUs share the seeds. In the environment, with their defaults:
+# SEEDS="0 1 2", PYTHON=python3, TRAIN and PREPARE (below), TRAININGS=1 (more are averaged to one adapter),
+# ORDINARY_JUDGE="" (ordinary talk to judge on only), ENCODER="" (an encoder to fine-tune as a peer),
+# ARTICLE="--keep-speaker-names" (the rest of the article's recipe is what trainer.py does by default),
+# ONLY=prepare (makes all data, without a GPU, and stops).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+model=$1 dialogs=$2 eval0819=$3 out=$5
+read -ra ordinary <<<"$4"
+parts=" ${*:6} "
+[[ $parts == "  " ]] && parts=" held_out apart onset article early "
+python=${PYTHON:-python3} results=${RESULTS:-results/reports} name=${NAME:-$(basename "$model")}
+trainings=${TRAININGS:-1} encoder=${ENCODER:-}
+read -ra prepare <<<"${PREPARE:---augment 0.5}"
+read -ra train <<<"${TRAIN:---num-train-epochs 1 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 480 --save-steps 480}"
+read -ra article <<<"${ARTICLE:---keep-speaker-names}"
+read -ra judged_only <<<"${ORDINARY_JUDGE:-}"
+gpus=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)
+
+# data_of NAME SEED OPTIONS: data-NAME-SEED, with ordinary talk in train and apart from it
+data_of() {
+    local data=$out/data-$1-$2 options=(--ordinary "${ordinary[@]}")
+    if ((${#judged_only[@]})); then options+=(--ordinary-judge "${judged_only[@]}"); fi
+    [[ -e $data/leakage.json ]] ||
+        "$python" -m data.prepare --source "$dialogs" --output "$data" --seed "$2" "${prepare[@]}" "${options[@]}" "${@:3}"
+}
+
+# train DATA RUN SEED OPTIONS
+train() {
+    [[ -e $2.done ]] && return
+    "$python" trainer.py --model "$model" --train "$1/train.jsonl" --eval "$1/eval.jsonl" --output "$2" --resume \
+        --seed "$3" "${@:4}"
+    touch "$2.done"
+}
+
+# model_of NAME SEED: run-NAME-SEED, trained on data-NAME-SEED and calibrated on its eval split
+model_of() {
+    local data=$out/data-$1-$2 run=$out/run-$1-$2 runs=()
+    [[ -e $run.calibrated.json ]] && return
+    if ((trainings == 1)); then
+        train "$data" "$run" "$2" "${train[@]}"
+    else
+        for ((i = 0; i < trainings; i++)); do
+            runs+=("$run-$i")
+            train "$data" "$run-$i" $(($2 + 1000 * i)) "${train[@]}"
+        done
+        [[ -e $run ]] || "$python" -m antifraud.training.average --checkpoints "${runs[@]}" --output "$run"
+    fi
+    "$python" evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate --cost-ratio 1 \
+        --output "$run.calibrated.json"
+}
+
+# judge RUN DATA SET SEED OPTIONS: RESULTS/SET/NAME/seed-SEED.json
+judge() {
+    local report=$results/$3/$name/seed-$4.json
+    [[ -e $report ]] ||
+        "$python" evaluate.py --model "$model" --checkpoint "$1" --data "$2" --output "$report" "${@:5}"
+}
+
+# full RUN-NAME DATA SET SEED: the whole report, beside the encoder that was trained on the same split
+full() {
+    local data=$out/data-$1-$4 peer=$out/encoder-$1-$4 options=(--full --ordinary "$out/data-$1-$4/ordinary.jsonl")
+    if [[ $encoder ]]; then options+=(--peer "encoder=$peer/$(basename "$2")"); fi
+    judge "$out/run-$1-$4" "$2" "$3" "$4" "${options[@]}"
+}
+
+# peer_of NAME SEED FILES: encoder-NAME-SEED, its scores of the files
+peer_of() {
+    local data=$out/data-$1-$2
+    [[ ! $encoder || -e $out/encoder-$1-$2 ]] ||
+        "$python" -m antifraud.evaluation.encoder --model "$encoder" --train "$data/train.jsonl" \
+            --eval "$data/eval.jsonl" --predict "$data/eval.jsonl" "$data/ordinary.jsonl" "${@:3}" --seed "$2" \
+            --output "$out/encoder-$1-$2"
+}
+
+held_out() {
+    data_of held_out "$1"
+    [[ ${ONLY:-} == prepare ]] && return
+    model_of held_out "$1"
+    peer_of held_out "$1" "$out/data-held_out-$1/test.jsonl" "$eval0819"
+    full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1"
+    full held_out "$eval0819" eval0819 "$1"
+}
+
+apart() {
+    data_of apart "$1" --held-out "$eval0819" --shares 0.85 0.1 0.05
+    [[ ${ONLY:-} == prepare ]] && return
+    model_of apart "$1"
+    peer_of apart "$1" "$eval0819"
+    full apart "$eval0819" eval0819_apart "$1"
+}
+
+onset() {
+    data_of onset "$1" --labels from-onset
+    [[ ${ONLY:-} == prepare ]] && return
+    model_of onset "$1"
+    peer_of onset "$1" "$eval0819"
+    full onset "$eval0819" eval0819_onset "$1"
+}
+
+# shuffled DATA SEED: segments labelled from the onset of a fraud, as many of either label, shuffled, then split
+shuffled() {
+    "$python" - "$dialogs" "$1" "$2" <<'PYTHON'
+import random
+import sys
+from pathlib import Path
+
+from data.records import Skipped, read_dialogues, write_records
+from data.segments import cut_dialogue
+from data.split import rebalance
+
+source, output, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+segments = [record for dialogue in read_dialogues(source, Skipped())
+            for record in cut_dialogue(dialogue, labels="from-onset")]
+segments = rebalance(segments, seed=seed)
+random.Random(seed).shuffle(segments)
+tenth = len(segments) // 10
+for split, rows in ("train", segments[2 * tenth:]), ("eval", segments[:tenth]), ("test", segments[tenth:2 * tenth]):
+    write_records(output / f"{split}.jsonl", rows)
+PYTHON
+}
+
+article() {
+    local data=$out/data-article-$1 run=$out/run-article-$1
+    [[ -e $data/test.jsonl ]] || shuffled "$data" "$1"
+    [[ ${ONLY:-} == prepare ]] && return
+    train "$data" "$run" "$1" "${article[@]}"
+    judge "$run" "$data/test.jsonl" article_split "$1" --method generate
+    judge "$run" "$eval0819" article_eval0819 "$1" --method generate
+}
+
+# worker N: every job whose turn it is, one after the other, on the Nth GPU
+worker() {
+    if ((gpus > 1)); then export CUDA_VISIBLE_DEVICES=$1; fi
+    for ((job = $1; job < ${#jobs[@]}; job += gpus > 1 ? gpus : 1)); do ${jobs[job]}; done
+}
+
+mkdir -p "$out"
+jobs=() workers=()
+for part in held_out apart onset article; do
+    if [[ $parts == *" $part "* ]]; then
+        for seed in ${SEEDS:-0 1 2}; do jobs+=("$part $seed"); done
+    fi
+done
+for ((gpu = 0; gpu < (gpus > 1 ? gpus : 1); gpu++)); do worker $gpu & workers+=($!); done
+for pid in "${workers[@]}"; do wait "$pid"; done  # and stops where one failed
+if [[ $parts == *" early "* && ${ONLY:-} != prepare ]]; then
+    "$python" -m antifraud.evaluation.early_warning --model "$model" --checkpoint "$out/run-held_out-0" \
+        --source "$dialogs" --eval "$out/data-held_out-0/eval.jsonl" --test "$out/data-held_out-0/test.jsonl" \
+        --output "$results/early_warning/$name/seed-0.json"
+fi
