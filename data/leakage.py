@@ -1,5 +1,7 @@
-"""What two sets of dialogues have in common: cases, whole lines, near-duplicates."""
+"""What two sets of dialogues have in common: cases, whole lines, runs of characters, near-duplicates."""
 
+import collections
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -7,6 +9,7 @@ from .speakers import split_lines
 
 LINE_OF_SOME_LENGTH = 10  # characters; everybody says 好的，谢谢, and it gives nothing away
 SHINGLE = 5  # characters
+RUN = 20  # characters
 
 
 def near_duplicates(texts: Sequence[str], others: Sequence[str], *, threshold: float = 0.8) -> list[bool]:
@@ -15,14 +18,15 @@ def near_duplicates(texts: Sequence[str], others: Sequence[str], *, threshold: f
     Similarity is over sets of character 5-grams of what is said, whoever says it; it is exact (an inverted
     index finds the candidates), not sampled as in MinHash.
     """
-    index: dict[str, list[int]] = {}
+    shingles_of = [_shingles(text) for text in texts]
+    index: dict[str, list[int]] = {shingle: [] for shingle in set().union(*shingles_of)}
     sizes = []
     for number, other in enumerate(others):
         shingles = _shingles(other)
         sizes.append(len(shingles))
-        for shingle in shingles:
-            index.setdefault(shingle, []).append(number)
-    return [_has_near_duplicate(_shingles(text), index, sizes, threshold) for text in texts]
+        for shingle in shingles & index.keys():
+            index[shingle].append(number)
+    return [_has_near_duplicate(shingles, index, sizes, threshold) for shingles in shingles_of]
 
 
 def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], threshold: float) -> bool:
@@ -40,9 +44,36 @@ def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], thres
     return any(shared / (len(shingles) + sizes[number] - shared) >= threshold for number, shared in common.items())
 
 
-def _shingles(text: str) -> set[str]:
+def _shingles(text: str, length: int = SHINGLE) -> set[str]:
     said = "".join(content for _, content in split_lines(text))
-    return {said[i:i + SHINGLE] for i in range(max(1, len(said) - SHINGLE + 1))}
+    return {said[i:i + length] for i in range(max(1, len(said) - length + 1))}
+
+
+def rows_with_half_their_runs(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
+    """For each text, whether half of its runs of 20 characters or more stand in `others`, in one or in several.
+
+    Runs are those of what is said, whoever says it; a text shorter than that is one run.
+    """
+    runs_of = [_shingles(text, RUN) for text in texts]
+    wanted = set().union(*runs_of)
+    shared = set().union(*(wanted & _shingles(other, RUN) for other in others))
+    return [2 * len(runs & shared) >= len(runs) for runs in runs_of]
+
+
+def rows_that_repeat_most_of(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
+    """For each text, whether it holds half of the runs of 20 characters of some other text, or more."""
+    index: dict[str, list[int]] = {}
+    sizes = []
+    for number, other in enumerate(others):
+        runs = _shingles(other, RUN)
+        sizes.append(len(runs))
+        for run in runs:
+            index.setdefault(run, []).append(number)
+    repeats = []
+    for text in texts:
+        common = collections.Counter(number for run in _shingles(text, RUN) & index.keys() for number in index[run])
+        repeats.append(any(2 * count >= sizes[number] for number, count in common.items()))
+    return repeats
 
 
 def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list[bool]:
@@ -57,25 +88,38 @@ def whole_lines(text: str) -> set[str]:
 
 
 def overlap(records: Sequence[dict], others: Sequence[dict]) -> dict:
-    """How much of `records` stands in `others` too: cases (a count), near-duplicates, shared lines (a share)."""
-    shared = {record["case"] for record in records if "case" in record}
-    shared &= {other["case"] for other in others if "case" in other}
-    repeats = near_duplicates([record["input"] for record in records], [other["input"] for other in others])
-    return {
-        "shared_cases": len(shared),
-        "near_duplicates": sum(repeats),
-        "rows_sharing_a_line": sum(rows_sharing_a_line(records, others)) / len(records),
-    }
+    """How much of `records` stands in `others` too: cases and near-duplicates (counts), lines and runs (shares)."""
+    return _overlaps({"": records}, others)[""]
+
+
+def _overlaps(parts: dict[str, Sequence[dict]], others: Sequence[dict]) -> dict[str, dict]:
+    """`overlap` of each of `parts`, which reads `others` once for all of them."""
+    records = [record for part in parts.values() for record in part]
+    texts, other_texts = ([record["input"] for record in those] for those in (records, others))
+    repeats = iter(near_duplicates(texts, other_texts))
+    lines = iter(rows_sharing_a_line(records, others))
+    runs = iter(rows_with_half_their_runs(texts, other_texts))
+    cases = {other["case"] for other in others if "case" in other}
+    return {name: {
+        "shared_cases": len(cases & {record["case"] for record in part if "case" in record}),
+        "near_duplicates": sum(itertools.islice(repeats, len(part))),
+        "rows_sharing_a_line": sum(itertools.islice(lines, len(part))) / len(part),
+        "rows_with_half_their_runs": sum(itertools.islice(runs, len(part))) / len(part),
+    } for name, part in parts.items()}
 
 
 def leakage_report(splits: dict[str, list[dict]], *, seed: int = 0) -> dict:
-    """Overlap of eval and test with train, and the overlap had the same pieces been shuffled and then split."""
-    pool = [record for records in splits.values() for record in records]
+    """Overlap of each part with train, of test with eval, and the overlap had shuffled segments been split.
+
+    Args:
+        splits: train, eval and test; optionally others, that are compared with train.
+    """
+    pool = [record for name in ("train", "eval", "test") for record in splits[name]]
     random.Random(seed).shuffle(pool)
     n_eval = len(splits["eval"])
     shuffled = rows_sharing_a_line(pool[:n_eval], pool[n_eval:])
+    parts = {f"{name} against train": records for name, records in splits.items() if name != "train" and records}
     return {
-        "leakage": {f"{name} against {other}": overlap(splits[name], splits[other])
-                    for name, other in (("eval", "train"), ("test", "train"), ("test", "eval"))},
-        "if_pieces_were_shuffled": {"rows_sharing_a_line": sum(shuffled) / n_eval},
+        "leakage": {**_overlaps(parts, splits["train"]), "test against eval": overlap(splits["test"], splits["eval"])},
+        "if_segments_were_shuffled": {"rows_sharing_a_line": sum(shuffled) / n_eval},
     }

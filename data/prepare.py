@@ -1,204 +1,124 @@
 """Dialogues (CSV) to train.jsonl, eval.jsonl, test.jsonl, split by dialogue, with a leakage report.
 
-    python -m data.prepare --source DIR --output DIR [--augment 0.5] [--labels so-far] [--held-out F.jsonl ...]
+    python -m data.prepare --source DIR --output DIR [--augment 0.5] [--labels from-onset] [--held-out F.jsonl ...]
+                           [--ordinary DIR_OR_CSV ...] [--ordinary-judge DIR_OR_CSV ...] [--train-only DIR_OR_CSV ...]
 
-The article cuts every dialogue three times, shuffles the pieces and splits those, so almost every eval piece
-has its sentences in the train set too. Here whole dialogues are dealt to the splits, pieces that nearly repeat a
-piece of another split are removed, only the train set is rebalanced (and, on request, augmented with noise), and
-``leakage.json`` counts what is left. What is to be judged on other records, cut from the same dialogues, can be kept
-from all three splits: ``--held-out``.
+The article cuts every dialogue three times, shuffles the segments and splits those, so almost every eval segment has
+its sentences in the train set too. Here whole dialogues are dealt to the splits, train segments that repeat a segment
+of another split are removed, only the train set is rebalanced (and, on request, augmented with ASR noise), and
+``leakage.json`` counts what is left. Dialogues of which other records were cut can be kept from all three splits:
+``--held-out``.
 
-Which pieces of a scam are fraud is a choice, `LABELS`: those with a line that is, or also those after such a line, when
-the fraud is under way (``so-far``), as the article labels them.
+Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
+for choosing the threshold (``ordinary_eval.jsonl``) and for judging (``ordinary.jsonl``, with all of
+``--ordinary-judge``). Both hold segments; ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold the same
+dialogues whole. Each record names its ``source``.
 """
 
 import argparse
-import collections
-import dataclasses
 import math
 import random
-import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .command import command
 from .files import DataError, write_json
-from .leakage import leakage_report, near_duplicates, rows_sharing_a_line
+from .leakage import leakage_report
 from .noise import add_asr_noise
-from .records import Dialogue, Line, Skipped, read_dialogues, read_records, write_records
-from .speakers import format_dialogue
+from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
+from .records import Skipped, read_dialogues, read_records, write_records
+from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
+from .split import (
+    NEAR_DUPLICATE,
+    SHARES,
+    SPLITS,
+    cut_apart,
+    hard_negatives,
+    is_fraud,
+    leave_out,
+    rebalance,
+    remove_repeats,
+    split_by_case,
+)
 
-PIECE_LENGTHS = (100, 300, 500)
-SPLITS = ("train", "eval", "test")
-SHARES = (0.8, 0.1, 0.1)
-NEAR_DUPLICATE = 0.8
+FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
+KINDS = ("fraud", "non_fraud", "ordinary")  # of train segments
+CALLS = {"ordinary_eval": "ordinary_eval_calls", "ordinary": "ordinary_calls"}
 
 
-def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = PIECE_LENGTHS, labels: str = "lines") -> list[dict]:
-    """Records of one dialogue, cut once for every length (in characters) into pieces no longer than that.
+@dataclass(frozen=True)
+class Settings:
+    """How dialogues become splits.
 
-    Cuts fall between lines; only a line that is longer by itself is cut, at the end of a sentence where it has
-    one. A piece is fraud when one of its lines is; with `labels` "so-far" that is, when a fraud is under way, see
-    `fraud_so_far`. A piece that two lengths cut alike appears once.
+    Attributes:
+        lengths: of the segments, in characters.
+        shares: of the dialogues, for train, eval and test.
+        negatives_per_positive: in train; None keeps everything. See `rebalance`.
+        keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
+        near_duplicate: similarity from which on a segment repeats another one; above 1, none does.
+        augment: share of the train records that get a second copy with ASR noise; see `data.noise`.
+        labels: which segments of a scam are fraud, one of `LABELS`; see `cut_dialogue`.
+        held_out: JSONL files of other records to be judged on: what they were cut from is in no split; see `leave_out`.
+        train_only: folders of CSVs, or CSV files, of more dialogues of any label, for train alone.
+        ordinary: non-fraud dialogues from elsewhere.
     """
-    lines = LABELS[labels](dialogue.lines)
-    whole = max(1, sum(len(line.content) for line in lines))
-    starts: dict[tuple[Line, ...], int] = {}
-    for length in lengths:
-        start = 0
-        for piece in cut_lines(lines, length):
-            starts.setdefault(piece, start)
-            start += sum(len(line.content) for line in piece)
-    return [_record(dialogue, piece, round(start / whole, 3)) for piece, start in starts.items()]
+
+    lengths: Sequence[int] = SEGMENT_LENGTHS
+    shares: Sequence[float] = SHARES
+    negatives_per_positive: float | None = 1.0
+    keep_hard_negatives: bool = True
+    near_duplicate: float = NEAR_DUPLICATE
+    augment: float = 0.0
+    labels: str = "lines"
+    held_out: Sequence[str | Path] = ()
+    train_only: Sequence[str | Path] = ()
+    ordinary: OrdinarySettings = field(default_factory=OrdinarySettings)
+    seed: int = 0
 
 
-def fraud_so_far(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines of a dialogue, fraud from the one before the first fraudulent line on.
+def prepare(source: str | Path, output: str | Path, settings: Settings = Settings()) -> dict:
+    """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes.
 
-    So the article's eval set is labelled: all but one of its pieces that `label_audit` finds in the corpus. It seems
-    that a loop cut it which noted a fraud for good, and before it saw that the line no longer fitted into the piece.
+    Raises:
+        DataError: a file is not as `data.records` wants it, or there are too few dialogues for three splits.
     """
-    first = next((i for i, line in enumerate(lines) if line.is_fraud), math.inf)
-    return tuple(dataclasses.replace(line, is_fraud=i >= first - 1) for i, line in enumerate(lines))
-
-
-LABELS = {"lines": tuple, "so-far": fraud_so_far}  # by its name, what a rule makes of a dialogue's lines
-
-
-def cut_lines(lines: Sequence[Line], length: int) -> Iterable[tuple[Line, ...]]:
-    """Consecutive pieces of a dialogue of no more than `length` characters each; see `cut_dialogue`."""
-    piece, size = [], 0
-    for part in (part for line in lines for part in _parts(line, length)):
-        if piece and size + len(part.content) > length:
-            yield tuple(piece)
-            piece, size = [], 0
-        piece.append(part)
-        size += len(part.content)
-    if piece:
-        yield tuple(piece)
-
-
-def _parts(line: Line, length: int) -> Iterable[Line]:
-    """The line, or its parts if it is longer than `length`."""
-    rest = line.content
-    while len(rest) > length:
-        sentences = list(re.finditer(r"[。！？；!?;]", rest[:length]))
-        end = sentences[-1].end() if sentences else length
-        yield Line(line.speaker, rest[:end], line.is_fraud)
-        rest = rest[end:]
-    yield Line(line.speaker, rest, line.is_fraud)
-
-
-def _record(dialogue: Dialogue, piece: Sequence[Line], position: float) -> dict:
-    swindlers = {line.speaker for line in dialogue.lines if line.is_fraud}
-    return {
-        "input": format_dialogue([(line.speaker, line.content) for line in piece]),
-        "label": any(line.is_fraud for line in piece),
-        "line_labels": [line.is_fraud for line in piece],
-        "fraud_speaker": next((line.speaker for line in piece if line.is_fraud and line.speaker in swindlers), ""),
-        "case": dialogue.case,
-        "category": dialogue.category,
-        "position": position,  # share of the dialogue's characters before the piece
+    skipped = Skipped()
+    held_out = [record for path in settings.held_out for record in read_records(path, Skipped())]
+    read = read_dialogues(source, skipped)
+    dialogues = leave_out(read, held_out, settings.lengths, threshold=settings.near_duplicate)
+    ordinary, source_of = deal_ordinary(settings.ordinary, skipped, seed=settings.seed)
+    dealt = split_by_case(dialogues, shares=settings.shares, seed=settings.seed)
+    dealt["train"] += [dialogue for path in settings.train_only for dialogue in read_dialogues(path, skipped)]
+    refuse_same_cases([dialogue for members in dealt.values() for dialogue in members], source_of)
+    splits = {
+        name: cut_apart(members, settings.lengths, held_out, labels=settings.labels, threshold=settings.near_duplicate)
+        for name, members in dealt.items()}
+    for part, members in ordinary.items():
+        records = with_source(cut_apart(members, settings.lengths, held_out, threshold=settings.near_duplicate),
+                              source_of)
+        splits[part] = splits.get(part, []) + records
+    cut = {name: len(records) for name, records in splits.items()}
+    removed = remove_repeats(splits, threshold=settings.near_duplicate)
+    balance = _make_train(splits, settings)
+    _refuse_one_label(splits, source, dialogues)
+    report = {
+        "settings": _plain(asdict(settings)),
+        "held_out": {"files": [Path(path).name for path in settings.held_out], "records": len(held_out),
+                     "dialogues_left_out": len(read) - len(dialogues)},
+        "skipped_lines": len(skipped),
+        "skipped": [Path(place).name for place in skipped.places],
+        "splits": {name: _counts(records, cut[name], removed[name])
+                   for name, records in splits.items() if records or name in SPLITS},
+        "balance": balance,
+        **leakage_report(splits, seed=settings.seed),
+        "warnings": _warnings(splits, balance),
     }
-
-
-def split_by_case(dialogues: Sequence[Dialogue], *, shares: Sequence[float] = SHARES,
-                  seed: int = 0) -> dict[str, list[Dialogue]]:
-    """Deals whole dialogues to train, eval and test, category by category, so that each split has every kind."""
-    by_category = collections.defaultdict(list)
-    for dialogue in dialogues:
-        by_category[dialogue.category].append(dialogue)
-    rng = random.Random(seed)
-    splits = {name: [] for name in SPLITS}
-    for category in sorted(by_category):
-        members = sorted(by_category[category], key=lambda dialogue: dialogue.case)
-        rng.shuffle(members)
-        for name, part in zip(SPLITS, _deal(members, shares), strict=True):
-            splits[name].extend(part)
-    return splits
-
-
-def _deal(members: list, shares: Sequence[float]) -> list[list]:
-    ends = [round(len(members) * sum(shares[:i + 1]) / sum(shares)) for i in range(len(shares))]
-    return [members[start:end] for start, end in zip([0, *ends], ends)]
-
-
-def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: Sequence[int] = PIECE_LENGTHS, *,
-              threshold: float = NEAR_DUPLICATE) -> list[Dialogue]:
-    """The dialogues that no held-out record was cut from: no piece of theirs shares a line with one, or repeats it.
-
-    A kind of dialogue that would be gone altogether (of a few long meetings, say) stays, for pieces that do neither.
-    """
-    pieces = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths)]
-    cases = {record["case"] for record, found in zip(pieces, _found_in(held_out, pieces, threshold)) if found}
-    left = {dialogue.category for dialogue in dialogues if dialogue.case not in cases}
-    return [dialogue for dialogue in dialogues if dialogue.case not in cases or dialogue.category not in left]
-
-
-def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
-              labels: str = "lines", threshold: float = NEAR_DUPLICATE) -> list[dict]:
-    """The pieces of `dialogues` that share no line with a held-out record and repeat none."""
-    pieces = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths, labels)]
-    return [record for record, found in zip(pieces, _found_in(held_out, pieces, threshold)) if not found]
-
-
-def _found_in(held_out: Sequence[dict], pieces: Sequence[dict], threshold: float) -> list[bool]:
-    """For each piece, whether it shares a whole line with some held-out record, or nearly repeats it."""
-    if not held_out:
-        return [False] * len(pieces)
-    nearly = near_duplicates([piece["input"] for piece in pieces], [record["input"] for record in held_out],
-                             threshold=threshold)
-    return [either or line for either, line in zip(nearly, rows_sharing_a_line(pieces, held_out), strict=True)]
-
-
-def remove_near_duplicates(splits: dict[str, list[dict]], *, threshold: float = NEAR_DUPLICATE) -> dict[str, int]:
-    """Removes, in place, train pieces that nearly repeat an eval or test piece, and eval ones a test piece.
-
-    Returns how many pieces each split lost. The rarer split keeps its pieces: a test set is dearer than a train
-    set.
-    """
-    removed = {"test": 0, "eval": 0, "train": 0}
-    if threshold > 1:
-        return removed
-    for name, others in (("eval", ["test"]), ("train", ["eval", "test"])):
-        held_out = [record["input"] for other in others for record in splits[other]]
-        repeats = near_duplicates([record["input"] for record in splits[name]], held_out, threshold=threshold)
-        splits[name] = [record for record, repeated in zip(splits[name], repeats, strict=True) if not repeated]
-        removed[name] = int(sum(repeats))
-    return removed
-
-
-def rebalance(records: Sequence[dict], *, negatives_per_positive: float = 1.0, balance_sources: bool = False,
-              seed: int = 0) -> list[dict]:
-    """Drops records of the more frequent label at random until the ratio holds; keeps the order of the rest.
-
-    With `balance_sources`, as many negatives stay that are harmless slices of scams as ones that are not, as far as
-    they go: otherwise a meeting of an hour gives dozens and a scam's harmless opening gives one.
-    """
-    positives = [i for i, record in enumerate(records) if record["label"]]
-    negatives = [i for i, record in enumerate(records) if not record["label"]]
-    rng = random.Random(seed)
-    n_negatives = min(len(negatives), round(len(positives) * negatives_per_positive))
-    n_positives = min(len(positives), round(n_negatives / negatives_per_positive))
-    hard = set(hard_negatives(records))
-    sources = [[i for i in negatives if i in hard], [i for i in negatives if i not in hard]]
-    kept = rng.sample(positives, n_positives)
-    kept += _draw_evenly(sources if balance_sources else [negatives], n_negatives, rng)
-    return [records[i] for i in sorted(kept)]
-
-
-def hard_negatives(records: Sequence[dict]) -> list[int]:
-    """The numbers of the harmless records of categories that have frauds: mostly harmless slices of scams."""
-    scams = {record["category"] for record in records if record["label"] and "category" in record}
-    return [i for i, record in enumerate(records) if not record["label"] and record.get("category") in scams]
-
-
-def _draw_evenly(groups: Sequence[list[int]], n: int, rng: random.Random) -> list[int]:
-    """`n` members in all, from each group as many as from the others as far as it goes."""
-    drawn = []
-    for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=len)):
-        drawn += rng.sample(group, min(len(group), (n - len(drawn)) // left))
-    return drawn
+    calls = {CALLS[part]: with_source([record for dialogue in ordinary[part]
+                                       for record in cut_dialogue(dialogue, (math.inf,))], source_of) for part in CALLS}
+    _write(Path(output), {**splits, **calls}, report)
+    return report
 
 
 def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
@@ -207,130 +127,173 @@ def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) ->
     return [*records, *({**record, "input": add_asr_noise(record["input"], seed=seed)} for record in drawn)]
 
 
-def prepare(source: str | Path, output: str | Path, *, lengths: Sequence[int] = PIECE_LENGTHS,
-            train_lengths: Sequence[int] | None = None, shares: Sequence[float] = SHARES,
-            negatives_per_positive: float = 1.0, balance_sources: bool = False, keep_hard_negatives: bool = True,
-            near_duplicate: float = NEAR_DUPLICATE, augment: float = 0.0, labels: str = "lines",
-            held_out: Sequence[str | Path] = (), seed: int = 0) -> dict:
-    """Reads dialogues, cuts, splits, cleans and writes them; returns the leakage report it also writes.
+def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:
+    """Rebalances and augments train in place, shuffles every part; returns what there was and what was kept."""
+    train = splits["train"]
+    if not settings.keep_hard_negatives:
+        hard = set(hard_negatives(train))
+        train = [record for i, record in enumerate(train) if i not in hard]
+    kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
+                     ordinary_share=settings.ordinary.train_share, seed=settings.seed)
+    splits["train"] = add_noisy_copies(kept, settings.augment, seed=settings.seed)
+    for records in splits.values():
+        random.Random(settings.seed).shuffle(records)
+    before, after = _by_kind(train), _by_kind(kept)
+    return {**{kind: {"found": before[kind], "kept": after[kind]} for kind in before},
+            "asr_noise_copies": len(splits["train"]) - len(kept)}
 
-    Args:
-        lengths: of the pieces, in characters.
-        train_lengths: of those of train, where they are others; eval and test stay what they are.
-        shares: of the dialogues, for train, eval and test.
-        negatives_per_positive, balance_sources: see `rebalance`; of train only.
-        keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
-        near_duplicate: similarity from which on a piece repeats a held-out one; above 1, none does.
-        augment: share of the train records that get a noisy copy; see `data.noise`.
-        labels: which pieces of a scam are fraud, one of `LABELS`; see `cut_dialogue`.
-        held_out: JSONL files of other records to be judged on: what they were cut from is in no split; see `leave_out`.
-    """
-    skipped = Skipped()
-    others = [record for path in held_out for record in read_records(path, Skipped())]
-    read = read_dialogues(source, skipped)
-    dialogues = leave_out(read, others, lengths, threshold=near_duplicate)
-    cases = split_by_case(dialogues, shares=shares, seed=seed)
-    lengths_of = {**dict.fromkeys(SPLITS, lengths), "train": train_lengths or lengths}
-    splits = {name: cut_apart(cases[name], lengths_of[name], others, labels=labels, threshold=near_duplicate)
-              for name in SPLITS}
-    cut = {name: len(records) for name, records in splits.items()}
-    removed = remove_near_duplicates(splits, threshold=near_duplicate)
-    if not keep_hard_negatives:
-        hard = set(hard_negatives(splits["train"]))
-        splits["train"] = [record for i, record in enumerate(splits["train"]) if i not in hard]
-    splits["train"] = rebalance(splits["train"], negatives_per_positive=negatives_per_positive,
-                                balance_sources=balance_sources, seed=seed)
-    kept = {name: len(records) for name, records in splits.items()}
-    splits["train"] = add_noisy_copies(splits["train"], augment, seed=seed)
+
+def _by_kind(records: Sequence[dict]) -> dict[str, int]:
+    frauds = sum(record["label"] for record in records)
+    ordinary = sum("source" in record for record in records)
+    return dict(zip(KINDS, (frauds, len(records) - frauds - ordinary, ordinary), strict=True))
+
+
+def _refuse_one_label(splits: dict[str, list[dict]], source: str | Path, dialogues: Sequence) -> None:
     for name in SPLITS:
-        if len({record["label"] for record in splits[name]}) < 2:
-            raise DataError(f"{source}: the {name} split would have one label only; it needs more dialogues "
-                            "of both kinds")
-        random.Random(seed).shuffle(splits[name])
-    report = {
-        "settings": {"lengths": list(lengths), "train_lengths": list(lengths_of["train"]), "shares": list(shares),
-                     "seed": seed, "negatives_per_positive": negatives_per_positive, "balance_sources": balance_sources,
-                     "keep_hard_negatives": keep_hard_negatives, "near_duplicate": near_duplicate, "augment": augment,
-                     "labels": labels},
-        "held_out": {"files": [Path(path).name for path in held_out], "records": len(others),
-                     "dialogues_left_out": len(read) - len(dialogues)},
-        "skipped_lines": len(skipped),
-        "skipped": [Path(place).name for place in skipped.places],
-        "splits": {name: _counts(splits[name], cut[name], removed[name], kept[name]) for name in SPLITS},
-        **leakage_report(splits, seed=seed),
-    }
-    for name in SPLITS:
-        write_records(Path(output) / f"{name}.jsonl", splits[name])
-    write_json(Path(output) / "leakage.json", report)
-    return report
+        labels = {record["label"] for record in splits[name]}
+        if len(labels) < 2:
+            frauds = sum(map(is_fraud, dialogues))
+            lacking = "non-fraud" if True in labels else "fraud"
+            raise DataError(f"{source}: the {name} split would have no {lacking} segment; found {frauds} dialogues "
+                            f"with and {len(dialogues) - frauds} without fraud, at least {len(SPLITS)} of each are "
+                            "needed")
 
 
-def _counts(records: Sequence[dict], cut: int, removed: int, kept: int) -> dict:
+def _counts(records: Sequence[dict], cut: int, removed: int) -> dict:
     return {
         "records": len(records),
         "fraud": sum(record["label"] for record in records),
         "cases": len({record["case"] for record in records}),
         "cut": cut,
-        "removed_as_near_duplicates": removed,
-        "removed_by_rebalancing": cut - removed - kept,
-        "noisy_copies": len(records) - kept,
+        "removed_as_repeats": removed,
     }
+
+
+def _warnings(splits: dict[str, list[dict]], balance: dict) -> list[str]:
+    """What makes a figure measured on these splits mean little, one line each."""
+    warnings = []
+    for name in ("eval", "test"):
+        frauds = {record["case"] for record in splits[name] if record["label"]}
+        others = {record["case"] for record in splits[name]} - frauds
+        for label, cases in (("fraud", frauds), ("non-fraud", others)):
+            if len(cases) < FEW_DIALOGUES:
+                warnings.append(f"{name} has {len(cases)} {label} dialogues: below {FEW_DIALOGUES}, a figure measured "
+                                "on them says little")
+    found, kept = (sum(balance[kind][when] for kind in KINDS) for when in ("found", "kept"))
+    if 2 * kept < found:
+        warnings.append(f"rebalancing kept {kept} of {found} train segments; --negatives-per-positive all keeps "
+                        "everything, another number more of them")
+    return warnings
+
+
+def _plain(settings: dict) -> dict:
+    """The settings as JSON has them, files by their names: a report must not tell whose folders they were in."""
+    def names(of: dict, *keys: str) -> dict:
+        return {key: [Path(path).name for path in of[key]] for key in keys}
+
+    return {**settings, "lengths": list(settings["lengths"]), "shares": list(settings["shares"]),
+            **names(settings, "held_out", "train_only"),
+            "ordinary": {**settings["ordinary"], **names(settings["ordinary"], "sources", "judge_sources")}}
+
+
+def _write(output: Path, parts: dict[str, list[dict]], report: dict) -> None:
+    for name, records in parts.items():
+        if records:
+            write_records(output / f"{name}.jsonl", records)
+        else:
+            (output / f"{name}.jsonl").unlink(missing_ok=True)  # of an earlier run with ordinary talk
+    write_json(output / "leakage.json", report)
 
 
 def describe(report: dict) -> str:
     """The leakage report as a short table for people."""
-    lines = [f"{'split':<6} {'records':>8} {'fraud':>7} {'cases':>6} {'near-dup removed':>17} {'rebalanced away':>16}"]
+    lines = [f"{'split':<14} {'records':>8} {'fraud':>7} {'cases':>6} {'repeats removed':>16}"]
     for name, counts in report["splits"].items():
-        lines.append(f"{name:<6} {counts['records']:>8} {counts['fraud']:>7} {counts['cases']:>6} "
-                     f"{counts['removed_as_near_duplicates']:>17} {counts['removed_by_rebalancing']:>16}")
+        lines.append(f"{name:<14} {counts['records']:>8} {counts['fraud']:>7} {counts['cases']:>6} "
+                     f"{counts['removed_as_repeats']:>16}")
+    balance = report["balance"]
+    lines.append("train keeps " + ", ".join(
+        f"{balance[kind]['kept']} of {balance[kind]['found']} {kind.replace('_', '-')} segments"
+        for kind in KINDS) + f"; {balance['asr_noise_copies']} copies with ASR noise")
     for name, leak in report["leakage"].items():
-        lines.append(f"{name}: {leak['shared_cases']} dialogues in common, "
-                     f"{leak['near_duplicates']} near-duplicates, "
-                     f"{leak['rows_sharing_a_line']:.1%} of rows share a whole line")
-    shuffled = report["if_pieces_were_shuffled"]
-    lines.append(f"had the pieces been shuffled as in the article: {shuffled['rows_sharing_a_line']:.1%} of rows")
+        lines.append(f"{name}: {leak['shared_cases']} dialogues in common, {leak['near_duplicates']} near-duplicates, "
+                     f"{leak['rows_sharing_a_line']:.1%} of rows share a whole line, "
+                     f"{leak['rows_with_half_their_runs']:.1%} half of their runs of 20 characters")
+    shuffled = report["if_segments_were_shuffled"]
+    lines.append(f"had the segments been shuffled as in the article: {shuffled['rows_sharing_a_line']:.1%} of eval "
+                 "rows would share a whole line")
     if report["held_out"]["records"]:
-        lines.append(f"left out {report['held_out']['dialogues_left_out']} dialogues that repeat a line or a piece of "
-                     f"{', '.join(report['held_out']['files'])}")
+        lines.append(f"left out {report['held_out']['dialogues_left_out']} dialogues that repeat a line or a segment "
+                     f"of {', '.join(report['held_out']['files'])}")
     if report["skipped_lines"]:
         lines.append(f"skipped {report['skipped_lines']} lines: {'; '.join(report['skipped'][:3])}; ... "
                      "(all in leakage.json)")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in report["warnings"])])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _ratio(text: str) -> float | None:
+    value = None if text == "all" else float(text)
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError(text)
+    return value or None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
     parser.add_argument("--source", required=True, help="a folder of dialogue CSVs, or one CSV file")
     parser.add_argument("--output", required=True, help="folder for train.jsonl, eval.jsonl, test.jsonl, leakage.json")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(PIECE_LENGTHS),
-                        help="piece lengths in characters (default: %(default)s)")
-    parser.add_argument("--train-lengths", type=int, nargs="+", help="of the train pieces (default: as --lengths)")
-    parser.add_argument("--shares", type=float, nargs=3, default=list(SHARES), metavar=("TRAIN", "EVAL", "TEST"))
-    parser.add_argument("--negatives-per-positive", type=float, default=1.0, help="in train only (default: 1)")
-    parser.add_argument("--balance-sources", action="store_true",
-                        help="in train, as many harmless slices of scams as other negatives, as far as they go")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(SEGMENT_LENGTHS),
+                        help="segment lengths in characters (default: %(default)s)")
+    parser.add_argument("--shares", type=float, nargs=3, default=list(SHARES), metavar=("TRAIN", "EVAL", "TEST"),
+                        help="of the dialogues (default: %(default)s)")
+    parser.add_argument("--negatives-per-positive", type=_ratio, default=1.0, metavar="RATIO",
+                        help="in train only; 0 or all keeps everything (default: 1)")
     parser.add_argument("--augment", type=float, default=0.0, metavar="SHARE",
-                        help="of the train records, to add once more with a speech recogniser's noise (default: none)")
+                        help="of the train records, to add once more with ASR noise (default: none)")
     parser.add_argument("--labels", choices=LABELS, default="lines",
-                        help="a piece is fraud when one of its lines is (default), or from when a fraud begins, as the "
-                             "article's eval set labels them")
+                        help="a segment is fraud when one of its lines is (default), or from the onset of a fraud on, "
+                             "as the article's eval set is labelled")
     parser.add_argument("--held-out", nargs="+", default=[], metavar="JSONL",
                         help="other records to be judged on; dialogues that they were cut from are left out")
+    parser.add_argument("--train-only", nargs="+", default=[], metavar="DIR_OR_CSV",
+                        help="more dialogues of any label, for train alone")
+    defaults = OrdinarySettings()
+    parser.add_argument("--ordinary", nargs="+", default=[], metavar="DIR_OR_CSV",
+                        help="non-fraud dialogues from elsewhere, for train and, by dialogue, for judging")
+    parser.add_argument("--ordinary-judge", nargs="+", default=[], metavar="DIR_OR_CSV",
+                        help="others, for ordinary.jsonl alone")
+    parser.add_argument("--ordinary-judge-share", type=float, default=defaults.judge_share, metavar="SHARE",
+                        help="of the dialogues of --ordinary, for ordinary.jsonl (default: %(default)s)")
+    parser.add_argument("--ordinary-eval-share", type=float, default=defaults.eval_share, metavar="SHARE",
+                        help="of the dialogues of --ordinary, for ordinary_eval.jsonl (default: %(default)s)")
+    parser.add_argument("--ordinary-share", type=float, default=defaults.train_share, metavar="SHARE",
+                        help="of the negatives of train that are ordinary talk (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
+    if not all(0 < value < math.inf for value in (*args.lengths, *args.shares)):
+        parser.error("lengths and shares must be above zero")
+    shares = (args.augment, args.ordinary_share, args.ordinary_judge_share, args.ordinary_eval_share)
+    if not all(0 <= share <= 1 for share in shares):
+        parser.error("--augment and the shares of ordinary talk must be from 0 to 1")
+    if args.ordinary_judge_share + args.ordinary_eval_share > 1:
+        parser.error("--ordinary-judge-share and --ordinary-eval-share must not exceed 1 together")
+    return Settings(
+        lengths=args.lengths, shares=args.shares, negatives_per_positive=args.negatives_per_positive,
+        augment=args.augment, labels=args.labels, held_out=args.held_out, seed=args.seed,
+        train_only=args.train_only,
+        ordinary=OrdinarySettings(args.ordinary, args.ordinary_judge, args.ordinary_judge_share,
+                                  args.ordinary_eval_share, args.ordinary_share))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
     args = parser.parse_args(argv)
-    if not all(0 < value < math.inf for value in (
-            *args.lengths, *(args.train_lengths or ()), *args.shares, args.negatives_per_positive)):
-        parser.error("lengths, shares and --negatives-per-positive must be above zero")
-    if not 0 <= args.augment <= 1:
-        parser.error("--augment must be from 0 to 1")
-    try:
-        report = prepare(args.source, args.output, lengths=args.lengths, train_lengths=args.train_lengths,
-                         shares=args.shares, negatives_per_positive=args.negatives_per_positive,
-                         balance_sources=args.balance_sources, augment=args.augment, labels=args.labels,
-                         held_out=args.held_out, seed=args.seed)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    report = prepare(args.source, args.output, _settings(parser, args))
     print(describe(report))
     print(f"written to {args.output}; next: python trainer.py --model MODEL --train {args.output}/train.jsonl "
           f"--eval {args.output}/eval.jsonl --output outputs/run")

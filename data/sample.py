@@ -1,9 +1,10 @@
-"""Our own sample corpus: Chinese dialogues of 17 kinds of scam and 17 kinds of honest talk, made from a seed.
+"""Our own sample corpus: Chinese dialogues of 17 kinds of scam and 27 kinds of ordinary talk, made from a seed.
 
     python -m data.sample --output DIR [--dialogues N] [--seed S]
+    python -m data.sample --output DIR --sets 40 [--seed S]
 
-Both kinds of talk are built from the same sentences (``sample_phrases.toml``). A swindler's demand stands in honest
-talk too, told of, warned of or denied, and an honest party's advice stands in scams, where the swindler talks people
+Both kinds of talk are built from the same sentences (``sample_phrases.toml``). A swindler's demand stands in non-fraud
+talk too, told of, warned of or denied, and a rightful party's advice stands in scams, where the swindler talks people
 out of it. What decides is who asks whom for what: a dialogue is fraud when somebody in it is asked to take a
 dangerous step or hears a yes to the question whether to take it. Counting words does not settle that.
 """
@@ -11,17 +12,22 @@ dangerous step or hears a yes to the question whether to take it. Counting words
 import argparse
 import collections
 import functools
+import math
 import random
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from .command import command
 from .files import DataError
-from .records import Dialogue, Line, write_dialogues
+from .records import Dialogue, Line, write_dialogues, write_records
+from .segments import SEGMENT_LENGTHS, cut_dialogue
 
 PHRASES = Path(__file__).with_name("sample_phrases.toml")
+ORDINARY = Path(__file__).with_name("sample_ordinary.toml")
 SCENES = ("call", "chat", "meeting")
 NAME_STYLES = ("personal", "roles", "numbered")
 FIXED_SLOTS = ("shop", "item", "bank", "city", "app")  # one a dialogue: nobody changes banks between two sentences
@@ -45,6 +51,12 @@ Spoken = tuple[str, str, bool, str]
 def phrases() -> dict:
     """The tables of ``sample_phrases.toml``."""
     return tomllib.loads(PHRASES.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def ordinary() -> dict:
+    """The tables of ``sample_ordinary.toml``: kinds of ordinary talk, and which kinds serve training or judging."""
+    return tomllib.loads(ORDINARY.read_text(encoding="utf-8"))
 
 
 def sample_dialogues(n: int = 2400, *, seed: int = 0) -> list[Dialogue]:
@@ -80,10 +92,10 @@ class _Writer:
         self.rng = rng
         self.topic = topic
         self.fraud = fraud
-        self.scene = rng.choice(SCENES)
+        self.scene = rng.choice(SCENES) if "turns" not in topic else "call"
         self.you = "大家" if self.scene == "meeting" else topic.get("you", "您")
         self.fixed = {name: rng.choice(phrases()["slots"][name]) for name in FIXED_SLOTS}
-        self.steps = {kind: rng.sample(topic[kind], 4) for kind in ("danger", "safe")}
+        self.steps = {kind: rng.sample(topic.get(kind, ()), 4 if kind in topic else 0) for kind in ("danger", "safe")}
 
     def dialogue(self) -> tuple[tuple[Line, ...], list[str]]:
         """The lines, and the steps asked for in them."""
@@ -108,6 +120,16 @@ class _Writer:
         return [self._line("host", phrases()["talk"]["agenda"]), *self._maybe(0.6, "third", "business"),
                 *self._maybe(0.4, "guest", "business"), self._line("host", phrases()["talk"]["example"]),
                 *self._maybe(0.4, "third", "filler")]
+
+    def ordinary_dialogue(self) -> tuple[Line, ...]:
+        """A dialogue of a kind of ``sample_ordinary.toml``: exchanges in random order, with small talk between."""
+        names = self._names()
+        spoken = [self._line("host", self.topic["intros"]), *self._maybe(0.4, "guest", "small")]
+        turns = self.rng.sample(self.topic["turns"], self.rng.choice((2, 3, 3, 4, 5)))
+        for says, answers in turns:
+            spoken += [self._line("host", [says]), self._line("guest", [answers]), *self._maybe(0.2, "guest", "filler"),
+                       *self._maybe(0.15, "host", "small")]
+        return tuple(Line(names[who], text, False) for who, text, *_ in [*spoken, *self._maybe(0.6, "host", "bye")])
 
     def _body(self) -> list[Spoken]:
         """The demands that decide and the side moves, in random order, with everyday lines between."""
@@ -226,31 +248,76 @@ class _Writer:
 
 def write_sample(output: str | Path, n: int = 2400, *, seed: int = 0) -> list[Path]:
     """Writes one CSV a category into the folder `output`; returns their paths."""
+    return _write_by_category(Path(output), sample_dialogues(n, seed=seed))
+
+
+def _write_by_category(output: Path, dialogues: Sequence[Dialogue]) -> list[Path]:
     by_category = collections.defaultdict(list)
-    for dialogue in sample_dialogues(n, seed=seed):
+    for dialogue in dialogues:
         by_category[dialogue.category].append(dialogue)
-    paths = {category: Path(output) / f"{category}.csv" for category in by_category}
-    try:
-        for category, members in by_category.items():
-            write_dialogues(paths[category], members)
-    except OSError as error:
-        raise DataError(f"{output}: {error.strerror}; name a folder that can be written to") from None
-    return list(paths.values())
+    for category, members in by_category.items():
+        write_dialogues(output / f"{category}.csv", members)
+    return [output / f"{category}.csv" for category in by_category]
 
 
+def sets_of_kinds(per_kind: int = 40, *, seed: int = 0) -> dict[str, list[Dialogue]]:
+    """`per_kind` dialogues of each kind, by what they serve: see ``[use]`` in ``sample_ordinary.toml``.
+
+    They are others than those of `sample_dialogues` with the same seed.
+    """
+    topics = {topic[name]: (topic, name == "scam") for topic in phrases()["topics"] for name in ("scam", "honest")}
+    topics |= {kind["name"]: (kind, False) for kind in ordinary()["kinds"]}
+    sets = {}
+    for use, kinds in ordinary()["use"].items():
+        sets[use] = []
+        for kind in kinds:
+            topic, fraud = topics[kind]
+            rng = random.Random(f"{seed} {kind}")
+            writers = [_Writer(rng, topic, fraud) for _ in range(per_kind)]
+            sets[use] += [Dialogue(f"{kind}/{number}", kind, writer.ordinary_dialogue() if "turns" in topic
+                                   else writer.dialogue()[0]) for number, writer in enumerate(writers, start=1)]
+    return sets
+
+
+def write_sets(output: str | Path, per_kind: int = 40, *, seed: int = 0) -> dict[str, int]:
+    """Writes each of `sets_of_kinds` into a folder of its own, and the unseen scams as records, too.
+
+    Returns:
+        how many dialogues each folder below `output` holds.
+    """
+    sets = {f"sample_{use}": dialogues for use, dialogues in sets_of_kinds(per_kind, seed=seed).items()}
+    for name, dialogues in sets.items():
+        _write_by_category(Path(output) / name, dialogues)
+    unseen = sets["sample_scams_unseen"]
+    for name, lengths in (("scams_unseen", SEGMENT_LENGTHS), ("scams_unseen_calls", (math.inf,))):
+        write_records(Path(output) / f"{name}.jsonl",
+                      [record for dialogue in unseen for record in cut_dialogue(dialogue, lengths)])
+    return {name: len(dialogues) for name, dialogues in sets.items()}
+
+
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.sample", description=__doc__.split("\n")[0])
     parser.add_argument("--output", required=True, help="folder for one CSV a category")
     parser.add_argument("--dialogues", type=int, default=2400, help="how many in all (default: %(default)s)")
+    parser.add_argument("--sets", type=int, metavar="PER_KIND",
+                        help="instead, so many dialogues of each kind in folders by use: ordinary talk and scams for "
+                             "training, ordinary talk and scams of other kinds for judging")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        paths = write_sample(args.output, args.dialogues, seed=args.seed)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    output = shlex.quote(args.output)
+    if args.sets is not None:
+        if args.sets < 1:
+            parser.error(f"--sets must be at least 1, found {args.sets}")
+        counts = write_sets(args.output, args.sets, seed=args.seed)
+        print(f"written to {args.output}: " + ", ".join(f"{n} dialogues in {name}" for name, n in counts.items()))
+        print("next: python -m data.prepare --source DIALOGUES --output outputs/data "
+              f"--ordinary {output}/sample_ordinary_train --ordinary-judge {output}/sample_ordinary_judge "
+              f"--train-only {output}/sample_scams_train")
+        return 0
+    paths = write_sample(args.output, args.dialogues, seed=args.seed)
     print(f"{args.dialogues} dialogues of {len(paths)} kinds written to {args.output}; "
-          f"next: python -m data.prepare --source {args.output} --output outputs/data")
+          f"next: python -m data.prepare --source {output} --output outputs/data")
     return 0
 
 

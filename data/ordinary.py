@@ -1,0 +1,76 @@
+"""Ordinary talk from elsewhere: non-fraud dialogues for training, for choosing the threshold, and for judging."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import DataError
+from .records import Dialogue, Skipped, read_dialogues
+from .split import deal, is_fraud
+
+PARTS = ("train", "ordinary_eval", "ordinary")
+
+
+@dataclass(frozen=True)
+class OrdinarySettings:
+    """Where ordinary talk comes from and what becomes of it.
+
+    Attributes:
+        sources: folders of CSVs, or CSV files, of which `eval_share` and `judge_share` of the dialogues are kept from
+            train, for ``ordinary_eval.jsonl`` and ``ordinary.jsonl``.
+        judge_sources: others, that go into ``ordinary.jsonl`` alone.
+        train_share: of the negatives of train, as far as they go.
+    """
+
+    sources: Sequence[str | Path] = ()
+    judge_sources: Sequence[str | Path] = ()
+    judge_share: float = 0.2
+    eval_share: float = 0.1
+    train_share: float = 0.25
+
+
+def deal_ordinary(settings: OrdinarySettings, skipped: Skipped, *, seed: int = 0
+                  ) -> tuple[dict[str, list[Dialogue]], dict[str, str]]:
+    """The dialogues of each of `PARTS`, and the source of each case: the name of the file or folder that was given.
+
+    Raises:
+        DataError: a line is labelled fraud, or two sources hold the same case.
+    """
+    dealt = {part: [] for part in PARTS}
+    source_of: dict[str, str] = {}
+    rng = random.Random(seed)
+    shares = (1 - settings.judge_share - settings.eval_share, settings.eval_share, settings.judge_share)
+    for path in settings.sources:
+        for part, members in zip(PARTS, deal(_read(Path(path), source_of, skipped), shares, rng), strict=True):
+            dealt[part] += members
+    for path in settings.judge_sources:
+        dealt["ordinary"] += _read(Path(path), source_of, skipped)
+    return dealt, source_of
+
+
+def _read(path: Path, source_of: dict[str, str], skipped: Skipped) -> list[Dialogue]:
+    dialogues = read_dialogues(path, skipped)
+    source = path.name if path.is_dir() else path.stem
+    for dialogue in dialogues:
+        if is_fraud(dialogue):
+            number, line = next((i, line) for i, line in enumerate(dialogue.lines, start=1) if line.is_fraud)
+            raise DataError(f"{path}: case {dialogue.case!r}, line {number}: labelled fraud ({line.content[:30]!r}); "
+                            "ordinary talk has no fraud: correct the label or give the file to --source")
+        if dialogue.case in source_of:
+            raise DataError(f"{path}: the case {dialogue.case!r} is in {source_of[dialogue.case]!r} too; give each "
+                            "file once, or rename one of the files")
+        source_of[dialogue.case] = source
+    return dialogues
+
+
+def refuse_same_cases(dialogues: Sequence[Dialogue], source_of: dict[str, str]) -> None:
+    """Refuses ordinary talk that is in the corpus as well: it would be in several splits."""
+    for dialogue in dialogues:
+        if dialogue.case in source_of:
+            raise DataError(f"the case {dialogue.case!r} is in the corpus and in the ordinary talk of "
+                            f"{source_of[dialogue.case]!r}; give it once, or rename one of the files")
+
+
+def with_source(records: Sequence[dict], source_of: dict[str, str]) -> list[dict]:
+    return [{**record, "source": source_of[record["case"]]} for record in records]

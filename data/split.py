@@ -1,0 +1,135 @@
+"""Dialogues dealt to train, eval and test, and what their segments may have in common afterwards."""
+
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+
+from .leakage import near_duplicates, rows_sharing_a_line, rows_that_repeat_most_of
+from .records import Dialogue
+from .segments import SEGMENT_LENGTHS, cut_dialogue
+
+SPLITS = ("train", "eval", "test")
+SHARES = (0.8, 0.1, 0.1)
+NEAR_DUPLICATE = 0.8
+# What each part must not repeat: there the part itself gives way.
+DEARER = {"eval": ("test",), "ordinary_eval": ("ordinary",), "train": ("test", "ordinary", "eval", "ordinary_eval")}
+
+
+def is_fraud(dialogue: Dialogue) -> bool:
+    return any(line.is_fraud for line in dialogue.lines)
+
+
+def split_by_case(dialogues: Sequence[Dialogue], *, shares: Sequence[float] = SHARES,
+                  seed: int = 0) -> dict[str, list[Dialogue]]:
+    """Deals whole dialogues to train, eval and test, so that each has every category and both labels in proportion.
+
+    Every split gets a dialogue of each label, where there are three of it.
+    """
+    rng = random.Random(seed)
+    splits = {name: [] for name in SPLITS}
+    for label in (False, True):
+        dealt = deal([dialogue for dialogue in dialogues if is_fraud(dialogue) == label], shares, rng)
+        for name, members in zip(SPLITS, dealt, strict=True):
+            if not members and sum(map(len, dealt)) >= len(SPLITS):
+                members.append(max(dealt, key=len).pop())
+            splits[name].extend(members)
+    return splits
+
+
+def deal(dialogues: Sequence[Dialogue], shares: Sequence[float], rng: random.Random) -> list[list[Dialogue]]:
+    """Deals `dialogues` in `shares`, category by category; what is left of one category counts with the next.
+
+    Dealing each category apart would round small ones to nothing: three dialogues of ten kinds would all be train's.
+    """
+    parts = [Fraction(str(share)) for share in shares]
+    wanted = [part / sum(parts) for part in parts]
+    dealt = [[] for _ in shares]
+    by_category: dict[str, list[Dialogue]] = {}
+    for dialogue in sorted(dialogues, key=lambda dialogue: (dialogue.category, dialogue.case)):
+        by_category.setdefault(dialogue.category, []).append(dialogue)
+    total = 0
+    for members in by_category.values():
+        rng.shuffle(members)
+        for dialogue in members:
+            total += 1
+            missing = [total * share - len(part) for share, part in zip(wanted, dealt, strict=True)]
+            dealt[missing.index(max(missing))].append(dialogue)
+    return dealt
+
+
+def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: Sequence[int] = SEGMENT_LENGTHS, *,
+              threshold: float = NEAR_DUPLICATE) -> list[Dialogue]:
+    """The dialogues of which no segment shares a line with a held-out record or nearly repeats one.
+
+    A category that would be gone altogether (of a few long meetings, say) stays, for segments that do neither.
+    """
+    segments = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths)]
+    repeated = _repeats(segments, held_out, threshold)
+    cases = {record["case"] for record, repeats in zip(segments, repeated, strict=True) if repeats}
+    left = {dialogue.category for dialogue in dialogues if dialogue.case not in cases}
+    return [dialogue for dialogue in dialogues if dialogue.case not in cases or dialogue.category not in left]
+
+
+def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
+              labels: str = "lines", threshold: float = NEAR_DUPLICATE) -> list[dict]:
+    """The segments of `dialogues` that share no line with a held-out record and nearly repeat none."""
+    segments = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths, labels)]
+    repeated = _repeats(segments, held_out, threshold)
+    return [record for record, repeats in zip(segments, repeated, strict=True) if not repeats]
+
+
+def _repeats(segments: Sequence[dict], held_out: Sequence[dict], threshold: float) -> list[bool]:
+    """For each segment, whether it shares a whole line with some held-out record, or nearly repeats it."""
+    if not held_out:
+        return [False] * len(segments)
+    nearly = near_duplicates([segment["input"] for segment in segments], [record["input"] for record in held_out],
+                             threshold=threshold)
+    return [either or line for either, line in zip(nearly, rows_sharing_a_line(segments, held_out), strict=True)]
+
+
+def remove_repeats(splits: dict[str, list[dict]], *, threshold: float = NEAR_DUPLICATE) -> dict[str, int]:
+    """Removes, in place, segments that repeat one of a dearer part (`DEARER`); returns how many each part lost.
+
+    A segment repeats another by near-duplication; one of train also where it holds half of the other's runs of 20
+    characters. With a `threshold` above 1 nothing is removed.
+    """
+    removed = dict.fromkeys(splits, 0)
+    for name, dearer in DEARER.items():
+        others = [record["input"] for other in dearer for record in splits.get(other, ())]
+        if name not in splits or not others or threshold > 1:
+            continue
+        texts = [record["input"] for record in splits[name]]
+        repeats = near_duplicates(texts, others, threshold=threshold)
+        if name == "train":
+            most = rows_that_repeat_most_of(texts, others)
+            repeats = [either or run for either, run in zip(repeats, most, strict=True)]
+        splits[name] = [record for record, repeated in zip(splits[name], repeats, strict=True) if not repeated]
+        removed[name] = sum(repeats)
+    return removed
+
+
+def rebalance(records: Sequence[dict], *, negatives_per_positive: float | None = 1.0, ordinary_share: float = 0.25,
+              seed: int = 0) -> list[dict]:
+    """Drops records of the more frequent label at random until the ratio holds; keeps the order of the rest.
+
+    Of the negatives that stay, `ordinary_share` are ordinary talk (records with a ``source``); where either kind runs
+    out the other takes its place. With `negatives_per_positive` None everything stays.
+    """
+    if negatives_per_positive is None:
+        return list(records)
+    positives = [i for i, record in enumerate(records) if record["label"]]
+    ordinary = [i for i, record in enumerate(records) if "source" in record and not record["label"]]
+    others = [i for i, record in enumerate(records) if "source" not in record and not record["label"]]
+    n_negatives = min(len(ordinary) + len(others), round(len(positives) * negatives_per_positive))
+    n_positives = min(len(positives), round(n_negatives / negatives_per_positive))
+    n_ordinary = min(len(ordinary), max(round(n_negatives * ordinary_share), n_negatives - len(others)))
+    rng = random.Random(seed)
+    kept = rng.sample(positives, n_positives)
+    kept += rng.sample(ordinary, n_ordinary) + rng.sample(others, n_negatives - n_ordinary)
+    return [records[i] for i in sorted(kept)]
+
+
+def hard_negatives(records: Sequence[dict]) -> list[int]:
+    """The numbers of the non-fraud records of categories that have frauds: mostly harmless slices of scams."""
+    scams = {record["category"] for record in records if record["label"] and "category" in record}
+    return [i for i, record in enumerate(records) if not record["label"] and record.get("category") in scams]
