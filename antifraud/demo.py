@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets import disable_progress_bars
 
 from data.files import DataError, write_json
-from data.prepare import describe, prepare
+from data.prepare import Settings, describe, prepare
 from data.sample import write_sample
 from evaluate import evaluate
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
@@ -39,8 +39,8 @@ def run(output: str | Path, *, dialogues: int = DIALOGUES, seed: int = 0) -> dic
     output = Path(output)
     print(f"1. {dialogues} sample dialogues, dealt to train, eval and test by dialogue")
     write_sample(output / "dialogs", dialogues, seed=seed)
-    print(describe(prepare(output / "dialogs", output / "data", lengths=PIECE_LENGTHS, shares=SHARES,
-                           augment=NOISY_COPIES, seed=seed)))
+    print(describe(prepare(output / "dialogs", output / "data", Settings(
+        lengths=PIECE_LENGTHS, shares=SHARES, augment=NOISY_COPIES, seed=seed))))
     train_path, eval_path, test_path = (str(output / "data" / f"{name}.jsonl") for name in ("train", "eval", "test"))
 
     print(f"\n2. fine-tuning {BASE.name}: NF4 base weights, LoRA adapters")

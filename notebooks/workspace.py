@@ -25,9 +25,10 @@ from transformers import PrinterCallback, TrainerCallback
 from antifraud import demo
 from antifraud.checkpoint import checkpoints_in
 from antifraud.figures import loss_curve
-from data.prepare import SPLITS, prepare
+from data.prepare import Settings, prepare
 from data.records import Skipped, read_dialogues
 from data.sample import write_sample
+from data.split import SPLITS
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
 PUBLIC_DIALOGS = ROOT / "data" / "public" / "dialogs"
@@ -93,7 +94,7 @@ def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
             if not given:
                 write_sample(dialogs, SAMPLE_DIALOGUES)
             lengths = {} if given else {"lengths": demo.PIECE_LENGTHS, "shares": demo.SHARES}
-            prepare(dialogs, folder / "data", augment=demo.NOISY_COPIES, **lengths)
+            prepare(dialogs, folder / "data", Settings(augment=demo.NOISY_COPIES, **lengths))
     tiny = model == str(demo.BASE)
     training = demo.TRAINING if tiny else TRAINING
     here = Workspace(model, "cuda" if on_gpu else "cpu", dialogs, folder / "data", folder / "run", ours=not given,

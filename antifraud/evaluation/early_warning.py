@@ -24,9 +24,9 @@ from scipy.special import expit
 from transformers import DynamicCache
 
 from data.files import DataError, require_input, write_json
-from data.prepare import cut_lines
 from data.prompt import PromptEncoder
 from data.records import Dialogue, Skipped, read_dialogues, read_records
+from data.segments import cut_lines
 from data.speakers import format_dialogue
 
 from ..checkpoint import lineage_of, provenance_of

@@ -6,13 +6,13 @@ the share of errors that fall on suspects is no estimate of how many labels are 
 
 A set that was cut from a corpus whose lines are labelled can be asked more: whether the two agree.
 
-    python -m antifraud.evaluation.labels --data eval0819.jsonl --source DIALOGS [--labels so-far] [--train train.jsonl]
-                          [--relabelled OUT.jsonl] [--output audit.json]
+    python -m antifraud.evaluation.labels --data eval0819.jsonl --source DIALOGS [--labels from-onset]
+                          [--train train.jsonl] [--relabelled OUT.jsonl] [--output audit.json]
 
 says how good the lines' own labels would be as answers, which is the best that a model can do that learned from them,
 with --train also how far that is above TF-IDF fitted on that split, and writes the records that it found with those
-labels, the dialogue they come from, and the labels of their lines. With --labels so-far a line counts as fraud from
-when a fraud begins (``data.prepare.fraud_so_far``).
+labels, the dialogue they come from, and the labels of their lines. With --labels from-onset a line counts as fraud from
+when a fraud begins (``data.segments.from_onset``).
 """
 
 import argparse
@@ -28,8 +28,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from data.files import DataError, write_json
 from data.leakage import whole_lines
-from data.prepare import LABELS
 from data.records import Dialogue, Line, Skipped, read_dialogues, read_records, write_records
+from data.segments import LABELS
 from data.speakers import split_lines
 
 from ..provenance import code_provenance, describe_data

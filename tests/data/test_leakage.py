@@ -92,7 +92,8 @@ def test_overlap_counts_cases_near_duplicates_and_rows_that_share_a_line():
         record("甲: 也没有编号的对话"),
     ]
     # Case 退款/1 is shared; the first row repeats; the first two of four rows hold the shared line.
-    assert overlap(records, others) == {"shared_cases": 1, "near_duplicates": 1, "rows_sharing_a_line": 0.5}
+    assert overlap(records, others) == {"shared_cases": 1, "near_duplicates": 1, "rows_sharing_a_line": 0.5,
+                                         "rows_with_half_their_runs": 0.25}
 
 
 def test_the_report_compares_eval_with_train_and_test_with_both():
@@ -104,13 +105,16 @@ def test_the_report_compares_eval_with_train_and_test_with_both():
     }
     report = leakage_report(splits, seed=0)
     assert report["leakage"] == {
-        "eval against train": {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.0},
-        "test against train": {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.5},
-        "test against eval": {"shared_cases": 1, "near_duplicates": 0, "rows_sharing_a_line": 0.5},
+        "eval against train": {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.0,
+                               "rows_with_half_their_runs": 0.0},
+        "test against train": {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.5,
+                               "rows_with_half_their_runs": 0.0},
+        "test against eval": {"shared_cases": 1, "near_duplicates": 0, "rows_sharing_a_line": 0.5,
+                              "rows_with_half_their_runs": 0.0},
     }
 
 
-def test_the_shuffled_comparison_splits_the_same_pieces_at_random():
+def test_the_shuffled_comparison_splits_the_same_segments_at_random():
     a, b, c = "甲乙丙丁戊己庚辛壬癸", "子丑寅卯辰巳午未申酉戌亥", "天地玄黄宇宙洪荒日月盈昃"
     splits = {
         "train": [record(f"A: {a}", "1"), record(f"A: {a}", "1")],
@@ -121,4 +125,4 @@ def test_the_shuffled_comparison_splits_the_same_pieces_at_random():
     assert report["leakage"]["eval against train"]["rows_sharing_a_line"] == 0.0
     # Random(0) orders a list of six as 4 2 1 0 5 3: the shuffled eval set is c, which nobody repeats, and one of
     # the two b, whose twin stays on the other side.
-    assert report["if_pieces_were_shuffled"] == {"rows_sharing_a_line": 0.5}
+    assert report["if_segments_were_shuffled"] == {"rows_sharing_a_line": 0.5}

@@ -1,6 +1,5 @@
-"""From dialogues to splits: pieces, dealing, cleaning, balance, and the command as users run it."""
+"""From dialogues to splits: segments, dealing, cleaning, balance, and the command as users run it."""
 
-import collections
 import json
 import random
 import subprocess
@@ -12,22 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.files import DataError
-from data.prepare import (
-    SPLITS,
-    add_noisy_copies,
-    cut_apart,
-    cut_dialogue,
-    describe,
-    fraud_so_far,
-    leave_out,
-    main,
-    prepare,
-    rebalance,
-    remove_near_duplicates,
-    split_by_case,
-)
+from data.prepare import Settings, add_noisy_copies, describe, main, prepare
 from data.records import Dialogue, Line, Skipped, read_dialogues, read_records, write_dialogues, write_records
+from data.segments import cut_dialogue, from_onset
 from data.speakers import split_lines
+from data.split import SPLITS, cut_apart, leave_out, rebalance, remove_repeats, split_by_case
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,14 +24,14 @@ def dialogue(*lines, case="退款/1", category="退款"):
     return Dialogue(case, category, tuple(Line(*line) for line in lines))
 
 
-def pieces(lines, *lengths):
+def segments(lines, *lengths):
     return [record["input"] for record in cut_dialogue(dialogue(*lines), lengths)]
 
 
 # ---------------------------------------------------------------------------------------------- cutting
 
 
-def test_cuts_between_lines_and_labels_each_piece_by_its_own_lines():
+def test_cuts_between_lines_and_labels_each_segment_by_its_own_lines():
     lines = [("客服", "您好。", False), ("客服", "请转账。", True), ("张伟", "好的。", False)]
     assert cut_dialogue(dialogue(*lines), [7]) == [
         {"input": "客服: 您好。\n客服: 请转账。", "label": True, "line_labels": [False, True],
@@ -57,45 +45,45 @@ def test_cuts_between_lines_and_labels_each_piece_by_its_own_lines():
 def test_a_fraud_under_way_goes_on_and_begins_a_line_early():
     scam = dialogue(("客服", "您好。", False), ("张伟", "您好。", False), ("客服", "请转账。", True),
                     ("张伟", "好的。", False))
-    assert [line.is_fraud for line in fraud_so_far(scam.lines)] == [False, True, True, True]
-    assert [line.content for line in fraud_so_far(scam.lines)] == [line.content for line in scam.lines]
-    records = cut_dialogue(scam, [4], labels="so-far")
+    assert [line.is_fraud for line in from_onset(scam.lines)] == [False, True, True, True]
+    assert [line.content for line in from_onset(scam.lines)] == [line.content for line in scam.lines]
+    records = cut_dialogue(scam, [4], labels="from-onset")
     assert [(record["label"], record["line_labels"], record["fraud_speaker"]) for record in records] == [
         (False, [False], ""), (True, [True], ""), (True, [True], "客服"), (True, [True], "")]
 
 
-def test_a_dialogue_without_a_fraud_has_none_so_far():
-    honest = dialogue(("甲", "您好。", False), ("乙", "您好。", False))
-    assert fraud_so_far(honest.lines) == honest.lines
-    assert fraud_so_far(()) == ()
+def test_a_dialogue_without_a_fraud_has_no_onset():
+    harmless = dialogue(("甲", "您好。", False), ("乙", "您好。", False))
+    assert from_onset(harmless.lines) == harmless.lines
+    assert from_onset(()) == ()
 
 
 def test_every_length_cuts_anew_and_what_two_cut_alike_appears_once():
     lines = [("甲", "一二三", False), ("乙", "四五六", True), ("甲", "七八", False)]
-    assert pieces(lines, 3, 6, 100) == [
+    assert segments(lines, 3, 6, 100) == [
         "甲: 一二三", "乙: 四五六", "甲: 七八",      # 3; two characters more would be 5
-        "甲: 一二三\n乙: 四五六",                  # 6; its second piece 甲: 七八 is there already
+        "甲: 一二三\n乙: 四五六",                  # 6; its second segment 甲: 七八 is there already
         "甲: 一二三\n乙: 四五六\n甲: 七八",          # 100
     ]
 
 
-def test_a_piece_says_which_share_of_its_dialogue_comes_before_it():
+def test_a_segment_says_which_share_of_its_dialogue_comes_before_it():
     lines = [("甲", "一二三", False), ("乙", "四五六", True), ("甲", "七八", False)]
     positions = {record["input"]: record["position"] for record in cut_dialogue(dialogue(*lines), [3, 6])}
     assert positions == {"甲: 一二三": 0.0, "乙: 四五六": 0.375, "甲: 七八": 0.75, "甲: 一二三\n乙: 四五六": 0.0}
 
 
-def test_a_line_longer_than_a_piece_is_cut_at_the_end_of_a_sentence():
-    assert pieces([("甲", "一二。三！四五六七八？九", True)], 6) == ["甲: 一二。三！", "甲: 四五六七八？", "甲: 九"]
+def test_a_line_longer_than_a_segment_is_cut_at_the_end_of_a_sentence():
+    assert segments([("甲", "一二。三！四五六七八？九", True)], 6) == ["甲: 一二。三！", "甲: 四五六七八？", "甲: 九"]
 
 
-def test_a_sentence_longer_than_a_piece_is_cut_where_the_piece_is_full():
-    assert pieces([("甲", "一二三。四五六七八九", True)], 5) == ["甲: 一二三。", "甲: 四五六七八", "甲: 九"]
+def test_a_sentence_longer_than_a_segment_is_cut_where_the_segment_is_full():
+    assert segments([("甲", "一二三。四五六七八九", True)], 5) == ["甲: 一二三。", "甲: 四五六七八", "甲: 九"]
 
 
-def test_parts_of_a_long_line_share_a_piece_with_their_neighbours_where_they_fit():
+def test_parts_of_a_long_line_share_a_segment_with_their_neighbours_where_they_fit():
     lines = [("甲", "一二。三四五", False), ("乙", "六", True)]
-    assert pieces(lines, 5) == ["甲: 一二。", "甲: 三四五\n乙: 六"]
+    assert segments(lines, 5) == ["甲: 一二。", "甲: 三四五\n乙: 六"]
 
 
 def test_every_part_of_a_fraudulent_line_is_fraud():
@@ -105,11 +93,11 @@ def test_every_part_of_a_fraudulent_line_is_fraud():
 
 
 @given(sizes=st.lists(st.integers(1, 12), min_size=1), sentence=st.integers(1, 6), length=st.integers(1, 30))
-def test_pieces_are_never_too_long_and_hold_every_character_once_in_order(sizes, sentence, length):
+def test_segments_are_never_too_long_and_hold_every_character_once_in_order(sizes, sentence, length):
     characters = [chr(0x4E00 + i) for i in range(sum(sizes))]  # no two alike
     rest = iter(character + ("。" if i % sentence == 0 else "") for i, character in enumerate(characters))
     lines = [("甲乙"[i % 2], "".join(next(rest) for _ in range(size)), False) for i, size in enumerate(sizes)]
-    said = [[content for _, content in split_lines(piece)] for piece in pieces(lines, length)]
+    said = [[content for _, content in split_lines(segment)] for segment in segments(lines, length)]
     assert all(0 < sum(map(len, contents)) <= length for contents in said)
     assert "".join("".join(contents) for contents in said).replace("。", "") == "".join(characters)
 
@@ -163,7 +151,7 @@ def test_near_duplicates_leave_train_for_eval_and_eval_for_test():
         "eval": [record(f"乙: {long}！"), record(f"乙: {other}")],
         "test": [record(f"丙: {long}")],
     }
-    removed = remove_near_duplicates(splits)
+    removed = remove_repeats(splits)
     assert removed == {"train": 2, "eval": 1, "test": 0}
     # What repeats within one split stays: it gives nothing away.
     assert splits == {
@@ -197,21 +185,6 @@ def test_what_is_dropped_depends_on_the_seed():
     assert rebalance(records, seed=1) == rebalance(records, seed=1) != rebalance(records, seed=2)
 
 
-def test_negatives_are_drawn_evenly_from_scams_and_from_elsewhere_as_far_as_they_go():
-    scams = [{**record(f"甲: {i}", label=i < 20), "category": "退款"} for i in range(26)]  # six harmless slices
-    meetings = [{**record(f"乙: {i}", label=False), "category": "会议"} for i in range(60)]
-
-    def negatives(n: int, meetings: list = meetings, **options):
-        kept = rebalance(scams + meetings, negatives_per_positive=n / 20, **options)
-        found = collections.Counter(r["category"] for r in kept if not r["label"])
-        return found["退款"], found["会议"]
-
-    assert negatives(10, balance_sources=True) == (5, 5)
-    assert negatives(20, balance_sources=True) == (6, 14)
-    assert negatives(8, meetings[:3], balance_sources=True) == (5, 3)
-    assert sum(negatives(20)) == 20 and negatives(20)[0] < 6
-
-
 def test_noisy_copies_are_added_and_the_originals_stay():
     records = [record(f"甲: 第{i}次，请把验证码告诉我，我替您退款。", label=i % 2 == 0) for i in range(40)]
     more = add_noisy_copies(records, 0.5)
@@ -225,7 +198,7 @@ def test_noisy_copies_are_added_and_the_originals_stay():
 # ---------------------------------------------------------------------------------------------- the whole
 
 
-def write_corpus(folder, *, fraud=20, honest=20):
+def write_corpus(folder, *, fraud=20, harmless=20):
     """Dialogues of random characters, so that none resembles another; every fraud has one harmless line."""
     rng = random.Random(7)
 
@@ -236,7 +209,7 @@ def write_corpus(folder, *, fraud=20, honest=20):
         dialogue(("客服", say(), True), ("张伟", say(), False), case=f"退款/{i}") for i in range(fraud)])
     write_dialogues(folder / "会议.csv", [
         dialogue(("发言人1", say(), False), ("发言人2", say(), False), case=f"会议/{i}", category="会议")
-        for i in range(honest)])
+        for i in range(harmless)])
 
 
 def read_splits(folder):
@@ -260,15 +233,15 @@ def test_the_command_writes_three_splits_and_a_leakage_report(tmp_path):
     splits = read_splits(tmp_path / "out")
     assert report["splits"] == {
         "train": {"records": 64, "fraud": 32, "cases": len({r["case"] for r in splits["train"]}), "cut": 96,
-                  "removed_as_near_duplicates": 0, "removed_by_rebalancing": 32, "noisy_copies": 0},
-        "eval": {"records": 12, "fraud": 4, "cases": 4, "cut": 12, "removed_as_near_duplicates": 0,
-                 "removed_by_rebalancing": 0, "noisy_copies": 0},
-        "test": {"records": 12, "fraud": 4, "cases": 4, "cut": 12, "removed_as_near_duplicates": 0,
-                 "removed_by_rebalancing": 0, "noisy_copies": 0},
+                  "removed_as_repeats": 0},
+        "eval": {"records": 12, "fraud": 4, "cases": 4, "cut": 12, "removed_as_repeats": 0},
+        "test": {"records": 12, "fraud": 4, "cases": 4, "cut": 12, "removed_as_repeats": 0},
     }
-    clean = {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.0}
+    assert report["balance"] == {"fraud": {"found": 32, "kept": 32}, "non_fraud": {"found": 64, "kept": 32},
+                                 "ordinary": {"found": 0, "kept": 0}, "asr_noise_copies": 0}
+    clean = {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.0, "rows_with_half_their_runs": 0.0}
     assert report["leakage"] == {"eval against train": clean, "test against train": clean, "test against eval": clean}
-    assert report["if_pieces_were_shuffled"]["rows_sharing_a_line"] > 0.5  # every line stands in two pieces
+    assert report["if_segments_were_shuffled"]["rows_sharing_a_line"] > 0.5  # every line stands in two segments
     assert report["skipped_lines"] == 0 and report["settings"]["lengths"] == [13, 100]
     assert {name: len(records) for name, records in splits.items()} == {"train": 64, "eval": 12, "test": 12}
     assert f"--train {tmp_path}/out/train.jsonl" in done.stdout
@@ -288,7 +261,7 @@ def test_written_splits_share_no_case_and_are_shuffled(tmp_path):
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
     write_corpus(tmp_path)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        prepare(tmp_path, tmp_path / name, seed=seed)
+        prepare(tmp_path, tmp_path / name, Settings(seed=seed))
     for file in ("train.jsonl", "eval.jsonl", "test.jsonl", "leakage.json"):
         a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
         assert a == b != c
@@ -296,17 +269,17 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
 
 def test_rebalancing_touches_neither_eval_nor_test(tmp_path):
     write_corpus(tmp_path)
-    prepare(tmp_path, tmp_path / "even", negatives_per_positive=1)
-    prepare(tmp_path, tmp_path / "fewer", negatives_per_positive=0.5)
+    prepare(tmp_path, tmp_path / "even", Settings(negatives_per_positive=1))
+    prepare(tmp_path, tmp_path / "fewer", Settings(negatives_per_positive=0.5))
     even, fewer = read_splits(tmp_path / "even"), read_splits(tmp_path / "fewer")
     assert even["eval"] == fewer["eval"] and even["test"] == fewer["test"]
     labels = [r["label"] for r in fewer["train"]]
-    assert (labels.count(True), labels.count(False)) == (16, 8)  # a dialogue is one piece at the usual lengths
+    assert (labels.count(True), labels.count(False)) == (16, 8)  # a dialogue is one segment at the usual lengths
 
 
 def test_all_splits_are_labelled_by_the_rule_that_is_asked_for(tmp_path):
     write_corpus(tmp_path)
-    for labels, expected in (("lines", {False, True}), ("so-far", {True})):
+    for labels, expected in (("lines", {False, True}), ("from-onset", {True})):
         command = ["--source", str(tmp_path), "--output", str(tmp_path / labels), "--lengths", "13", "--labels", labels]
         assert main(command) == 0
         for records in read_splits(tmp_path / labels).values():
@@ -316,37 +289,23 @@ def test_all_splits_are_labelled_by_the_rule_that_is_asked_for(tmp_path):
 
 def test_noise_goes_into_train_alone(tmp_path):
     write_corpus(tmp_path)
-    report = prepare(tmp_path, tmp_path / "noisy", augment=0.5)
+    report = prepare(tmp_path, tmp_path / "noisy", Settings(augment=0.5))
     prepare(tmp_path, tmp_path / "plain")
     noisy, plain = read_splits(tmp_path / "noisy"), read_splits(tmp_path / "plain")
     assert noisy["eval"] == plain["eval"] and noisy["test"] == plain["test"]
     copies = [r for r in noisy["train"] if r not in plain["train"]]
     assert len(noisy["train"]) == 1.5 * len(plain["train"])
-    assert report["splits"]["train"]["noisy_copies"] == len(plain["train"]) / 2 >= len(copies) > 0
-    assert report["splits"]["train"]["removed_by_rebalancing"] == 0
+    assert report["balance"]["asr_noise_copies"] == len(plain["train"]) / 2 >= len(copies) > 0
 
 
 def test_what_is_taken_out_of_train_for_an_ablation_is_taken_out_of_train_alone(tmp_path):
     write_corpus(tmp_path)
     for name, options in (("all", {}), ("easy", {"keep_hard_negatives": False}), ("repeats", {"near_duplicate": 2.0})):
-        prepare(tmp_path, tmp_path / name, lengths=(13,), **options)
+        prepare(tmp_path, tmp_path / name, Settings(lengths=(13,), **options))
     whole, easy, repeats = (read_splits(tmp_path / name) for name in ("all", "easy", "repeats"))
     assert whole["test"] == easy["test"] == repeats["test"] and whole["eval"] == easy["eval"]
     assert any(r["category"] == "退款" and not r["label"] for r in whole["train"])
     assert not any(r["category"] == "退款" and not r["label"] for r in easy["train"])
-
-
-def test_train_pieces_may_have_lengths_of_their_own(tmp_path):
-    write_corpus(tmp_path)
-    usual = prepare(tmp_path, tmp_path / "usual", lengths=(13, 100))
-    done = run_command("--source", tmp_path, "--output", tmp_path / "own", "--lengths", 13, 100, "--train-lengths", 13)
-    assert done.returncode == 0
-    plain, own = read_splits(tmp_path / "usual"), read_splits(tmp_path / "own")
-    assert own["eval"] == plain["eval"] and own["test"] == plain["test"]
-    assert max(len(r["input"].split("\n")) for r in own["train"]) == 1 < max(
-        len(r["input"].split("\n")) for r in plain["train"])
-    settings = json.loads((tmp_path / "own" / "leakage.json").read_text(encoding="utf-8"))["settings"]
-    assert settings == {**usual["settings"], "train_lengths": [13]} and usual["settings"]["train_lengths"] == [13, 100]
 
 
 def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp_path):
@@ -354,11 +313,11 @@ def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp
     write_corpus(tmp_path)
     write_dialogues(tmp_path / "快递.csv", [dialogue(*lines, case=f"快递/{i}", category="快递") for i in range(10)])
     report = prepare(tmp_path, tmp_path / "out")
-    removed = {name: counts["removed_as_near_duplicates"] for name, counts in report["splits"].items()}
+    removed = {name: counts["removed_as_repeats"] for name, counts in report["splits"].items()}
     assert removed == {"train": 8, "eval": 1, "test": 0}
     assert all(leak["near_duplicates"] == 0 for leak in report["leakage"].values())
-    kept = prepare(tmp_path, tmp_path / "kept", near_duplicate=2.0)  # as an ablation has it
-    assert all(counts["removed_as_near_duplicates"] == 0 for counts in kept["splits"].values())
+    kept = prepare(tmp_path, tmp_path / "kept", Settings(near_duplicate=2.0))  # as an ablation has it
+    assert all(counts["removed_as_repeats"] == 0 for counts in kept["splits"].values())
     assert kept["leakage"]["test against train"]["near_duplicates"] == 1
 
 
@@ -370,20 +329,20 @@ def test_what_held_out_records_were_cut_from_is_in_no_split(tmp_path):
     nearly_another = {"input": f"客服: 嗯{first.content}\n张伟: {second.content}啊", "label": True}
     write_records(tmp_path / "other.jsonl", [line_of_one, nearly_another])
     done = run_command("--source", tmp_path, "--output", tmp_path / "out", "--held-out", tmp_path / "other.jsonl")
-    assert done.returncode == 0 and "left out 2 dialogues that repeat a line or a piece of other.jsonl\n" in done.stdout
+    assert done.returncode == 0 and "left out 2 dialogues" in done.stdout
     used = {record["case"] for records in read_splits(tmp_path / "out").values() for record in records}
     assert len(used) <= 48 and used.isdisjoint({dialogues[0].case, dialogues[1].case})
     report = json.loads((tmp_path / "out" / "leakage.json").read_text(encoding="utf-8"))
     assert report["held_out"] == {"files": ["other.jsonl"], "records": 2, "dialogues_left_out": 2}
 
 
-def test_of_a_kind_that_held_out_records_touch_everywhere_other_pieces_stay():
+def test_of_a_kind_that_held_out_records_touch_everywhere_other_segments_stay():
     lines = [[("客服", chr(0x4E00 + 50 * i + j) * 12, j == 1) for j in range(4)] for i in range(3)]
     long = [dialogue(*of_one, case=f"会议/{i}", category="会议") for i, of_one in enumerate(lines)]
     touched = [{"input": f"客服: {of_one[0][1]}", "label": False} for of_one in lines]
     assert leave_out(long, touched) == long and leave_out(long, touched[:2]) == long[2:]
-    pieces = cut_apart(long, [12], touched)
-    assert len(pieces) == 9 and not any(record["input"] in {row["input"] for row in touched} for record in pieces)
+    segments = cut_apart(long, [12], touched)
+    assert len(segments) == 9 and not any(record["input"] in {row["input"] for row in touched} for record in segments)
 
 
 def test_skipped_lines_are_named_in_the_report_without_the_users_folders(tmp_path):
@@ -406,8 +365,8 @@ def test_a_bad_corpus_ends_with_one_line_and_code_2_and_writes_nothing(tmp_path)
 
 
 def test_a_split_with_one_label_is_an_error(tmp_path, capsys):
-    write_corpus(tmp_path, honest=2)  # both are dealt to train
-    with pytest.raises(DataError, match="the eval split would have one label only; it needs more dialogues"):
+    write_corpus(tmp_path, harmless=2)  # both are dealt to train
+    with pytest.raises(DataError, match="found 20 dialogues with and 2 without fraud, at least 3 of each"):
         prepare(tmp_path, tmp_path / "out")
     assert main(["--source", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -421,8 +380,10 @@ def test_an_output_that_cannot_be_written_to_ends_with_one_line_and_code_2(tmp_p
 
 
 @pytest.mark.parametrize("option", [
-    ["--lengths", "0"], ["--train-lengths", "0"], ["--shares", "0", "1", "1"], ["--shares", "nan", "1", "1"],
-    ["--negatives-per-positive", "0"], ["--negatives-per-positive", "inf"], ["--seed", "x"],
+    ["--lengths", "0"], ["--shares", "0", "1", "1"], ["--shares", "nan", "1", "1"],
+    ["--negatives-per-positive", "-1"], ["--ordinary-share", "1.1"],
+    ["--ordinary-judge-share", "0.6", "--ordinary-eval-share", "0.5"],
+    ["--negatives-per-positive", "inf"], ["--seed", "x"],
 ])
 def test_options_that_make_no_sense_end_with_code_2(tmp_path, capsys, option):
     with pytest.raises(SystemExit) as caught:

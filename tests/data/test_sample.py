@@ -9,7 +9,7 @@ import pytest
 
 from data import sample
 from data.files import DataError
-from data.prepare import prepare
+from data.prepare import Settings, prepare
 from data.records import Skipped, read_dialogues
 from data.sample import sample_dialogues, write_sample
 
@@ -82,9 +82,9 @@ def test_csv_gives_the_dialogues_back(tmp_path):
 
 def test_near_duplicates_are_few(tmp_path):
     write_sample(tmp_path / "source", 1200)
-    splits = prepare(tmp_path / "source", tmp_path / "data", lengths=(500,))["splits"]
+    splits = prepare(tmp_path / "source", tmp_path / "data", Settings(lengths=(500,)))["splits"]
     cut = sum(counts["cut"] for counts in splits.values())
-    assert sum(counts["removed_as_near_duplicates"] for counts in splits.values()) < 0.02 * cut
+    assert sum(counts["removed_as_repeats"] for counts in splits.values()) < 0.02 * cut
 
 
 def share(dialogues, holds, label: bool) -> float:

@@ -16,7 +16,7 @@ from antifraud.evaluation.labels import (
     trace,
 )
 from data.files import DataError
-from data.prepare import cut_dialogue
+from data.segments import cut_dialogue
 from data.records import Dialogue, Line, Skipped, read_records, write_records
 
 
@@ -169,7 +169,7 @@ def test_a_set_labelled_from_when_the_fraud_begins_is_found_to_be_so(source, tmp
     write_records(tmp_path / "set.jsonl", [piece(DIALOGUES[0], 0, 1, False), piece(DIALOGUES[0], 1, 2, True),
                                            piece(DIALOGUES[0], 3, 4, True), piece(DIALOGUES[1], 1, 2, False)])
     for labels, said in (("lines", "4 of 4 records found, line for line: 2 labelled"),
-                         ("so-far", "3 of 4 records found, line for line: 0 labelled")):
+                         ("from-onset", "3 of 4 records found, line for line: 0 labelled")):
         assert label_audit.main(["--data", str(tmp_path / "set.jsonl"), "--source", str(source), "--labels", labels,
                                  "--output", str(tmp_path / "audit.json")]) == 0
         assert said in capsys.readouterr().out
