@@ -6,6 +6,7 @@ Once the folder is finished, the file also lists the sha256 of every other file:
 """
 
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -58,6 +59,7 @@ class Lineage:
         averaged: sha256 of each adapter that this one is the mean of; empty for one that was trained.
         adapter_sha256: of the saved adapter; empty before it is saved.
         checkpoint: the folder's name; empty for an untuned model.
+        run: id of the training run that wrote it, see `new_run`; empty where none is known.
     """
 
     task: Task = dataclasses.field(default_factory=Task)
@@ -69,6 +71,12 @@ class Lineage:
     averaged: list[str] = dataclasses.field(default_factory=list)
     adapter_sha256: str = ""
     checkpoint: str = ""
+    run: str = ""
+
+
+def new_run() -> str:
+    """An id for a training run that begins now; later ones sort after earlier ones."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
 def lineage_of(model) -> Lineage:
@@ -77,13 +85,16 @@ def lineage_of(model) -> Lineage:
     if lineage is None:
         folder = getattr(model.config, "_name_or_path", "") or ""
         base = describe_base(folder) if os.path.isdir(folder) else {"name": folder, "fingerprint": None}
-        lineage = model.lineage = Lineage(base=base, quantization=_quantization_of(model))
+        lineage = model.lineage = Lineage(base=base, quantization=quantization_of(model))
     return lineage
 
 
-def _quantization_of(model) -> dict:
+def quantization_of(model) -> dict:
+    """``type`` (nf4, fp4, int8 or none) and ``double`` of a model's weights, as they were loaded."""
     config = getattr(model.config, "quantization_config", None)
-    if config is None or not getattr(config, "load_in_4bit", False):
+    if getattr(config, "load_in_8bit", False):
+        return {"type": "int8", "double": False}
+    if not getattr(config, "load_in_4bit", False):
         return {"type": "none", "double": False}
     return {"type": config.bnb_4bit_quant_type, "double": config.bnb_4bit_use_double_quant}
 
@@ -213,15 +224,35 @@ def require_same_base(lineage: Lineage, base: dict, folder: str | Path) -> None:
 
 
 def checkpoints_in(output: str | Path) -> list[Path]:
-    """The ``checkpoint-N`` folders of a training run, oldest first."""
+    """The ``checkpoint-N`` folders of a training run, oldest first; those of an earlier run in that folder before."""
+    runs = _runs_in(output)
+    return sorted(runs, key=lambda folder: (runs[folder], int(folder.name.split("-")[1])))
+
+
+def _of_newest_run(output: str | Path) -> list[Path]:
+    runs = _runs_in(output)
+    return [folder for folder in checkpoints_in(output) if runs[folder] == max(runs.values())]
+
+
+def _runs_in(output: str | Path) -> dict[Path, str]:
+    """The run of each ``checkpoint-N`` folder; one that does not say is taken for the newest run's, half written."""
     folders = [path for path in Path(output).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+    runs = {folder: _run_of(folder) for folder in folders}
+    newest = max((run for run in runs.values() if run is not None), default="")
+    return {folder: newest if run is None else run for folder, run in runs.items()}
+
+
+def _run_of(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / TASK_FILE).read_text(encoding="utf-8")).get("run", "")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def newest_complete_checkpoint(output: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that can be resumed from, and one line for each newer one that cannot."""
+    """The newest run's newest checkpoint to resume from, and one line for each newer one that is not complete."""
     passed_over = []
-    for folder in reversed(checkpoints_in(output)):
+    for folder in reversed(_of_newest_run(output)):
         try:
             require_complete(folder)
             return folder, passed_over
@@ -255,12 +286,13 @@ def _is_sealed(folder: Path) -> bool:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint meant by `path`: itself, or the best one of a training run's output folder.
 
-    What a killed run left half written is passed over, unless there is nothing else.
+    What a killed run left half written is passed over, unless there is nothing else. Of several runs in one folder
+    only the newest counts.
     """
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; a checkpoint is a folder such as outputs/run/checkpoint-100")
-    folders = checkpoints_in(path)
+    folders = _of_newest_run(path)
     if (path / ADAPTER_FILE).is_file() or not folders:
         return path
     for newest in reversed(folders):

@@ -12,13 +12,14 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+ATTENTION = "sdpa_shared_prefix"  # the name under which transformers finds `attention`
 BY_TOKEN = {"full_attention", "sliding_attention"}  # of ``layer_types``; a convolution, say, mixes tokens outside
 
 
@@ -32,6 +33,8 @@ def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor) -> dict:
     """What to call `model` with for the rows ``prefix + input_ids[row]``, padded on the right.
 
     Its hidden states after the first ``len(prefix)`` tokens are then, flattened, those of `input_ids`, flattened.
+    A model that shares the prefix computes its attention by `attention` from its first call on, for good: checkpointed
+    layers run a second time in the backward pass. Without a prefix that is SDPA as before; other models are untouched.
 
     Args:
         prefix: [tokens], may be empty.
@@ -43,6 +46,7 @@ def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor) -> dict:
         if length:
             input_ids = torch.cat([prefix.expand(rows, -1), input_ids], 1)
         return {"input_ids": input_ids, "use_cache": False}
+    _causal_lm(model).config.get_text_config()._attn_implementation = ATTENTION
     place = torch.arange(length + width, device=input_ids.device)
     return {"input_ids": torch.cat([prefix, input_ids.flatten()])[None],
             "position_ids": torch.cat([place[:length], place[length:].repeat(rows)])[None],
@@ -53,13 +57,19 @@ def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor) -> dict:
 
 def shares_prefix(model, tokens: int) -> bool:
     """Whether `model` can compute rows of so many tokens as one sequence: nothing but SDPA attention mixes tokens."""
-    model = unwrapped(model)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _causal_lm(model)
     config = base.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or BY_TOKEN)
     window = getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
-    return (base._supports_attention_backend and not base._is_stateful and config._attn_implementation == "sdpa"
+    return (base._supports_attention_backend and not base._is_stateful
+            and config._attn_implementation in ("sdpa", ATTENTION)
             and kinds <= BY_TOKEN and (window is None or tokens <= window))
+
+
+def _causal_lm(model):
+    """The model within DDP, FSDP and PEFT."""
+    model = unwrapped(model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def attention(module, query, key, value, attention_mask, *args, prefix_tokens: int = 0,
@@ -82,7 +92,8 @@ def _by_row(states: torch.Tensor, prefix_tokens: int, rows: int) -> torch.Tensor
     return torch.cat([states[:, :, :prefix_tokens].expand(rows, -1, -1, -1), rests], 2)
 
 
-AttentionInterface.register("sdpa", attention)
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
@@ -150,8 +161,7 @@ def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int], af
     """
     head, words = model.get_output_embeddings(), list(token_ids)
     if type(head) is torch.nn.Linear:
-        with patch.object(head, "forward",
-                          lambda hidden: _word_logits(head, _selected(hidden, positions, after), words)):
+        with replaced(head, forward=lambda hidden: _word_logits(head, _selected(hidden, positions, after), words)):
             yield
         return
     hook = head.register_forward_hook(lambda module, inputs, logits: logits[:, words])  # one with an adapter, say
@@ -160,6 +170,24 @@ def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int], af
             yield
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def replaced(owner, **values):
+    """Within this context the attributes of an object or module are others; then they are what they were."""
+    own, before = vars(owner), {}
+    for name, value in values.items():
+        if name in own:
+            before[name] = own[name]
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in before:
+                setattr(owner, name, before[name])
+            else:
+                delattr(owner, name)
 
 
 @contextlib.contextmanager

@@ -1,74 +1,204 @@
 """Causal language models, for training and evaluating alike: where they come from, how they load, what they compute."""
 
 import contextlib
+import dataclasses
+import json
+import logging
 import os
+import re
+import shlex
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from data.files import DataError, one_line
+from data.prompt import Task
 
-from .checkpoint import TASK_FILE, Lineage, find_checkpoint, read_checkpoint, read_task_file, require_same_base
+from .checkpoint import (
+    ADAPTER_CONFIG,
+    TASK_FILE,
+    Lineage,
+    checkpoints_in,
+    find_checkpoint,
+    quantization_of,
+    read_checkpoint,
+    read_task_file,
+    require_same_base,
+)
 from .compiling import NOT_COMPILED, can_compile, compile_layers
 from .provenance import describe_base
 
+QUANTIZATIONS = ("nf4", "fp4", "none")
 MODELSCOPE = "modelscope:"
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 CODE_FILES = ["*.py"]
 OTHER_FORMATS = ["*/*", "consolidated*"]  # in subfolders, and in Mistral's layout: the same weights a second time
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+LFS_POINTER = b"version https://git-lfs"
+CAUSAL_HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that have one
 
 
-def load_base(model_path: str, device: str = "cuda", *, quantization: str = "nf4", double_quantization: bool = False,
-               dequantize: bool = False, shardable: bool = False, trust_remote_code: bool = False):
+def load_base(model_path: str, device: str = "cuda", *, quantization: str | BitsAndBytesConfig | None = "nf4",
+              double_quantization: bool = False, shardable: bool = False, dequantize: bool = False,
+              trust_remote_code: bool = False):
     """Loads a causal LM with 4-bit base weights, and its tokenizer.
 
     Args:
         model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
         device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
-        quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), or ``none`` for 16-bit weights.
+        quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), ``none`` for 16-bit weights, or a whole
+            `BitsAndBytesConfig` in place of this and the next two.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
-        dequantize: keep the values that 4 bits can hold in 16 bit: the same results, faster, 2 bytes a weight.
         shardable: keep the 4-bit weights in tensors of the compute dtype, without which FSDP cannot shard them.
+        dequantize: keep the values that 4 bits can hold in 16 bit: the same results, faster, 2 bytes a weight.
 
     Returns:
         (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
 
     Raises:
-        DataError: no model there, or files that are none.
+        DataError: no such device; no model there, or one whose files are missing, damaged or do not fit each other.
     """
-    folder = locate_model(model_path, with_code=trust_remote_code)
     device = pick_device(device)
+    folder = locate_model(model_path, with_code=trust_remote_code)
+    require_model_files(folder, with_code=trust_remote_code)
     dtype = compute_dtype(device)
-    config = None
-    if quantization != "none":
-        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantization,
-                                    bnb_4bit_use_double_quant=double_quantization, bnb_4bit_compute_dtype=dtype,
-                                    bnb_4bit_quant_storage=dtype if shardable else None)
+    if isinstance(quantization, str):
+        quantization = four_bit(quantization, dtype, double=double_quantization, shardable=shardable)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=config, device_map={"": device},
-            use_safetensors=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        with _without_load_report():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, use_safetensors=True,
+                ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=trust_remote_code)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the files are the user's, and each model's code fails on bad ones in its own way
         raise DataError(f"{model_path}: not a causal language model that loads: {one_line(error)}") from error
+    _require_whole(model_path, model, tokenizer, loading)
+    lineage = Lineage(base={**describe_base(folder), "name": _name_of(folder)}, quantization=quantization_of(model))
     compute_in_eval_as_in_training(model)
-    if dequantize and config is not None:
+    if dequantize and quantization is not None:
         model = model.dequantize(dtype=dtype)
+    model.lineage = lineage
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding comes after the last token and is never attended to
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if window is not None:  # the prompt is cut to it; some tokenizers name no limit, or a longer one
         tokenizer.model_max_length = min(tokenizer.model_max_length, window)
-    model.lineage = Lineage(base={**describe_base(folder), "name": _name_of(folder)},
-                            quantization={"type": quantization, "double": double_quantization})
     return model, tokenizer
+
+
+def four_bit(kind: str, dtype: torch.dtype, *, double: bool = False,
+             shardable: bool = False) -> BitsAndBytesConfig | None:
+    """The 4-bit weights that `load_base` describes, computed with in `dtype`; None for ``none``."""
+    if kind not in QUANTIZATIONS:
+        raise DataError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, not {kind!r}")
+    if kind == "none":
+        return None
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double,
+                              bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype if shardable else None)
+
+
+def require_model_files(folder: str | Path, *, with_code: bool = False) -> None:
+    """Refuses, before gigabytes are loaded, a folder whose files cannot be those of a whole causal LM.
+
+    Args:
+        with_code: whether Python code of its own may be run, which then knows its own architecture and tokenizer.
+
+    Raises:
+        DataError: an adapter, no causal LM, no tokenizer, no weights, or a file that is cut short or only a pointer.
+    """
+    folder = Path(folder)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise DataError(f"{path}: a git-lfs pointer, not the file itself; fetch it: "
+                                f"git -C {shlex.quote(str(folder))} lfs pull")
+    _require_causal_config(folder, with_code)
+    if not with_code and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise DataError(f"{folder}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}; copy it from where "
+                        "the model comes from")
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt"):  # reads the header, and compares it with the size
+                pass
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: cut short, or no safetensors file ({one_line(error)}); fetch it again") from None
+
+
+def _require_causal_config(folder: Path, with_code: bool) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = config.get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder / 'config.json'}: not a model's configuration ({one_line(error)})") from None
+    if architectures and not with_code and not any(kind in name for name in architectures for kind in CAUSAL_HEADS):
+        raise DataError(f"{folder}: {architectures[0]} is not a causal language model (its config.json, architectures);"
+                        " name one such as Qwen2ForCausalLM")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, all of those that its index names.
+
+    Raises:
+        DataError: there are none, or one of them is missing.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / INDEX_FILE).is_file():
+        raise DataError(f"{folder}: no {WEIGHTS_FILE}; weights in other formats are not loaded")
+    try:
+        names = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].values()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{folder / INDEX_FILE}: not an index of weights ({one_line(error)}); fetch it again") from None
+    missing = sorted(name for name in set(names) if not (folder / name).is_file())
+    if missing:
+        raise DataError(f"{folder}: lacks {_listed(missing)}, named in {INDEX_FILE}; fetch the model again")
+    return [folder / name for name in sorted(set(names))]
+
+
+@contextlib.contextmanager
+def _without_load_report():
+    """Within this context transformers prints no table of what does not fit: `_require_whole` says it in one line."""
+    def other_than_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(other_than_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other_than_report)
+
+
+def _require_whole(model_path: str, model, tokenizer, loading: dict) -> None:
+    """Refuses weights that transformers completed with random ones, or left out, and another model's tokenizer."""
+    reshaped = [key[0] for key in loading["mismatched_keys"]] + [
+        f"{name}.weight" for name, layer in model.named_modules()  # 4-bit weights are not compared on loading
+        if isinstance(layer, Linear4bit) and getattr(layer.weight, "quant_state", None)
+        and tuple(layer.weight.quant_state.shape) != (layer.out_features, layer.in_features)]
+    for what, names in (("lack", loading["missing_keys"]), ("have in another shape", reshaped),
+                        ("have besides", loading["unexpected_keys"])):
+        if names:
+            raise DataError(f"{model_path}: compared with its config.json, the weights {what} "
+                            f"{_listed(sorted(names))}; fetch the model again")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not 0 < tokenizer.vocab_size <= len(tokenizer) <= rows:
+        raise DataError(f"{model_path}: the tokenizer knows {len(tokenizer)} tokens, the model {rows}; they must be of "
+                        "one model: fetch it again")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def locate_model(model_path: str, *, with_code: bool = False) -> str:
@@ -83,6 +213,9 @@ def locate_model(model_path: str, *, with_code: bool = False) -> str:
     path = Path(model_path)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / ADAPTER_CONFIG).is_file() or checkpoints_in(path):
+                raise DataError(f"{model_path}: holds an adapter, not a whole model; name its base with --model, and "
+                                f"this folder with --checkpoint {shlex.quote(model_path)}")
             raise DataError(f"{model_path}: no config.json in this folder; a model is config, tokenizer and "
                             "*.safetensors")
         return str(path)
@@ -121,14 +254,24 @@ def _name_of(folder: str) -> str:
 
 
 def pick_device(device: str) -> str:
-    """`device` with its index, or ``cpu`` where a GPU is asked for and there is none."""
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            print("no CUDA device here: using the CPU", file=sys.stderr)
-            return "cpu"
-        if device == "cuda":
-            return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return device
+    """`device` with its index, or ``cpu`` where a GPU is asked for and there is none.
+
+    Raises:
+        DataError: no device of that name or number.
+    """
+    named = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if not named:
+        raise DataError(f"device must be cuda, cuda:N or cpu, not {device!r}")
+    if device == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        print("no CUDA device here: using the CPU", file=sys.stderr)
+        return "cpu"
+    index = int(named[1] or os.environ.get("LOCAL_RANK", 0))
+    if index >= torch.cuda.device_count():
+        raise DataError(f"device cuda:{index} is not there: this machine has {torch.cuda.device_count()} GPUs, "
+                        f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return f"cuda:{index}"
 
 
 def compute_dtype(device: str) -> torch.dtype:
@@ -150,52 +293,63 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_tuned(model_path: str, checkpoint_path: str = "", device: str = "cuda", *, quantization: str | None = None,
-               fast: bool = False, trust_remote_code: bool = False):
+def load_tuned(model_path: str, checkpoint_path: str = "", device: str = "cuda", *, task: Task | None = None,
+               quantization: str | None = None, fast: bool = False, trust_remote_code: bool = False):
     """Loads a base model and, if given, the adapter of a checkpoint (or of the best one of a training run).
 
     Args:
         model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
         checkpoint_path: ``outputs/run/checkpoint-N`` or ``outputs/run``; empty for the untuned model.
+        task: what to ask; only where no ``fraud_task.json`` says what the model was taught. Default: `Task()`.
         quantization: of the base weights, ``nf4``, ``fp4`` or ``none``; default: as the adapter was trained.
         fast: for many dialogues. The weights are kept in 16 bit, the adapter is merged into them, and on a GPU the
             layers are compiled, where a C compiler is there, which takes a while at first. Probabilities change by
-            16-bit rounding, the answers of borderline cases with them: see results/scoring_benchmark.json.
+            16-bit rounding, and with them the answers of borderline cases.
 
     Returns:
         (model, tokenizer), the model in eval mode.
 
     Raises:
-        DataError: no model or checkpoint there, or an adapter that is truncated, altered, not finite, or was
-            trained on another base.
+        DataError: no model or checkpoint there; an adapter that is truncated, altered, not finite, or was trained on
+            another base; a task where the checkpoint has its own.
     """
-    if not checkpoint_path:
-        folder = locate_model(model_path, with_code=trust_remote_code)
-        exported = read_task_file(Path(folder) / TASK_FILE)  # by export.py: knows its task, is not quantised again
-        model, tokenizer = load_base(folder, device, trust_remote_code=trust_remote_code, dequantize=fast,
-                                           quantization=quantization or ("none" if exported else "nf4"))
-        if exported:
-            model.lineage.task, model.lineage.decision = exported.task, exported.decision
-            model.lineage.train_data = exported.train_data
-            model.lineage.calibration = exported.calibration
-        return _for_many(model) if fast else model.eval(), tokenizer
-    folder = find_checkpoint(checkpoint_path)
-    lineage = read_checkpoint(folder)
+    device = pick_device(device)
+    folder = find_checkpoint(checkpoint_path) if checkpoint_path else None
+    lineage = read_checkpoint(folder) if folder else Lineage()
     base_folder = locate_model(model_path, with_code=trust_remote_code)
-    loaded = {**describe_base(base_folder), "name": Path(model_path).name}
-    require_same_base(lineage, loaded, folder)  # before gigabytes are loaded
+    if folder:
+        described = (folder / TASK_FILE).is_file()
+        require_same_base(lineage, {**describe_base(base_folder), "name": Path(model_path).name}, folder)
+    else:  # what export wrote knows its task, and is not quantised again
+        exported = read_task_file(Path(base_folder) / TASK_FILE)
+        described, lineage = exported is not None, exported or lineage
+    if described and task is not None:
+        raise DataError(f"{folder or model_path}: its {TASK_FILE} says what it was taught; leave the task out")
+    if folder and not described and task is None:
+        print(f"{folder}: no {TASK_FILE}, so that nothing says what it was taught: asking the default question, with "
+              f"the answers {' and '.join(lineage.task.answers)}; copy {TASK_FILE} too, or say it with --instruction "
+              "and --answers",
+              file=sys.stderr)
     saved = lineage.quantization or {"type": "nf4", "double": False}
-    base, tokenizer = load_base(base_folder, device, quantization=quantization or saved["type"],
-                                      double_quantization=saved["double"], dequantize=fast,
-                                      trust_remote_code=trust_remote_code)
-    try:
-        model = PeftModel.from_pretrained(base, str(folder))
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise DataError(f"{folder}: adapter does not fit {model_path}: {one_line(error)}") from None
+    if not folder and described:
+        saved = {"type": "none", "double": False}
+    model, tokenizer = load_base(base_folder, device, quantization=quantization or saved["type"], dequantize=fast,
+                                 double_quantization=saved["double"], trust_remote_code=trust_remote_code)
+    lineage = dataclasses.replace(lineage, task=task or lineage.task, base=model.lineage.base,
+                                  quantization=model.lineage.quantization)
+    if folder:
+        model = _with_adapter(model, folder, model_path)
     model.lineage = lineage
-    lineage.base = base.lineage.base
-    lineage.quantization = base.lineage.quantization
     return _for_many(model) if fast else model.eval(), tokenizer
+
+
+def _with_adapter(base, folder: Path, model_path: str) -> PeftModel:
+    try:
+        with warnings.catch_warnings():  # PEFT only warns of an adapter that lacks layers
+            warnings.filterwarnings("error", ".*missing adapter keys")
+            return PeftModel.from_pretrained(base, str(folder))
+    except (ValueError, KeyError, RuntimeError, TypeError, UserWarning) as error:
+        raise DataError(f"{folder}: adapter does not fit {model_path}: {one_line(error)}") from None
 
 
 def _for_many(model):

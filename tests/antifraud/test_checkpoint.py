@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from antifraud.checkpoint import (
+    Decision,
     checkpoints_in,
     find_checkpoint,
+    new_run,
     newest_complete_checkpoint,
     read_checkpoint,
     require_complete,
     rotate_checkpoints,
+    save_calibration,
+    seal_checkpoint,
 )
 from data.files import DataError
 from data.prompt import Task
@@ -89,6 +93,51 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest_complete_one(run):
     adapter = run / "checkpoint-80" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:-100])
     assert find_checkpoint(run) == run / "checkpoint-120"
+
+
+def of_run(folder: Path, run: str) -> None:
+    path = folder / "fraud_task.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run": run}))
+
+
+def test_of_several_runs_in_one_folder_only_the_newest_counts(run):
+    assert new_run() < new_run()
+    state = json.loads((run / "checkpoint-40" / "trainer_state.json").read_text())
+    for step, name in ((120, "a"), (20, "b"), (10, "b")):
+        folder = Path(shutil.copytree(run / "checkpoint-40", run / f"checkpoint-{step}"))
+        (folder / "trainer_state.json").write_text(json.dumps({**state, "best_global_step": min(step, 10)}))
+        of_run(folder, name)
+        seal_checkpoint(folder)
+    assert [int(folder.name.split("-")[1]) for folder in checkpoints_in(run)] == [40, 80, 120, 10, 20]
+    assert newest_complete_checkpoint(run) == (run / "checkpoint-20", [])
+    assert find_checkpoint(run) == run / "checkpoint-10"
+    shutil.rmtree(run / "checkpoint-10")
+    assert find_checkpoint(run) == run / "checkpoint-20"
+    unfinish(run / "checkpoint-20")
+    assert newest_complete_checkpoint(run)[0] is None  # an earlier run is no beginning of this one
+    assert find_checkpoint(run) == run / "checkpoint-20"
+    assert read_checkpoint(run / "checkpoint-20").run == "b" and read_checkpoint(run / "checkpoint-80").run == ""
+
+
+def test_a_task_file_of_an_earlier_version_is_read(run):
+    """As commit acf9a58 wrote it: the decision among the task's fields."""
+    folder = run / "checkpoint-80"
+    saved = json.loads((folder / "fraud_task.json").read_text())
+    old = {"task": {"instruction": "是不是诈骗？", "answers": ["是", "否"], "neutral_speakers": True, "max_length": 512,
+                    "threshold": 0.25, "temperature": 1.5, "learned_lines": True},
+           "base": {"name": "Qwen2-1.5B-Instruct", "fingerprint": "00"},
+           "quantization": {"type": "nf4", "double": False}, "train_data": {"name": "train.jsonl", "rows": 48},
+           "calibration": {}, "averaged": [], "adapter_sha256": saved["adapter_sha256"],
+           "versions": {"python": "3.11.0"}, "files": saved["files"]}
+    (folder / "fraud_task.json").write_text(json.dumps(old))
+    lineage = read_checkpoint(folder)
+    assert lineage.task == Task(instruction="是不是诈骗？", answers=("是", "否"), max_length=512)
+    assert lineage.decision == Decision(threshold=0.25, temperature=1.5, line_aware=True)
+    assert (lineage.base["name"], lineage.run, lineage.checkpoint) == ("Qwen2-1.5B-Instruct", "", "checkpoint-80")
+    require_complete(folder)
+    save_calibration(folder, Decision(threshold=0.5), {"n": 1})
+    assert read_checkpoint(folder).decision == Decision(threshold=0.5)
+    assert find_checkpoint(run) == folder
 
 
 def test_a_run_without_any_finished_checkpoint_is_still_found_for_evaluation(run):

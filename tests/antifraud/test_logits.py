@@ -1,6 +1,7 @@
 """A beginning that rows share is computed once, and nothing else changes: not a logit, not a gradient."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from antifraud.compiling import compile_layers
 from antifraud.evaluation.scoring import last_hidden_states, score_prompts
-from antifraud.logits import common_prefix, hidden_states_at, logits_only_at, model_inputs, shares_prefix
+from antifraud.logits import ATTENTION, common_prefix, hidden_states_at, logits_only_at, model_inputs, shares_prefix
+from antifraud.model import load_base
 from antifraud.training.batches import RowsAfterPrefix, prefix_of
 from antifraud.training.loss import label_position_loss
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
-from evaluate import load_model
 from trainer import build_loraconfig, load_dataset
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -88,9 +89,22 @@ def test_rows_longer_than_a_sliding_window_keep_their_mask():
     assert model_inputs(model, PREFIX, rests(12))["input_ids"].shape == (5, 21)
 
 
+def test_only_the_model_that_shares_a_prefix_has_another_attention():
+    assert AttentionInterface._global_mapping["sdpa"] is sdpa_attention_forward
+    model, other = make_model(CONFIGS["qwen2"]), make_model(CONFIGS["qwen2"])
+    tokens, mask = whole(rests()), torch.ones(5, 17, dtype=torch.long)
+    mask[1:, :3] = 0  # padded on the left, as generation pads
+    before = model(input_ids=tokens, attention_mask=mask).logits
+    model(**model_inputs(model, PREFIX, rests()))
+    assert (model.config._attn_implementation, other.config._attn_implementation) == (ATTENTION, "sdpa")
+    assert shares_prefix(model, 17)
+    assert torch.equal(model(input_ids=tokens, attention_mask=mask).logits, before)
+    assert ATTENTION not in json.dumps(model.config.to_dict())
+
+
 def test_a_model_that_ignores_how_rows_are_put_together_fails(monkeypatch):
     """Rather than attend from one row to another: that would be a score like any other."""
-    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", sdpa_attention_forward)
+    monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION, sdpa_attention_forward)
     model = make_model(CONFIGS["qwen2"])
     with pytest.raises(RuntimeError):
         model(**model_inputs(model, PREFIX, rests()))
@@ -138,7 +152,7 @@ def test_the_common_prefix_is_the_part_of_the_head_that_all_rows_begin_with():
 
 
 def test_rows_come_without_the_prefix_and_only_if_they_have_it(base, train_file):
-    _, tokenizer = load_model(base, "cpu")
+    _, tokenizer = load_base(base, "cpu")
     dataset, _ = load_dataset(train_file, train_file, tokenizer)
     encoder = PromptEncoder(tokenizer, Task())
     prefix = prefix_of(encoder, dataset)
@@ -153,7 +167,7 @@ def test_rows_come_without_the_prefix_and_only_if_they_have_it(base, train_file)
 
 
 def test_the_label_word_is_the_first_token_in_which_the_answers_differ(base, train_file):
-    _, tokenizer = load_model(base, "cpu")
+    _, tokenizer = load_base(base, "cpu")
     dataset, _ = load_dataset(train_file, train_file, tokenizer)
     encoder = PromptEncoder(tokenizer, Task())
     rows = RowsAfterPrefix(dataset, [], label_word=len(encoder.answer_prefix))
@@ -166,7 +180,7 @@ def test_the_label_word_is_the_first_token_in_which_the_answers_differ(base, tra
 
 
 def test_scores_and_hidden_states_do_not_depend_on_what_else_is_scored(base):
-    model, tokenizer = load_model(base, "cpu")
+    model, tokenizer = load_base(base, "cpu")
     encoder = PromptEncoder(tokenizer, Task())
     prompts = encoder.prompts(["客服: 您好", "客服: 请把验证码告诉我，我替您退款。", "甲: 明天开会。"])
     scores, states = score_prompts(model, encoder, prompts), last_hidden_states(model, encoder, prompts)

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,14 +16,15 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from helpers import save_tiny_qwen2
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from antifraud import model as models
 from antifraud.evaluation.scoring import inference
 from antifraud.logits import label_logits_at
-from antifraud.model import compute_dtype, locate_model, pick_device
+from antifraud.model import compute_dtype, load_base, load_tuned, locate_model, pick_device
 from data.files import DataError
-from evaluate import load_model
+from data.prompt import Task
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -109,15 +111,15 @@ class LocalHub:
 LOADS_WHAT_IT_IS_TOLD = """
 import contextlib, io, json, sys
 import huggingface_hub.constants
-from data.records import DataError
-from models import load_model
+from data.files import DataError
+from antifraud.model import load_base
 
 for line in sys.stdin:
     model_id, huggingface_hub.constants.HF_HUB_OFFLINE = json.loads(line)
     notices = io.StringIO()
     with contextlib.redirect_stderr(notices):
         try:
-            model, tokenizer = load_model(model_id, "cpu")
+            model, tokenizer = load_base(model_id, "cpu")
             found = [type(model).__name__, tokenizer.eos_token, model.lineage.base["name"]]
         except DataError as error:
             found = str(error)
@@ -209,8 +211,8 @@ def test_python_files_come_only_with_trust_remote_code(hub, monkeypatch):
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download",
                         lambda model_id, **options: asked.append(options["allow_patterns"]) or str(hub.folder))
-    load_model("someone/tiny-qwen2", "cpu", trust_remote_code=True)
-    load_model("someone/tiny-qwen2", "cpu")
+    load_base("someone/tiny-qwen2", "cpu", trust_remote_code=True)
+    load_base("someone/tiny-qwen2", "cpu")
     assert "*.py" in asked[0] and "*.py" not in asked[1] and models.MODEL_FILES == asked[1]
 
 
@@ -246,9 +248,9 @@ def snapshot_download(model_id=None, revision=None, cache_dir=None, user_agent=N
 
 
 def test_a_modelscope_id_fetches_the_same_files(modelscope, base):
-    model, _ = load_model("modelscope:Qwen/Qwen2-1.5B-Instruct", "cpu")
+    model, _ = load_base("modelscope:Qwen/Qwen2-1.5B-Instruct", "cpu")
     assert modelscope.calls == [("Qwen/Qwen2-1.5B-Instruct", models.MODEL_FILES, models.OTHER_FORMATS, False)]
-    assert model.lineage.base["fingerprint"] == load_model(base, "cpu")[0].lineage.base["fingerprint"]
+    assert model.lineage.base["fingerprint"] == load_base(base, "cpu")[0].lineage.base["fingerprint"]
 
 
 def test_a_modelscope_model_fetched_once_loads_without_a_network(modelscope, capsys):
@@ -271,26 +273,94 @@ def test_without_the_modelscope_package_one_line_says_what_to_install(monkeypatc
 # ---------------------------------------------------------------------------------------------- folders
 
 
-@pytest.mark.parametrize("name, text, why", [
-    ("config.json", "{", "not a causal language model"),
-    ("config.json", '{"model_type": "no-such-model"}', "not a causal language model"),
-    ("config.json", '{"model_type": "t5"}', "not a causal language model"),
-    ("tokenizer.json", "{}", "not a causal language model"),
-    ("model.safetensors", "too short", "not a causal language model"),
-])
-def test_a_folder_with_a_bad_file_is_one_line(tmp_path, name, text, why):
-    save_tiny_qwen2(tmp_path)
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=f"^{tmp_path}: {why}") as error:
-        load_model(str(tmp_path), "cpu")
+def refusal(folder, **options) -> str:
+    """The line with which loading `folder` is refused."""
+    with pytest.raises(DataError) as error:
+        load_base(str(folder), "cpu", **options)
     assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def copy(base, tmp_path) -> Path:
+    """A whole model, to be spoilt."""
+    return Path(shutil.copytree(base, tmp_path / "model"))
+
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3087467144\n"
+
+
+@pytest.mark.parametrize("name, text", [
+    ("config.json", "{"),
+    ("config.json", "[]"),
+    ("config.json", '{"model_type": "no-such-model"}'),
+    ("config.json", '{"model_type": "t5"}'),
+    ("config.json", '{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'),
+    ("tokenizer.json", "{}"),
+    ("tokenizer.json", LFS_POINTER),
+    ("model.safetensors", "too short"),
+    ("model.safetensors", LFS_POINTER),
+])
+def test_a_folder_with_a_bad_file_is_one_line(copy, name, text):
+    (copy / name).write_text(text)
+    assert refusal(copy).startswith(str(copy))
+
+
+def test_a_part_of_the_weights_that_is_missing_is_named(copy):
+    (copy / "model.safetensors").rename(copy / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-2.safetensors" in refusal(copy) and "model-1.safetensors" not in refusal(copy)
+
+
+def test_files_that_are_refused_are_refused_before_anything_is_loaded(copy, monkeypatch):
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    weights = copy / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    assert str(weights) in refusal(copy)
+    weights.write_text(LFS_POINTER)
+    assert f"git -C {copy} lfs pull" in refusal(copy)
+    weights.write_bytes(content)
+    (copy / "tokenizer.json").unlink()
+    assert "tokenizer.json" in refusal(copy)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("change, name", [
+    (lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name],
+     "model.layers.1.input_layernorm.weight"),
+    (lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"), "model.layers.0.mlp.up_proj.weight"),
+    (lambda tensors: tensors.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(128, 64)}),
+     "model.layers.2.mlp.up_proj.weight"),
+    (lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(127, 64)}),
+     "model.layers.0.mlp.up_proj.weight"),
+])
+def test_weights_that_are_not_those_of_the_config_are_named(copy, change, name, quantization, capfd):
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert name in refusal(copy, quantization=quantization)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_another_models(copy):
+    config = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    last = max(config["model"]["vocab"].values())
+    config["model"]["vocab"] |= {"one": last + 1, "more": last + 2}
+    (copy / "tokenizer.json").write_text(json.dumps(config), encoding="utf-8")
+    assert str(last + 3) in refusal(copy)
+
+
+def test_a_checkpoint_or_a_runs_folder_is_no_model(run_folder):
+    assert "--checkpoint" in refusal(run_folder) and "--checkpoint" in refusal(Path(run_folder) / "checkpoint-40")
 
 
 def test_weights_that_are_not_safetensors_are_not_loaded(tmp_path):
     save_tiny_qwen2(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match="model.safetensors"):
-        load_model(str(tmp_path), "cpu")
+        load_base(str(tmp_path), "cpu")
 
 
 @pytest.mark.parametrize("path", ["./nothing", "/nothing/there", "~/nothing"])
@@ -301,7 +371,7 @@ def test_a_path_without_a_folder_is_never_looked_up_on_a_hub(path, monkeypatch):
 
 
 def test_prompts_are_cut_to_the_models_window(base):
-    assert load_model(base, "cpu")[1].model_max_length == 2048
+    assert load_base(base, "cpu")[1].model_max_length == 2048
 
 
 # ---------------------------------------------------------------------------------------------- quantisation
@@ -310,7 +380,7 @@ def test_prompts_are_cut_to_the_models_window(base):
 @pytest.mark.parametrize("quantization", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [False, True])
 def test_every_layers_weights_are_quantised_as_asked(base, quantization, double):
-    model, _ = load_model(base, "cpu", quantization=quantization, double_quantization=double)
+    model, _ = load_base(base, "cpu", quantization=quantization, double_quantization=double)
     layers = [module for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
     assert len(layers) == 2 * 7 and all(isinstance(layer, Linear4bit) for layer in layers)
     for layer in layers:
@@ -321,18 +391,28 @@ def test_every_layers_weights_are_quantised_as_asked(base, quantization, double)
     assert model.lineage.quantization == {"type": quantization, "double": double}
 
 
+def test_a_configuration_of_ones_own_is_taken_as_it_is(base):
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True,
+                                bnb_4bit_compute_dtype=torch.float32)
+    model, _ = load_base(base, "cpu", quantization=config)
+    assert model.model.layers[0].mlp.up_proj.weight.quant_state.quant_type == "fp4"
+    assert model.lineage.quantization == {"type": "fp4", "double": True}
+    assert load_base(base, "cpu", quantization=None)[0].lineage.quantization["type"] == "none"
+    assert "int4" in refusal(base, quantization="int4")
+
+
 def test_quantised_weights_are_near_the_saved_ones_and_not_equal(base):
     from bitsandbytes.functional import dequantize_4bit
 
-    exact = load_model(base, "cpu", quantization="none")[0].model.layers[0].mlp.up_proj.weight
+    exact = load_base(base, "cpu", quantization="none")[0].model.layers[0].mlp.up_proj.weight
     for quantization in ("nf4", "fp4"):
-        packed = load_model(base, "cpu", quantization=quantization)[0].model.layers[0].mlp.up_proj.weight
+        packed = load_base(base, "cpu", quantization=quantization)[0].model.layers[0].mlp.up_proj.weight
         error = (dequantize_4bit(packed.data, packed.quant_state) - exact).abs().mean() / exact.abs().mean()
         assert 0.02 < error < 0.2
 
 
 def test_on_a_cpu_a_quantised_model_computes_in_eval_mode_what_it_computes_in_training(base):
-    model, tokenizer = load_model(base, "cpu")
+    model, tokenizer = load_base(base, "cpu")
     assert not any(layer.support_avx512bf16_for_cpu for layer in model.modules() if isinstance(layer, Linear4bit))
     input_ids = tokenizer("您好", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -349,7 +429,7 @@ def test_a_model_that_somebody_loaded_by_himself_computes_so_too_once_it_is_scor
 
 
 def test_without_quantisation_the_weights_stay_as_they_are(base):
-    model, _ = load_model(base, "cpu", quantization="none")
+    model, _ = load_base(base, "cpu", quantization="none")
     assert not any(isinstance(module, Linear4bit) for module in model.modules())
     assert model.lineage.quantization == {"type": "none", "double": False}
 
@@ -376,10 +456,19 @@ def test_a_gpu_computes_in_bf16_only_where_its_hardware_does(monkeypatch, capabi
 
 def test_a_device_gets_the_index_of_its_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert [pick_device(device) for device in ("cuda", "cuda:3", "cpu")] == ["cuda:0", "cuda:3", "cpu"]
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert pick_device("cuda") == "cuda:2"
+    with pytest.raises(DataError, match="cuda:7"):
+        pick_device("cuda:7")
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "cuda:", "cuda:a", "cuda:-1", "gpu", "", "CPU"])
+def test_a_device_of_another_kind_is_refused_before_the_model_is_looked_for(device):
+    with pytest.raises(DataError, match=repr(device)):
+        load_base("/no/such/model", device)
 
 
 def test_cuda_without_a_gpu_means_the_cpu_and_says_so(monkeypatch, capsys):
@@ -395,7 +484,7 @@ def test_cuda_without_a_gpu_means_the_cpu_and_says_so(monkeypatch, capsys):
 def in_16_bit(tmp_path):
     """(model, input ids, positions): a base in bf16, unquantised, and the last token of two rows."""
     save_tiny_qwen2(tmp_path / "base")
-    model = load_model(str(tmp_path / "base"), "cpu", quantization="none")[0].to(torch.bfloat16)
+    model = load_base(str(tmp_path / "base"), "cpu", quantization="none")[0].to(torch.bfloat16)
     return model, torch.randint(100, (2, 6), generator=torch.Generator().manual_seed(0)), torch.tensor([5, 11])
 
 
@@ -421,3 +510,48 @@ def test_label_logits_of_a_head_with_an_adapter_pass_through_it(in_16_bit):
         with label_logits_at(model, positions, (7, 3)):
             found = model(input_ids=input_ids).logits
     torch.testing.assert_close(found, all_logits[:, [7, 3]])
+
+
+def test_a_head_that_somebody_else_changed_is_left_as_he_changed_it(in_16_bit):
+    model, input_ids, positions = in_16_bit
+    head = model.get_output_embeddings()
+    head.forward = theirs = lambda hidden: torch.zeros(1)
+    with label_logits_at(model, positions, (7, 3)):
+        assert model(input_ids=input_ids).logits.shape == (2, 2)
+    assert head.forward is theirs
+
+
+# ------------------------------------------------------------------------------------------------ tuned models
+
+
+@pytest.fixture
+def adapter_only(run_folder, tmp_path) -> Path:
+    """A checkpoint of which only PEFT's own files were copied."""
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    for path in (Path(run_folder) / "checkpoint-40").glob("adapter_*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_an_adapter_without_its_task_is_asked_the_one_given_or_says_what_it_assumes(base, adapter_only, capsys):
+    model, _ = load_tuned(base, str(adapter_only), "cpu")
+    said = [line for line in capsys.readouterr().err.splitlines() if "fraud_task.json" in line]
+    assert len(said) == 1 and said[0].startswith(str(adapter_only)) and '{"is_fraud": true}' in said[0]
+    assert model.lineage.task == Task()
+    task = Task(instruction="是不是诈骗？", answers=("是", "否"))
+    model, _ = load_tuned(base, str(adapter_only), "cpu", task=task)
+    assert model.lineage.task == task and "fraud_task.json" not in capsys.readouterr().err
+
+
+def test_a_task_is_refused_where_the_checkpoint_has_its_own(base, run_folder):
+    with pytest.raises(DataError, match="fraud_task.json"):
+        load_tuned(base, run_folder, "cpu", task=Task())
+    assert load_tuned(base, "", "cpu", task=Task(instruction="?"))[0].lineage.task.instruction == "?"
+
+
+def test_an_adapter_that_lacks_layers_is_refused(base, adapter_only):
+    path = adapter_only / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if ".layers.1." not in name}, path)
+    with pytest.raises(DataError, match="layers.1"):
+        load_tuned(base, str(adapter_only), "cpu")
