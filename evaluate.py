@@ -227,7 +227,8 @@ def _judged_by_lines(model, encoder, records: list[dict], prompts, baselines: di
 
     if not lineage_of(model).decision.line_aware or not all("line_labels" in record for record in records):
         return None
-    return line_report(records, score_single_lines(model, encoder, prompts), baselines.get("tfidf_with_lines"))
+    return line_report(records, score_single_lines(model, encoder, prompts), baselines.get("tfidf_with_lines"),
+                       task=encoder.task)
 
 
 def _agreement(written: list[bool | None], scored: list[bool]) -> dict:

@@ -191,8 +191,9 @@ def read_task_file(path: Path) -> Lineage | None:
 
 
 def _task_and_decision(saved: dict) -> tuple[Task, Decision]:
-    """Those of a task file; until November 2026 the decision stood among the task's fields."""
-    task, decision = dict(saved["task"]), dict(saved.get("decision", {}))
+    """Those of a task file; until November 2026 the decision stood among the task's fields, and texts were asked as is.
+    """
+    task, decision = {"normaliser": 0, **saved["task"]}, dict(saved.get("decision", {}))
     for old, new in (("threshold", "threshold"), ("temperature", "temperature"), ("learned_lines", "line_aware")):
         if old in task:
             decision.setdefault(new, task.pop(old))

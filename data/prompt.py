@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 
 from .files import DataError
+from .normalise import NORMALISER, normalise, normalise_line_labels
 from .speakers import neutral_speakers
 
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
@@ -31,17 +32,34 @@ class Task:
         answers: the completion that means fraud and the one that does not.
         neutral_speakers: whether speaker names become roles; off only to show why it is there.
         max_length: tokens of prompt and completion together; longer dialogues lose their end.
+        normaliser: the version of `data.normalise` that texts go through; 0, none, for what was taught before it was.
     """
 
     instruction: str = INSTRUCTION
     answers: tuple[str, str] = ('{"is_fraud": true}', '{"is_fraud": false}')
     neutral_speakers: bool = True
     max_length: int = 2048
+    normaliser: int = NORMALISER
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON gives a list back
         if len(self.answers) != 2 or not all(isinstance(answer, str) for answer in self.answers):
             raise DataError(f"answers must be two texts, fraud's first, not {self.answers}")
+        if self.normaliser not in (0, NORMALISER):
+            raise DataError(f"normaliser must be 0 (none) or {NORMALISER}, not {self.normaliser}; a checkpoint with a "
+                            "later one needs a later version of this project")
+
+
+def canonical(text: str, task: Task) -> str:
+    """`text` as a model of this task reads it: in normal form, and with roles instead of speakers' names."""
+    if task.normaliser:
+        text = normalise(text)
+    return neutral_speakers(text) if task.neutral_speakers else text
+
+
+def canonical_line_labels(text: str, labels: Sequence[bool], task: Task) -> list[bool]:
+    """The label of each line of `canonical(text, task)`, from those of the lines of `text`."""
+    return normalise_line_labels(text, labels) if task.normaliser else list(labels)
 
 
 class PromptEncoder:
@@ -86,10 +104,7 @@ class PromptEncoder:
         """Token ids of the prompt of each dialogue, up to where the model's answer begins."""
         longest = self.room * CHARACTERS_A_TOKEN  # cut before it is tokenised: a megabyte takes seconds and 300 MB
         too_long = [len(text) > longest for text in dialogues]
-        dialogues = [text[:longest] for text in dialogues]
-        if self.task.neutral_speakers:
-            dialogues = [neutral_speakers(text) for text in dialogues]
-        encoded = self._plain_ids(dialogues)
+        encoded = self._plain_ids([canonical(text[:longest], self.task) for text in dialogues])
         self.truncated += sum(long or len(ids) > self.room for ids, long in zip(encoded, too_long, strict=True))
         return [self.head + ids[:self.room] + self.tail for ids in encoded]
 

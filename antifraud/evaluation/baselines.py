@@ -11,7 +11,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from data.speakers import neutral_speakers, split_lines
+from data.prompt import Task, canonical, canonical_line_labels
+from data.speakers import split_lines
 
 from .metrics import average_precision_difference, classification_metrics, f1_difference
 
@@ -80,7 +81,7 @@ def fit_tfidf_with_lines(train: Sequence[dict], of_dialogues: Pipeline) -> Tfidf
         return None
     # Once each: pieces of several lengths repeat their lines.
     lines = list(dict.fromkeys(line for record in train
-                               for line in zip(_said(record["input"]), record["line_labels"], strict=True)))
+                               for line in zip(_said(record["input"]), _labels_of_said(record), strict=True)))
     if len({label for _, label in lines}) < 2:
         return None
     return TfidfWithLines(of_dialogues, build_tfidf().fit(*zip(*lines)))
@@ -148,11 +149,15 @@ def _logistic_regression() -> LogisticRegression:
 
 def _said(text: str) -> list[str]:
     """What is said in each line of a dialogue."""
-    return [said for _, said in split_lines(text)]
+    return [said for _, said in split_lines(canonical(text, Task()))]
+
+
+def _labels_of_said(record: dict) -> list[bool]:
+    return canonical_line_labels(record["input"], record["line_labels"], Task())
 
 
 def _neutral(texts: Sequence[str]) -> list[str]:
-    return [neutral_speakers(text) for text in texts]
+    return [canonical(text, Task()) for text in texts]
 
 
 def _names(texts: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from transformers import (
 from data.command import command
 from data.files import DataError, one_line, refuse_existing, require_input, write_json
 from data.records import Skipped, read_numbered_records, read_records, write_records
-from data.speakers import neutral_speakers
+from data.prompt import Task, canonical
 
 from ..model import compute_dtype, default_device, locate_model, pick_device
 from ..provenance import code_provenance, describe_base, describe_data, device_name
@@ -82,7 +82,7 @@ def probabilities(trainer: Trainer, tokenizer, dialogues: Sequence[str]) -> np.n
 
 def _examples(records: Sequence[dict], tokenizer) -> Dataset:
     """``input_ids``, ``attention_mask`` and ``labels`` of records, speakers called by roles as our model sees them."""
-    encoded = tokenizer([neutral_speakers(record["input"]) for record in records], truncation=True,
+    encoded = tokenizer([canonical(record["input"], Task()) for record in records], truncation=True,
                         max_length=MAX_LENGTH)
     return Dataset.from_dict({**encoded, "labels": [int(record["label"]) for record in records]})
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.prompt import Task, canonical_line_labels
 from data.records import groups_of
 
 from .baselines import TfidfWithLines, against_scores
@@ -12,19 +13,22 @@ from .metrics import classification_metrics, confidence_intervals
 LINE_THRESHOLD = 0.5
 
 
-def line_report(records: Sequence[dict], scores: Sequence[np.ndarray], tfidf: TfidfWithLines | None = None) -> dict:
+def line_report(records: Sequence[dict], scores: Sequence[np.ndarray], tfidf: TfidfWithLines | None = None, *,
+                task: Task = Task()) -> dict:
     """How well single lines are told apart, and whether the most suspicious one of a fraud is part of it.
 
     Args:
         records: with ``line_labels``.
         scores: of each record, [lines] probabilities; lines that the model did not read are missing at its end.
         tfidf: whose TF-IDF of lines to compare with, which knows each line alone.
+        task: the scores' own; it says what counts as a line.
 
     Returns:
         metrics of all lines at threshold 0.5, with intervals resampled by dialogue, the same of ``tfidf``, and
         ``most_suspicious_line_is_fraud``, a share of the records that are frauds.
     """
-    labels = [record["line_labels"][:len(of_lines)] for record, of_lines in zip(records, scores, strict=True)]
+    labels = [canonical_line_labels(record["input"], record["line_labels"], task)[:len(of_lines)]
+              for record, of_lines in zip(records, scores, strict=True)]
     y_true, y_score = np.concatenate(labels).astype(bool), np.concatenate(scores)
     cases = groups_of(records) or range(len(records))
     groups = [case for case, of_lines in zip(cases, scores) for _ in of_lines]

@@ -6,7 +6,7 @@ import sys
 
 from datasets import Dataset
 
-from data.prompt import PromptEncoder, Task
+from data.prompt import PromptEncoder, Task, canonical_line_labels
 from data.records import Skipped, read_records
 
 from ..provenance import describe_data
@@ -25,8 +25,9 @@ def read_examples(path: str, tokenizer, task: Task) -> Dataset:
     if all("line_labels" in record for record in records):
         for example, record in zip(examples, records):
             ends = encoder.line_ends(example["input_ids"][:example["labels"].count(-100)])
-            known = len(ends) == len(record["line_labels"])  # not of a dialogue that lost its end
-            example |= {"line_ends": ends if known else [], "line_labels": record["line_labels"] if known else []}
+            labels = canonical_line_labels(record["input"], record["line_labels"], task)
+            known = len(ends) == len(labels)  # not of a dialogue that lost its end
+            example |= {"line_ends": ends if known else [], "line_labels": labels if known else []}
     dataset = Dataset.from_list(examples)
     origin = {"task": dataclasses.asdict(task), "data": describe_data(path, len(records))}
     dataset.info.description = json.dumps(origin, ensure_ascii=False)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from data.files import DataError
-from data.prompt import INSTRUCTION, PromptEncoder, Task
-from data.speakers import neutral_speakers
+from data.normalise import NORMALISER
+from data.prompt import INSTRUCTION, PromptEncoder, Task, canonical
 
 DIALOGUE = "客服: 您好，请把验证码告诉我。\n张伟: 为什么？"
 NEUTRAL = "A: 您好，请把验证码告诉我。\nB: 为什么？"
@@ -73,7 +73,7 @@ def test_a_line_ends_at_the_token_with_its_last_character(encoder, tokenizer):
     dialogues = ["张伟: 您好。\n李娜: 请把验证码告诉我！\n好的\n\n张伟: 再见", DIALOGUE, "一行", "甲: 好\n", "\n甲: 好",
                  "甲: <|im_end|>\n乙: 好"]
     for dialogue, prompt in zip(dialogues, encoder.prompts(dialogues)):
-        lines = neutral_speakers(dialogue).split("\n")
+        lines = canonical(dialogue, encoder.task).split("\n")
         until = [tokenizer.decode(prompt[len(encoder.head):end + 1]).rstrip("\n") for end in encoder.line_ends(prompt)]
         assert until == ["\n".join(lines[:i + 1]).rstrip("\n") for i in range(len(lines))]
 
@@ -178,7 +178,7 @@ def encoder_with_names(tokenizer):
 def assert_plain(encoder, text):
     ids = dialogue_ids(encoder, text)
     assert not set(ids) & set(encoder.tokenizer.added_tokens_decoder)
-    assert encoder.tokenizer.decode(ids) == text
+    assert encoder.tokenizer.decode(ids) == canonical(text, encoder.task)
 
 
 @pytest.mark.parametrize("said", [
@@ -250,22 +250,20 @@ def test_answers_that_do_not_part_are_an_error(tokenizer, answers):
 
 
 def test_a_task_survives_json():
-    task = Task(instruction="是诈骗吗？\n", answers=("是", "否"), neutral_speakers=False, max_length=77, threshold=0.25,
-                temperature=1.5)
+    task = Task(instruction="是诈骗吗？\n", answers=("是", "否"), neutral_speakers=False, max_length=77, normaliser=0)
     again = Task(**json.loads(json.dumps(dataclasses.asdict(task))))
     assert again == task and again.answers == ("是", "否")
 
 
-def test_a_task_from_before_there_was_a_temperature_has_one_that_changes_nothing():
-    saved = dataclasses.asdict(Task(threshold=0.25))
-    del saved["temperature"]
-    assert Task(**saved) == Task(threshold=0.25, temperature=1.0)
+def test_a_task_names_the_normaliser_and_one_of_another_version_is_an_error():
+    assert dataclasses.asdict(Task())["normaliser"] == NORMALISER
+    with pytest.raises(DataError, match=f"{NORMALISER + 1}"):
+        Task(normaliser=NORMALISER + 1)
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "1"])
-def test_a_temperature_that_is_none_is_an_error(temperature):
-    with pytest.raises(DataError, match="temperature must be a number above zero, not"):
-        Task(temperature=temperature)
+def test_what_was_taught_before_there_was_a_normaliser_is_asked_as_it_was(tokenizer):
+    encoder = PromptEncoder(tokenizer, Task(normaliser=0))
+    assert tokenizer.decode(dialogue_ids(encoder, "客服： 好 \r\n\n张伟: ３")) == "A: 好 \r\n\nB: ３"
 
 
 def test_instruction_and_answers_are_those_of_the_task(tokenizer):

@@ -1,0 +1,200 @@
+"""One form for texts that mean the same: line ends, blanks, widths, time stamps, chat exports, subtitles.
+
+People paste dialogues from chats, transcripts and web pages. What does not change the meaning must not change the
+tokens, so every text takes the same form before it becomes a prompt. Three steps: characters (one form for each blank,
+line end and width), lines (headers and subtitle marks merge with what they announce), and marks (Chinese text has the
+full-width ones, numbers and Latin text the half-width ones, as is usual in both).
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from .speakers import SPEAKER, safe_name
+
+NORMALISER = 1  # the version; a checkpoint says with which one it was trained, 0 being none
+
+# ------------------------------------------------------------------------------------------------- characters
+MARKS, FULL_MARKS = ",!?;:()", "，！？；：（）"  # of these the context decides the width
+TO_FULL, TO_HALF = str.maketrans(MARKS, FULL_MARKS), str.maketrans(FULL_MARKS, MARKS)
+_BREAKS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+_INVISIBLE = [*range(0x09), *range(0x0e, 0x1c), 0x1f, *range(0x7f, 0x85), *range(0x86, 0xa0), 0xad, 0x34f, 0x61c,
+              0x115f, 0x1160, 0x17b4, 0x17b5, *range(0x180b, 0x180f), *range(0x200b, 0x2010), *range(0x202a, 0x202f),
+              *range(0x2060, 0x2070), 0x3164, *range(0xfe00, 0xfe10), 0xfeff, 0xffa0, *range(0xfff9, 0xfffc),
+              *range(0xe0000, 0xe0080), *range(0xe0100, 0xe01f0)]
+_COMPATIBLE = [*range(0xfe10, 0xfe1a), *range(0xfe30, 0xfe70), *range(0xff01, 0xfff0)]  # half, full, small, upright
+_FORMS = {code: form for code in _COMPATIBLE if len(form := unicodedata.normalize("NFKC", chr(code))) == 1}
+_FORMS |= {ord(mark): mark for mark in FULL_MARKS}
+_FORMS |= dict.fromkeys(map(ord, "\t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f"
+                            "\u205f\u3000\u2800"), " ")
+_FORMS |= dict.fromkeys(map(ord, _BREAKS), "\n") | dict.fromkeys(_INVISIBLE)
+_ODD = {*map(chr, _FORMS), "\\", "<", "&"} - set(FULL_MARKS)  # a set is asked faster than a pattern with a wide class
+# Typed or pasted line ends; C:\new is a path.
+_TYPED_BREAK = re.compile(r"</?(?:br|p|div)\s*/?>|(?<![A-Za-z]:)(?:\\r\\n|\\n|\\r(?![A-Za-z]))", re.IGNORECASE)
+
+# ------------------------------------------------------------------------------------------------------ stamps
+_DATE = r"(?:\d{4}[-/.年]\d{1,2}[-/.月]\d{1,2}日?|(?:\d{4}年)?\d{1,2}月\d{1,2}日)"  # can stand without a time
+_SHORT_DATE = r"(?:\d{1,2}[-/.]\d{1,2}(?:[-/.]\d{2,4})?|昨天|前天|今天)"  # cannot
+_DAY = r"(?:星期|周)[一二三四五六日天]"
+_TIME = (r"(?:(?:凌晨|清晨|早上|上午|中午|下午|傍晚|晚上) ?)?"
+         r"\d{1,3}[:：]\d{2}(?:[:：]\d{2})?(?:[.,，]\d{1,6})?(?!\d|%)"
+         r"(?: ?[AaPp]\.?[Mm]\b\.?)?(?:Z|[+-]\d{2}[:：]?\d{2})?")
+_STAMP = rf"(?:(?:{_DATE}|{_SHORT_DATE})(?:[T,， ]{{0,2}}{_DAY})?[T,， ]{{0,2}}{_TIME}|{_DATE}(?: ?{_DAY})?|{_TIME})"
+_RANGE = rf"{_STAMP}(?: ?(?:-->|->|→|-|–|—|~|至) ?{_STAMP})?"
+_OPEN, _CLOSE = r"[\[(（【<〔]", r"[\])）】>〕]"
+_FRONT = re.compile(rf"(?:(?:{_OPEN} ?{_RANGE} ?{_CLOSE}|{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
+_EXPLICIT = re.compile(rf"{_OPEN}|.*\d[:：]\d\d[:：]\d\d|.*-->")  # a stamp, whatever follows it
+_NAME = r"(?P<name>[^:：，。！？；,!?;\n]{1,40}?)"
+_BEHIND = re.compile(rf"{_NAME}(?: ?{_OPEN} ?{_RANGE} ?{_CLOSE}| {_RANGE})+ ?[:：](?!\d\d) ?")
+_TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
+_NAME_FIRST = re.compile(rf"{_NAME} ?(?: {_OPEN}?|{_OPEN}) ?{_RANGE} ?{_CLOSE}?")
+_STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:{_DAY} )?{_TIME}{_CLOSE}? {_NAME}"
+                          r"(?: ?[(（<][^()（）<>]{4,40}[)）>])?")
+_MAY_BE_STAMPED = re.compile(r"\d[:：]\d|\d{4}[-/.年]\d|\d月\d|WEBVTT|<v ")  # what any of the above holds
+_VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
+_BRACKETED = re.compile(r"[\[(（【「『〈《<〔]"
+                        r"(?P<name>[^\[\]()（）【】「」『』〈〉《》<>〔〕]{1,38})[\])）】」』〉》>〕]")
+_BRACKETED_TURN = re.compile(_BRACKETED.pattern + r" ?(?=[^ :：])")
+
+# ------------------------------------------------------------------------------------------------------- marks
+_CHINESE, _LATIN = re.compile("[\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"), re.compile("[A-Za-z]")
+_ASCII = re.compile(r"[\x00-\x7f]")  # without any, all marks of Chinese text are as usual
+_BLANK_AT_MARK = re.compile(rf" ?([{FULL_MARKS}]) ?")
+_MARK_BEFORE_LATIN = re.compile("[，：！？；](?=[0-9A-Za-z/\\\\])")
+_INSIDE_LATIN = re.compile("[0-9][，：][0-9]|.：[/\\\\]|[0-9A-Za-z/=][！？；].")  # 3,000, 12:30, https:/, page?id
+
+
+def normalise(text: str) -> str:
+    """`text` in the one form of all texts that mean the same; its own normal form stays as it is."""
+    return "\n".join(normalise_lines(text)[0])
+
+
+def normalise_lines(text: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """The lines of the normal form, and for each the (first, last) line of `text` that it was made from.
+
+    Lines of `text` are counted as in ``line_labels``, by its line feeds. There is at least one line, if an empty one.
+    """
+    lines, origin = [], []
+    for number, line in enumerate(_plain_characters(text)):
+        for part in line.split("\n"):
+            if part := part.strip():
+                lines.append(part)
+                origin.append((number, number))
+    if _MAY_BE_STAMPED.search(text):
+        turns, origin = _merge_headers(lines, origin)
+    else:
+        turns = [_spoken(line) for line in lines]
+    turns = _bracketed_turns(turns)
+    return [_joined(name, said) for name, said in turns] or [""], origin or [(0, max(0, text.count("\n")))]
+
+
+def normalise_line_labels(text: str, labels: Sequence[bool]) -> list[bool]:
+    """The label of each line of the normal form: fraud where one of the lines that it was made from is."""
+    return [any(labels[first:last + 1]) for first, last in normalise_lines(text)[1]]
+
+
+def _plain_characters(text: str) -> list[str]:
+    """The lines of `text`, one form for each character; other kinds of line end have become line feeds in them."""
+    if "  " not in text and unicodedata.is_normalized("NFC", text) and _ODD.isdisjoint(text):
+        return text.split("\n")
+    return [_plain_line(line) for line in text.split("\n")]
+
+
+def _plain_line(line: str) -> str:
+    line = unicodedata.normalize("NFC", unicodedata.normalize("NFC", line).translate(_FORMS))
+    line = _TYPED_BREAK.sub("\n", line.replace("&nbsp;", " "))
+    return re.sub(" *\n *", "\n", re.sub("  +", " ", line))
+
+
+def _merge_headers(lines: list[str], origin: list[tuple[int, int]]
+                   ) -> tuple[list[tuple[str | None, str]], list[tuple[int, int]]]:
+    """(speaker, words) of each line that says something, and its origin, that of its header included."""
+    turns, places, header, first = [], [], None, None
+    for index, (line, place) in enumerate(zip(lines, origin)):
+        following = lines[index + 1] if index + 1 < len(lines) else ""
+        if _announces(line, following):
+            name = _header_name(line, following)
+            header, first = name or header, place[0] if first is None or name else first
+            continue
+        if voice := _VOICE.fullmatch(line):
+            header, line = voice.groups()
+        turn = (_plain_name(header), line) if header else _turn(line)
+        turns.append(turn)
+        places.append((place[0] if first is None else first, place[1]))
+        header = first = None
+    return (turns, places) if turns or not lines else ([(None, line) for line in lines], origin)
+
+
+def _announces(line: str, following: str) -> bool:
+    """Whether a line says nothing itself: a subtitle's number or times, a chat's name and time."""
+    if line[-1].isalnum() and not line[-1].isdigit() and line != "WEBVTT" and "-->" not in line:
+        return _header_name(line, following) is not None
+    return (line == "WEBVTT" or bool(_TIMING.match(line)) or line.isdigit() and bool(_TIMING.match(following))
+            or bool(_FRONT.fullmatch(line)) or _header_name(line, following) is not None)
+
+
+def _header_name(line: str, following: str) -> str | None:
+    """Who speaks next, where a line is a name and a time (WeChat, meeting transcripts) or a time and a name (QQ)."""
+    if ":" not in line and "：" not in line or not following:
+        return None
+    if (match := _NAME_FIRST.fullmatch(line)) and not SPEAKER.match(following):
+        return match["name"]
+    if (match := _STAMP_FIRST.fullmatch(line)) and not _FRONT.match(following):
+        return match["name"]
+    return None
+
+
+def _turn(line: str) -> tuple[str | None, str]:
+    """(speaker, words) of a line, without the time before or behind the speaker and brackets round the name."""
+    if (stamp := _FRONT.match(line)) and (rest := line[stamp.end():].strip()):
+        if _EXPLICIT.match(stamp[0]) or SPEAKER.match(rest) or _BEHIND.match(rest):
+            line = rest
+    if match := _BEHIND.match(line):
+        return _plain_name(match["name"]), line[match.end():].strip()
+    return _spoken(line)
+
+
+def _spoken(line: str) -> tuple[str | None, str]:
+    match = SPEAKER.match(line)
+    name = _plain_name(match[1]) if match else ""
+    return (name, line[match.end():].strip()) if name else (None, line)
+
+
+def _plain_name(name: str) -> str:
+    name = name.strip()
+    if name.isalnum():
+        return name
+    name = name.translate(TO_HALF)
+    bracketed = _BRACKETED.fullmatch(name)
+    return safe_name(bracketed["name"]) if bracketed else name
+
+
+def _bracketed_turns(turns: list[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
+    """Turns where a name in brackets opens every line, without a colon. (One 【快递】 opens a text message.)"""
+    if len(turns) < 2 or turns[0][0] is not None or not _BRACKETED_TURN.match(turns[0][1]):
+        return turns
+    found = [name is None and _BRACKETED_TURN.match(said) for name, said in turns]
+    if not all(found):
+        return turns
+    return [(_plain_name(safe_name(match["name"])), said[match.end():]) for match, (_, said) in zip(found, turns)]
+
+
+def _joined(name: str | None, said: str) -> str:
+    if said and (_ASCII.search(said) or not _CHINESE.search(said)):
+        said = _usual_marks(said)
+    return said if name is None else f"{name}: {said}"
+
+
+def _usual_marks(said: str) -> str:
+    if _LATIN.search(said) and not _CHINESE.search(said):
+        return said.translate(TO_HALF)
+    said = said.translate(TO_FULL)
+    if " " in said:
+        said = _BLANK_AT_MARK.sub(r"\1", said)
+    return _MARK_BEFORE_LATIN.sub(_width, said)
+
+
+def _width(mark: re.Match) -> str:
+    """A mark of Chinese text before a digit, letter or slash: half as wide inside a number, a time or an address."""
+    place = mark.start()
+    return mark[0].translate(TO_HALF) if _INSIDE_LATIN.match(mark.string[max(0, place - 1):place + 2]) else mark[0]
