@@ -74,6 +74,20 @@ def normalise_lines(text: str) -> tuple[list[str], list[tuple[int, int]]]:
 
     Lines of `text` are counted as in ``line_labels``, by its line feeds. There is at least one line, if an empty one.
     """
+    lines, origin = _normalise_once(text)
+    while (before := "\n".join(lines)) != text:  # what one step uncovers another may take for a stamp, too
+        text = before
+        lines, places = _normalise_once(text)
+        origin = [(origin[first][0], origin[last][1]) for first, last in places]
+    return lines, origin
+
+
+def normalise_line_labels(text: str, labels: Sequence[bool]) -> list[bool]:
+    """The label of each line of the normal form: fraud where one of the lines that it was made from is."""
+    return [any(labels[first:last + 1]) for first, last in normalise_lines(text)[1]]
+
+
+def _normalise_once(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     lines, origin = [], []
     for number, line in enumerate(_plain_characters(text)):
         for part in line.split("\n"):
@@ -86,11 +100,6 @@ def normalise_lines(text: str) -> tuple[list[str], list[tuple[int, int]]]:
         turns = [_spoken(line) for line in lines]
     turns = _bracketed_turns(turns)
     return [_joined(name, said) for name, said in turns] or [""], origin or [(0, max(0, text.count("\n")))]
-
-
-def normalise_line_labels(text: str, labels: Sequence[bool]) -> list[bool]:
-    """The label of each line of the normal form: fraud where one of the lines that it was made from is."""
-    return [any(labels[first:last + 1]) for first, last in normalise_lines(text)[1]]
 
 
 def _plain_characters(text: str) -> list[str]:
@@ -117,7 +126,7 @@ def _merge_headers(lines: list[str], origin: list[tuple[int, int]]
             header, first = name or header, place[0] if first is None or name else first
             continue
         if voice := _VOICE.fullmatch(line):
-            header, line = voice.groups()
+            header, line = voice[1], voice[2].strip()
         turn = (_plain_name(header), line) if header else _turn(line)
         turns.append(turn)
         places.append((place[0] if first is None else first, place[1]))

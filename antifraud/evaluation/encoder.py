@@ -29,8 +29,8 @@ from transformers import (
 
 from data.command import command
 from data.files import DataError, one_line, refuse_existing, require_input, write_json
-from data.records import Skipped, read_numbered_records, read_records, write_records
 from data.prompt import Task, canonical
+from data.records import Skipped, read_numbered_records, read_records, write_records
 
 from ..model import compute_dtype, default_device, locate_model, pick_device
 from ..provenance import code_provenance, describe_base, describe_data, device_name
