@@ -21,6 +21,13 @@ def one_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def refuse_lfs_pointer(path: str | Path) -> None:
+    """Refuses a file of three lines that git-lfs left in the place of the one that is wanted."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs.github.com/spec"):
+            raise DataError(f"{path}: is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")
+
+
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of each line that is not blank, read lazily."""
     if not os.path.isfile(path):
@@ -40,7 +47,8 @@ def _decode(line: bytes, place: str) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        raise DataError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8 or name its encoding, as in "
+                        "--encoding gb18030") from None
 
 
 def require_paths(input_path: str | Path, output_path: str | Path) -> None:

@@ -2,29 +2,31 @@
 
 *Records* are JSONL, one object a line: ``input`` (str) and ``label`` (bool), optionally ``instruction``,
 ``case``, ``category``, ``fraud_speaker`` and ``source`` (str), ``position`` (the share of a dialogue that
-comes before the piece, 0 to 1), and ``line_labels`` (of each line of ``input``, whether it is part of a fraud).
-*Dialogues* are CSV, one spoken line a row: ``case, speaker, content, is_fraud``. Nothing is coerced, dropped
-or defaulted in silence: a bad file raises `DataError`, whose one line names the file, the line, the key and
-the remedy.
+comes before the segment, 0 to 1), and ``line_labels`` (of each line of ``input``, whether it is part of a fraud).
+*Dialogues* are CSV, one spoken line a row: ``case, speaker, content, is_fraud``. Other formats are read where a
+`Reading` asks for them. Nothing is coerced, dropped or defaulted in silence: a bad file raises `DataError`, whose
+one line names the file, the line, the key and the remedy.
 """
 
 import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from .files import DataError, numbered_lines, write_text
+from .formats import LAYOUTS, Reading, label_of, named_row, record_of
+from .sources import TABLE_SUFFIXES, Source, as_object, how_to_read, load_json, open_source, refuse_other, short, shown
 
-CSV_COLUMNS = ("case", "speaker", "content", "is_fraud")
+CSV_COLUMNS = tuple(LAYOUTS["dialogues"])
 REQUIRED_KEYS = {"input": str, "label": bool}
 OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speaker": str, "source": str,
                  "position": float, "line_labels": list}
 KINDS = {str: "a string", bool: "true or false, without quotes", float: "a number", list: "a list of true and false"}
-CSV_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+NATIVE_DIALOGUES = Reading("dialogues")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One conversation; `case` is unique within a corpus, `category` is the kind of scam or of honest talk."""
+    """One conversation; `case` is unique within a corpus, `category` is the kind of scam or of ordinary talk."""
 
     case: str
     category: str
@@ -62,46 +64,94 @@ class Skipped:
         return f"skipped {len(self)}: " + "; ".join(self.places[:shown]) + rest
 
 
-# ---------------------------------------------------------------------------------------------- JSONL records
+# ------------------------------------------------------------------------------------------------------- records
 
 
-def read_records(path: str | Path, skipped: Skipped | None = None) -> list[dict]:
-    """All records of a JSONL file; see `read_numbered_records`."""
-    return [record for _, record in read_numbered_records(path, skipped)]
+def read_records(path: str | Path, skipped: Skipped | None = None, reading: Reading | None = None) -> list[dict]:
+    """All records of a file; see `read_numbered_records`."""
+    return [record for _, record in read_numbered_records(path, skipped, reading)]
 
 
-def read_numbered_records(path: str | Path, skipped: Skipped | None = None) -> list[tuple[int, dict]]:
-    """(line number from 1, record) of all records of a JSONL file.
+def read_numbered_records(path: str | Path, skipped: Skipped | None = None, reading: Reading | None = None
+                          ) -> list[tuple[int, dict]]:
+    """(line number from 1, record) of all records of a file.
 
     Args:
-        path: the file; UTF-8, with or without a byte-order mark, LF or CRLF.
-        skipped: where to note records whose ``input`` is empty. Without it an empty ``input`` is an error.
+        path: the file; without `reading` JSON Lines in UTF-8, with or without a byte-order mark, LF or CRLF.
+        skipped: where to note rows that are empty or whose ``input`` is. Without it an empty ``input`` is an error.
+        reading: how a file of another format is to be read.
 
     Raises:
-        DataError: the file is missing, empty, not UTF-8, or a line is not a good record.
+        DataError: the file is missing, empty, of another format, or a row is not a good record.
     """
+    skipped_rows = Skipped()
     records = []
-    for number, text in numbered_lines(path):
-        record = parse_record(text, f"{path}:{number}")
-        if record["input"].strip():
+    for number, record in record_rows(path, reading):
+        if isinstance(record, DataError):
+            raise record
+        if record is None:
+            skipped_rows.add(f"{path}:{number}: the row is empty")
+        elif record["input"].strip():
             records.append((number, record))
         elif skipped is None:
             raise DataError(f"{path}:{number}: 'input' is empty; remove the line or give it a dialogue")
         else:
-            skipped.add(f"{path}:{number}: 'input' is empty")
+            skipped_rows.add(f"{path}:{number}: 'input' is empty")
     if not records:
         raise DataError(f"{path}: no records; expected one JSON object a line with 'input' and 'label'")
+    if skipped is not None:
+        skipped.places += skipped_rows.places
     return records
 
 
-def parse_record(text: str, place: str) -> dict:
-    """One record from its JSON text; `place` (``path:line``) opens every error."""
+def record_rows(path: str | Path, reading: Reading | None = None) -> Iterator[tuple[int, dict | DataError | None]]:
+    """(line number, record) of each row; None where the row is empty, the error where it is not a good record."""
+    if reading is None:
+        refuse_other(path)
+        for number, text in numbered_lines(path):
+            yield number, _tried(f"{path}:{number}", lambda text: _native_record(path, text), text)
+        return
+    if reading.layout == "dialogues":
+        raise DataError(f"{path}: --layout dialogues gives dialogues, records are expected here; cut them into records "
+                        "with python -m data.prepare --source")
+    source = _opened(path, reading)
+    for number, row in source.rows:
+        if isinstance(row, dict):
+            row = _tried(f"{path}:{number}", lambda row: _checked(record_of(row, reading, source.is_table)), row)
+        yield number, row
+
+
+def _native_record(path: str | Path, text: str) -> dict:
+    value = load_json(text.rstrip("\r\n"))
     try:
-        record = parse_object(text, required=REQUIRED_KEYS, optional=OPTIONAL_KEYS)
-        if "line_labels" in record:
-            _check_line_labels(record["line_labels"], record["input"])
+        return _checked(value)
     except DataError as error:
-        raise DataError(f"{place}: {error}") from None
+        if isinstance(value, dict) and not ("input" in value and isinstance(value.get("label"), bool)):
+            raise DataError(f"{error}; to read another format: {how_to_read(path)}") from None
+        raise
+
+
+def _opened(path: str | Path, reading: Reading) -> Source:
+    return open_source(path, encoding=reading.encoding, delimiter=reading.delimiter, sheet=reading.sheet)
+
+
+def _tried(place: str, read: Callable[[object], object], row: object) -> object:
+    """What `read` makes of a row, or the error, which says where."""
+    try:
+        return read(row)
+    except DataError as error:
+        return DataError(f"{place}: {error}")
+
+
+def _checked(value: object) -> dict:
+    """The record that `value` is.
+
+    Raises:
+        DataError: it is none; without a place.
+    """
+    record = _check_object(value, REQUIRED_KEYS, OPTIONAL_KEYS)
+    if "line_labels" in record:
+        _check_line_labels(record["line_labels"], record["input"])
     return record
 
 
@@ -111,7 +161,7 @@ def _check_line_labels(labels: list, dialogue: str) -> None:
         raise DataError(f"key 'line_labels' has {len(labels)} labels, 'input' has {lines} lines")
     for label in labels:
         if not isinstance(label, bool):
-            raise DataError(f"key 'line_labels' must be {KINDS[list]}, found {_kind(label)} in it")
+            raise DataError(f"key 'line_labels' must be {KINDS[list]}, found {shown(label)} in it")
 
 
 def parse_object(text: str, *, required: Mapping[str, type], optional: Mapping[str, type] = MappingProxyType({})
@@ -121,34 +171,20 @@ def parse_object(text: str, *, required: Mapping[str, type], optional: Mapping[s
     Raises:
         DataError: it is none, has a key twice or of another kind, or cannot be written again.
     """
-    try:
-        found = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise DataError("nested too deeply") from None
-    except ValueError as error:  # a key twice; a number of 5,000 digits
-        raise DataError(str(error)) from None
-    if not isinstance(found, dict):
-        raise DataError(f"expected a JSON object, found {_kind(found)}")
+    return _check_object(load_json(text.rstrip("\r\n")), required, optional)
+
+
+def _check_object(value: object, required: Mapping[str, type], optional: Mapping[str, type]) -> dict:
+    record = as_object(value)
     for key, kind in required.items():
-        if key not in found:
-            raise DataError(f"key '{key}' is missing")
-        _check_kind(found[key], kind, key)
+        if key not in record:
+            raise DataError(f"key '{key}' is missing; found: {short(', '.join(record)) or 'no keys'}")
+        _check_kind(record[key], kind, key)
     for key, kind in optional.items():
-        if key in found:
-            _check_kind(found[key], kind, key)
-    for key, value in found.items():
-        _check_writable(key, value)
-    return found
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {double!r} appears twice")
+        if key in record:
+            _check_kind(record[key], kind, key)
+    for key, item in record.items():
+        _check_writable(key, item)
     return record
 
 
@@ -156,17 +192,9 @@ def _check_kind(value: object, kind: type, key: str) -> None:
     # True is an int to Python, and JSON writes 0.0 as 0 as it likes.
     fits = isinstance(value, kind) or kind is float and type(value) is int
     if not fits:
-        raise DataError(f"key '{key}' must be {KINDS[kind]}, found {_kind(value)}")
+        raise DataError(f"key '{key}' must be {KINDS[kind]}, found {shown(value)}")
     if key == "position" and not 0 <= value <= 1:
-        raise DataError(f"key 'position' must be from 0 to 1, found {_kind(value)}")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "an object"
-    shown = json.dumps(value, ensure_ascii=True)
-    name = {str: "the string", bool: "", type(None): ""}.get(type(value), "the number")
-    return f"{name} {shown if len(shown) <= 40 else shown[:37] + '...'}".strip()
+        raise DataError(f"key 'position' must be from 0 to 1, found {shown(value)}")
 
 
 def _check_writable(key: str, value: object) -> None:
@@ -187,27 +215,34 @@ def write_records(path: str | Path, records: Iterable[dict]) -> None:
 
 
 def groups_of(records: Sequence[dict]) -> list[str] | None:
-    """The dialogue that each record is a piece of, where all records say so."""
+    """The dialogue that each record is a segment of, where all records say so."""
     return [record["case"] for record in records] if all("case" in record for record in records) else None
 
 
-# ---------------------------------------------------------------------------------------------- CSV dialogues
+# ----------------------------------------------------------------------------------------------------- dialogues
 
 
-def read_dialogues(path: str | Path, skipped: Skipped) -> list[Dialogue]:
-    """All dialogues of a CSV file, or of every ``*.csv`` in a folder (in name order).
+def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None = None) -> list[Dialogue]:
+    """All dialogues of a table, or of every one in a folder (in name order).
 
-    A file's name without ``.csv`` and without a trailing count such as ``(200)`` is its dialogues' category;
+    A file's name without its suffix and without a trailing count such as ``(200)`` is its dialogues' category;
     their `case` becomes ``category/case``, since files number their cases independently. Rows with an empty
     ``content`` or an empty ``is_fraud`` are noted in `skipped`; any other fault is an error.
+
+    Args:
+        path: without `reading` CSV in UTF-8 with commas; a folder's ``*.csv``.
+        reading: how tables of another kind are to be read; then also a folder's ``*.tsv`` and ``*.xlsx``.
     """
     path = Path(path)
     if not path.is_dir():
-        return _read_dialogue_file(path, skipped)
-    files = sorted(path.glob("*.csv"))
+        return _read_dialogue_file(path, skipped, reading)
+    suffixes = TABLE_SUFFIXES if reading else (".csv",)
+    files = sorted(file for file in path.iterdir()
+                   if file.suffix.lower() in suffixes and not file.name.startswith((".", "~$")))  # Excel's lock files
     if not files:
-        raise DataError(f"{path}: no *.csv files in this folder; expected columns {', '.join(CSV_COLUMNS)}")
-    dialogues = [dialogue for file in files for dialogue in _read_dialogue_file(file, skipped)]
+        raise DataError(f"{path}: no {' '.join(f'*{suffix}' for suffix in suffixes)} files in this folder; expected "
+                        f"columns {', '.join(CSV_COLUMNS)}")
+    dialogues = [dialogue for file in files for dialogue in _read_dialogue_file(file, skipped, reading)]
     cases = [dialogue.case for dialogue in dialogues]
     if len(set(cases)) < len(cases):
         double = next(case for case in cases if cases.count(case) > 1)
@@ -215,50 +250,59 @@ def read_dialogues(path: str | Path, skipped: Skipped) -> list[Dialogue]:
     return dialogues
 
 
-def _read_dialogue_file(path: Path, skipped: Skipped) -> list[Dialogue]:
-    category = re.sub(r"\s*\(\d+\)$", "", path.stem)
-    lines_of_case: dict[str, list[Line]] = {}
-    for number, row in _csv_rows(path):
-        place = f"{path}:{number}"
-        if not row["case"].strip():
-            raise DataError(f"{place}: column 'case' is empty; every line belongs to a dialogue")
-        empty = [name for name in ("content", "is_fraud") if not row[name].strip()]
-        if empty:
-            skipped.add(f"{place}: column '{empty[0]}' is empty")
-            continue
-        if row["is_fraud"] not in CSV_LABELS:
-            raise DataError(f"{place}: column 'is_fraud' must be True or False, found {row['is_fraud']!r}")
-        line = Line(row["speaker"].strip(), row["content"].strip(), CSV_LABELS[row["is_fraud"]])
-        lines_of_case.setdefault(row["case"].strip(), []).append(line)
-    if not lines_of_case:
+def _read_dialogue_file(path: Path, skipped: Skipped, reading: Reading | None) -> list[Dialogue]:
+    lines: list[tuple[str, Line]] = []
+    for number, row in dialogue_rows(path, reading):
+        if isinstance(row, DataError):
+            raise row
+        if isinstance(row, str):
+            skipped.add(f"{path}:{number}: {row}")
+        else:
+            lines.append(row)
+    if not lines:
         raise DataError(f"{path}: no dialogue lines; expected rows of {', '.join(CSV_COLUMNS)}")
+    return dialogues_of(path, lines)
+
+
+def dialogues_of(path: str | Path, lines: Iterable[tuple[str, Line]]) -> list[Dialogue]:
+    """The dialogues of one file from its lines and the cases that they belong to."""
+    category = re.sub(r"\s*\(\d+\)$", "", Path(path).stem)
+    lines_of_case: dict[str, list[Line]] = {}
+    for case, line in lines:
+        lines_of_case.setdefault(case, []).append(line)
     return [Dialogue(f"{category}/{case}", category, tuple(lines)) for case, lines in lines_of_case.items()]
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, row) of each data row; a quoted field may span lines, the number is that of its last."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise DataError(f"{path}:1: column '{missing[0]}' is missing; expected {', '.join(CSV_COLUMNS)}")
-        double = [name for name in CSV_COLUMNS if reader.fieldnames.count(name) > 1]
-        if double:
-            raise DataError(f"{path}:1: column '{double[0]}' appears twice")
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{path}:{reader.line_num}: expected {len(reader.fieldnames)} columns; "
-                                "quote contents that hold a comma")
-            yield reader.line_num, row
-    except csv.Error as error:
-        # line_num is that of the last good row: an open quote swallows the rest, and it opens in the row after.
-        raise DataError(f"{path}:{reader.line_num + 1}: not CSV ({error})") from None
+def dialogue_rows(path: str | Path, reading: Reading | None = None
+                  ) -> Iterator[tuple[int, tuple[str, Line] | DataError | str]]:
+    """(line number, (case, line)) of each row; a string says why a row is passed over, an error what is wrong."""
+    reading = reading or NATIVE_DIALOGUES
+    if reading.layout != "dialogues":
+        raise DataError(f"{path}: --layout {reading.layout} gives records, dialogues are expected here; write "
+                        f"--layout dialogues, for rows of {', '.join(CSV_COLUMNS)}")
+    source = _opened(path, reading)
+    for number, row in source.rows:
+        if isinstance(row, dict):
+            row = _tried(f"{path}:{number}", lambda row: _dialogue_row(row, reading, source.is_table), row)
+        yield number, "the row is empty" if row is None else row
+
+
+def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Line] | str:
+    row = named_row(row, reading)
+    texts = {}
+    for key in ("case", "speaker", "content"):
+        value = str(row[key]) if type(row[key]) is int else row[key]
+        if not isinstance(value, str):
+            raise DataError(f"key '{reading.names[key]}' must be a string, found {shown(value)}")
+        texts[key] = value.strip()
+    if not texts["case"]:
+        raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue")
+    label = row["is_fraud"]
+    for key, empty in (("content", not texts["content"]), ("is_fraud", isinstance(label, str) and not label.strip())):
+        if empty:
+            return f"column '{reading.names[key]}' is empty"
+    is_fraud = label_of(label, reading, is_table, reading.names["is_fraud"])
+    return texts["case"], Line(texts["speaker"], texts["content"], is_fraud)
 
 
 def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> None:

@@ -1,0 +1,259 @@
+"""Files as people have them, read as asked for: JSON arrays, Alpaca, messages, tables in any encoding, Excel.
+
+Nothing here guesses. A `Reading` says how a file is laid out, and without one only the project's own two formats are
+read. ``python -m data.prepare --inspect FILE`` finds the options that a file needs and shows what they give.
+"""
+
+import argparse
+import codecs
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from .files import DataError
+from .sources import as_object, load_json, short, shown
+from .speakers import format_dialogue
+
+DIALOGUE_COLUMNS = ("case", "speaker", "content", "is_fraud")
+# For each layout, the keys or columns that it reads: what they mean here, and what they are called in the file.
+LAYOUTS = {
+    "records": {"input": "input", "label": "label"},
+    "alpaca": {"input": "input", "label": "output"},
+    "messages": {"messages": "messages"},
+    "turns": {"messages": "messages", "label": "label"},
+    "dialogues": {name: name for name in DIALOGUE_COLUMNS},
+}
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
+# A table has no booleans, only words for them. JSON has some: there, "true" in quotes is a string.
+TABLE_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+ASKING, ANSWERING = ("user", "human"), ("assistant", "gpt")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is to be read, as asked for; the defaults are those of the project's own formats.
+
+    Args:
+        layout: one of `LAYOUTS`.
+        columns: for a key of the layout, the name of the key or column in the file.
+        label_values: for a label as the file writes it, whether it means fraud.
+        encoding: of text files; ``utf-8`` also reads a byte-order mark.
+        delimiter: between the columns of a CSV file, one character.
+        sheet: of an Excel workbook; needed where several hold something.
+    """
+
+    layout: str = "records"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    label_values: Mapping[str, bool] = field(default_factory=dict)
+    encoding: str = "utf-8"
+    delimiter: str = ","
+    sheet: str = ""
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise DataError(f"--layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+        names = LAYOUTS[self.layout]
+        for key in self.columns:
+            if key not in names:
+                raise DataError(f"--columns: the layout {self.layout} reads {', '.join(names)}, not {key!r}")
+        try:
+            codecs.lookup(self.encoding)
+            "".encode(self.encoding)
+        except LookupError:
+            raise DataError(f"--encoding: {self.encoding!r} is unknown; write utf-8, gb18030 or utf-16") from None
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            raise DataError("--delimiter must be comma, semicolon, tab or one character, not "
+                            f"{shown(self.delimiter)}")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """For each key of the layout, the name of the key or column in the file."""
+        return {**LAYOUTS[self.layout], **self.columns}
+
+    def options(self) -> list[str]:
+        """The command-line options that ask for this reading."""
+        words = ["--layout", self.layout]
+        if self.columns:
+            words += ["--columns", *(f"{key}={name}" for key, name in self.columns.items())]
+        if self.label_values:
+            words += ["--label-values", *(f"{value}={str(fraud).lower()}"
+                                          for value, fraud in self.label_values.items())]
+        if self.encoding != "utf-8":
+            words += ["--encoding", self.encoding]
+        if self.delimiter != ",":
+            names = {delimiter: name for name, delimiter in DELIMITERS.items()}
+            words += ["--delimiter", names.get(self.delimiter, self.delimiter)]
+        return words + (["--sheet", self.sheet] if self.sheet else [])
+
+
+# ------------------------------------------------------------------------------------------------------ options
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that ask for another reading than that of the project's own formats."""
+    group = parser.add_argument_group(
+        "other formats", "how files that are not of the project's own formats are read; python -m data.prepare "
+                         "--inspect FILE finds these options and shows what they give")
+    group.add_argument("--layout", choices=LAYOUTS, help="what a row is: see docs/data.md")
+    group.add_argument("--columns", nargs="+", metavar="KEY=NAME", type=_pair,
+                       help="what keys or columns are called, as in input=text label=标签")
+    group.add_argument("--label-values", nargs="+", metavar="VALUE=true|false", type=_label_pair,
+                       help="what labels mean, as in 诈骗=true 正常=false")
+    group.add_argument("--encoding", help="of text files: utf-8, gb18030, utf-16 (default: utf-8)")
+    group.add_argument("--delimiter", help="of CSV files: comma, semicolon, tab or a character (default: comma)")
+    group.add_argument("--sheet", help="of an Excel workbook")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")  # a label may hold an equals sign itself
+    if not (name.strip() and equals and value.strip()):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
+    return name.strip(), value.strip()
+
+
+def _label_pair(text: str) -> tuple[str, bool]:
+    name, value = _pair(text)
+    if value not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected {name}=true or {name}=false, found {text!r}")
+    return name, value == "true"
+
+
+def asked(args: argparse.Namespace) -> dict:
+    """The fields of a `Reading` that the command line named."""
+    given = {field.name: getattr(args, field.name) for field in fields(Reading)
+             if getattr(args, field.name) is not None}
+    for name in ("columns", "label_values"):
+        if name in given:
+            pairs = given[name]
+            given[name] = dict(pairs)
+            if len(given[name]) < len(pairs):
+                raise DataError(f"--{name.replace('_', '-')}: {pairs[0][0]!r} or another name is given twice")
+    if "delimiter" in given:
+        given["delimiter"] = DELIMITERS.get(given["delimiter"], given["delimiter"])
+    return given
+
+
+def reading_of(args: argparse.Namespace, layout: str = "records") -> Reading | None:
+    """The reading that the command line asks for, of `layout` where it names none; None where it asks for nothing."""
+    given = asked(args)
+    return Reading(**{"layout": layout, **given}) if given else None
+
+
+# ------------------------------------------------------------------------------------------- rows as asked for
+
+
+def named_row(row: dict, reading: Reading) -> dict:
+    """`row` with the keys of its layout; other keys stay, but for one whose name is taken."""
+    names = reading.names
+    missing = next((key for key, name in names.items() if name not in row), None)
+    if missing:
+        raise DataError(f"column '{names[missing]}' is missing; found: {short(', '.join(row)) or 'none'}; "
+                        f"{_remedy(missing, list(row))}")
+    rest = {key: value for key, value in row.items() if key not in names and key not in names.values()}
+    return {**{key: row[name] for key, name in names.items()}, **rest}
+
+
+def _remedy(missing: str, columns: Sequence[str]) -> str:
+    for name, delimiter in DELIMITERS.items():
+        if len(columns) == 1 and delimiter in columns[0]:
+            return f"if a {name} separates the columns: --delimiter {name}"
+    other = next((name for name in SYNONYMS.get(missing, ()) if name in columns), "NAME")
+    return f"if another column holds it: --columns {missing}={other}"
+
+
+def record_of(row: dict, reading: Reading, is_table: bool) -> dict:
+    """The record that a row of any layout of records is; to be checked still."""
+    record = named_row(row, reading)
+    if is_table:
+        record = {key: _cell_value(key, value) for key, value in record.items()
+                  if key in reading.names or value.strip()}
+    if "messages" in record:
+        turns = _turns(record.pop("messages"))
+        if reading.layout == "messages":
+            return {**record, **_asked_and_answered(turns, reading)}
+        record["input"] = format_dialogue(turns)
+    for key in ("case", "category", "source"):  # an id is a number to many
+        if type(record.get(key)) is int:
+            record[key] = str(record[key])
+    record["label"] = label_of(record["label"], reading, is_table, reading.names["label"])
+    return record
+
+
+def _cell_value(key: str, cell: str) -> object:
+    """A table's text, but for the two keys that are none."""
+    if key not in ("position", "line_labels"):
+        return cell
+    try:
+        return load_json(cell)
+    except DataError as error:
+        raise DataError(f"column '{key}': {error}") from None
+
+
+def _turns(messages: object) -> list[tuple[str, str]]:
+    """(who, what) of each message, in either of the two spellings."""
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"expected a list of messages, found {shown(messages)}")
+    turns = []
+    for message in messages:
+        message = message if isinstance(message, dict) else {}
+        who = message.get("name") or message.get("role") or message.get("from")
+        what = message.get("content", message.get("value"))
+        if not isinstance(who, str) or not isinstance(what, str):
+            raise DataError("a message must have 'role' and 'content', or 'from' and 'value', both strings; found: "
+                            f"{short(', '.join(message)) or 'none of them'}")
+        turns.append((who, what))
+    return turns
+
+
+def _asked_and_answered(turns: Sequence[tuple[str, str]], reading: Reading) -> dict:
+    system = {"instruction": turns[0][1]} if turns[0][0] == "system" else {}
+    turns = turns[len(system):]
+    if len(turns) != 2 or turns[0][0] not in ASKING or turns[1][0] not in ANSWERING:
+        raise DataError("expected one message of the user, the dialogue, and one of the assistant, the label; found: "
+                        f"{short(', '.join(who for who, _ in turns))} (where the messages are the dialogue: "
+                        "--layout turns)")
+    return {"input": turns[0][1], "label": label_of(turns[1][1], reading, False, "assistant"), **system}
+
+
+def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bool:
+    """What a label means: true or false, a word that the reading explains, or an object of one boolean.
+
+    The last is the answer that models are trained to give, as in ``{"is_fraud": true}``.
+    """
+    if isinstance(value, bool):
+        return value
+    text = value.strip() if isinstance(value, str) else str(value) if type(value) is int else None
+    if text in reading.label_values:
+        return reading.label_values[text]
+    if is_table and value in TABLE_LABELS:
+        return TABLE_LABELS[value]
+    if text and text.startswith("{"):
+        try:
+            answers = list(as_object(load_json(text)).values())
+        except DataError:
+            answers = []
+        if len(answers) == 1 and isinstance(answers[0], bool):
+            return answers[0]
+    raise DataError(f"column '{column}' must be {'True or False' if is_table else 'true or false'}, found "
+                    f"{shown(value)}; say what it means, as in --label-values {meaning_of(text)}")
+
+
+# These two only suggest options: what is read follows the options alone.
+SYNONYMS = {
+    "input": ("text", "content", "dialogue", "文本", "对话", "内容", "对话内容"),
+    "label": ("is_fraud", "labels", "fraud", "output", "target", "class", "y", "标签", "类别", "是否诈骗", "是否欺诈"),
+    "messages": ("conversations", "conversation", "dialogue"),
+    "case": ("case_id", "dialogue_id", "session_id", "id", "会话", "会话编号", "案例", "案例编号", "编号", "对话编号"),
+    "speaker": ("role", "name", "from", "说话人", "发言人", "角色", "姓名"),
+    "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容"),
+    "is_fraud": ("label", "fraud", "标签", "是否诈骗", "是否欺诈"),
+}
+PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),
+         ("yes", "no"), ("fraud", "normal"), ("诈骗", "非诈骗"), ("欺诈", "正常"), ("有风险", "无风险"), ("Y", "N"),
+         ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"), ("Yes", "No"))
+
+
+def meaning_of(value: str | None) -> str:
+    """Options that might say what a label means, to be pasted."""
+    pair = next((pair for pair in PAIRS if value in pair), PAIRS[0])
+    return f"{shlex.quote(pair[0])}=true {shlex.quote(pair[1])}=false"

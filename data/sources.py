@@ -1,0 +1,266 @@
+"""What a file is, and its rows with their places: JSON Lines, JSON arrays, CSV in any encoding, Excel workbooks."""
+
+import codecs
+import csv
+import importlib
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import DataError, one_line, refuse_lfs_pointer
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
+WORKBOOK = b"PK\x03\x04"  # a zip archive, as any .xlsx is
+BLANK = re.compile(r"\s*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of one file with their numbers: as objects, None for a row that is empty, an error for a bad one."""
+
+    kind: str  # "JSON Lines", "JSON array", "CSV" or "Excel workbook"
+    rows: Iterator[tuple[int, dict | DataError | None]]
+
+    @property
+    def is_table(self) -> bool:
+        return self.kind in ("CSV", "Excel workbook")
+
+
+def how_to_read(path: str | Path) -> str:
+    """The command that says what a file is, to be pasted."""
+    return f"python -m data.prepare --inspect {shlex.quote(str(path))}"
+
+
+def read_bytes(path: str | Path) -> bytes:
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file")
+    refuse_lfs_pointer(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def refuse_archive(path: str | Path, head: bytes) -> None:
+    """Refuses what is neither text nor a workbook of today."""
+    if head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise DataError(f"{path}: is an old Excel or Word file; save it as .xlsx or as CSV")
+    if head.startswith((b"\x1f\x8b", b"PAR1", b"%PDF", b"7z\xbc\xaf", b"Rar!")):
+        raise DataError(f"{path}: is an archive or a document, not text; unpack or export it as JSON, CSV or .xlsx")
+
+
+def refuse_other(path: str | Path) -> None:
+    """Refuses a file that cannot be JSON Lines of records, and says what it is and how to read it."""
+    refuse_lfs_pointer(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return  # who reads it says what is wrong
+    refuse_archive(path, head)
+    remedy = f"expected JSON Lines, one object a line; to read or convert it: {how_to_read(path)}"
+    if head.startswith(WORKBOOK):
+        raise DataError(f"{path}: is an Excel workbook or another archive, {remedy}")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: is UTF-16, expected UTF-8 and JSON Lines; to read or convert it: {how_to_read(path)}")
+    first = next((line for line in head.removeprefix(codecs.BOM_UTF8).splitlines() if line.strip()), b"").lstrip()
+    if first.startswith(b"["):
+        raise DataError(f"{path}: is a JSON array, {remedy}")
+    if first.strip() == b"{":
+        raise DataError(f"{path}: has an object over several lines, {remedy}")
+    names = first.decode("gb18030" if not _is_utf8(first) else "utf-8", "replace").strip()
+    if not names.startswith("{") and re.search("[,;\t]", names):
+        raise DataError(f"{path}: seems to be a table with the columns {short(names)}, {remedy}")
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        return content.decode("utf-8") is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def open_source(path: str | Path, *, encoding: str = "utf-8", delimiter: str = ",", sheet: str = "") -> Source:
+    """The rows of a file, whatever of the known kinds it is.
+
+    Raises:
+        DataError: it cannot be read as a whole; a row that cannot be read is an error among the rows.
+    """
+    content = read_bytes(path)
+    refuse_archive(path, content[:8])
+    if content.startswith(WORKBOOK):
+        return Source("Excel workbook", _table_rows(path, _sheet_cells(path, content, sheet), pad=True))
+    try:
+        text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+    except UnicodeError as error:
+        place = f"{path}:{content[:error.start].count(10) + 1}" if isinstance(error, UnicodeDecodeError) else path
+        raise DataError(f"{place}: not {encoding.upper()}; to find the encoding: {how_to_read(path)}") from None
+    text = text.removeprefix("\ufeff")
+    start = text.lstrip()[:1]
+    if start == "[":
+        return Source("JSON array", _array_rows(path, text))
+    if start == "{":
+        return Source("JSON Lines", _line_rows(path, text))
+    return Source("CSV", _table_rows(path, _csv_cells(path, text, delimiter)))
+
+
+# ------------------------------------------------------------------------------------------------------------ JSON
+
+
+def load_json(text: str) -> object:
+    """The value in `text`; a key that appears twice, among others, is a `DataError` without a place."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise DataError("nested too deeply") from None
+    except ValueError as error:  # a key twice; a number of 5,000 digits
+        raise DataError(str(error)) from None
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {double!r} appears twice")
+    return record
+
+
+def _line_rows(path: str | Path, text: str) -> Iterator[tuple[int, dict | DataError]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, as_object(load_json(line.rstrip("\r")))
+            except DataError as error:
+                yield number, DataError(f"{path}:{number}: {error}")
+
+
+def as_object(value: object) -> dict:
+    if not isinstance(value, dict):
+        raise DataError(f"expected a JSON object, found {shown(value)}")
+    return value
+
+
+def _array_rows(path: str | Path, text: str) -> Iterator[tuple[int, dict | DataError]]:
+    """Each element of an array with the line that it begins in."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    position, line = text.index("["), 1
+    expected = "["
+    while True:
+        start = BLANK.match(text, position + 1).end()
+        line += text.count("\n", position, start)
+        if expected == "[" and text[start:start + 1] == "]":
+            return
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{line}: not a JSON array ({one_line(error)})") from None
+        try:
+            yield line, as_object(value)
+        except DataError as error:
+            yield line, DataError(f"{path}:{line}: {error}")
+        line += text.count("\n", start, end)
+        position = BLANK.match(text, end).end()
+        line += text.count("\n", end, position)
+        expected = text[position:position + 1]
+        if expected == "]":
+            return
+        if expected != ",":
+            raise DataError(f"{path}:{line}: not a JSON array (expected a comma or a closing bracket)")
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def _csv_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of each row; a quoted cell may span lines, the number is that of its last."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    last_good = 0
+    try:
+        for cells in reader:
+            last_good = reader.line_num
+            yield last_good, cells
+    except csv.Error as error:  # an open quote swallows the rest; it opens in the row after the last good one
+        raise DataError(f"{path}:{last_good + 1}: not CSV ({error})") from None
+
+
+def _sheet_cells(path: str | Path, content: bytes, sheet: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        openpyxl = importlib.import_module("openpyxl")
+    except ImportError:
+        raise DataError(f"{path}: is an Excel workbook; to read it: pip install openpyxl (or save it as CSV)") from None
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
+    except Exception as error:  # a zip file of any other kind fails anywhere in there
+        raise DataError(f"{path}: not an Excel workbook ({one_line(error)})") from None
+    filled = [page.title for page in book.worksheets if page.max_row > 1 or page["A1"].value is not None]
+    if sheet and sheet not in filled:
+        raise DataError(f"{path}: no sheet {sheet!r}; found: {', '.join(filled)}")
+    if len(filled) > 1 and not sheet:
+        raise DataError(f"{path}: several sheets: {', '.join(filled)}; name one, as in --sheet "
+                        f"{shlex.quote(filled[0])}")
+    if filled:
+        for number, cells in enumerate(book[sheet or filled[0]].iter_rows(values_only=True), start=1):
+            yield number, [_cell_text(value) for value in cells]
+
+
+def _cell_text(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Excel has no whole numbers
+    return "" if value is None else str(value)
+
+
+def _table_rows(path: str | Path, cells: Iterator[tuple[int, list[str]]], pad: bool = False
+                ) -> Iterator[tuple[int, dict | DataError | None]]:
+    """Rows under the names of the first row that holds anything; `pad` where a row ends with its last filled cell."""
+    names = None
+    for number, row in cells:
+        if not any(cell.strip() for cell in row):
+            if row and names:  # a blank line is nothing; a line of commas is a row
+                yield number, None
+        elif names is None:
+            names = [name.strip() for name in row]
+            double = next((name for name in names if name and names.count(name) > 1), None)
+            if double:
+                raise DataError(f"{path}:{number}: column '{double}' appears twice")
+        else:
+            yield number, _table_row(f"{path}:{number}", names, row + [""] * (len(names) - len(row)) * pad)
+
+
+def _table_row(place: str, names: Sequence[str], row: Sequence[str]) -> dict | DataError:
+    while len(row) > len(names) and not row[-1].strip():
+        row = row[:-1]
+    if len(row) != len(names):
+        return DataError(f"{place}: expected {len(names)} columns, found {len(row)}; quote contents that hold the "
+                         "delimiter")
+    unnamed = next((cell for name, cell in zip(names, row) if not name and cell.strip()), None)
+    if unnamed is not None:
+        return DataError(f"{place}: {shown(unnamed)} stands in a column without a name; name it in the first row")
+    return {name: cell for name, cell in zip(names, row) if name}
+
+
+# --------------------------------------------------------------------------------------------------- for messages
+
+
+def printable(text: str) -> str:
+    """`text` in one line, Chinese as Chinese, with escapes for what is not to be seen."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def short(text: str, length: int = 80) -> str:
+    text = printable(text)
+    return text if len(text) <= length else text[:length - 3] + "..."
+
+
+def shown(value: object) -> str:
+    """A JSON value for a message, with its kind."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    name = {str: "the string", bool: "", type(None): ""}.get(type(value), "the number")
+    return f"{name} {short(json.dumps(value, ensure_ascii=False), 40)}".strip()
