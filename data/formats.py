@@ -92,10 +92,10 @@ class Reading:
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that ask for another reading than that of the project's own formats."""
     group = parser.add_argument_group(
-        "other formats", "how files that are not of the project's own formats are read; python -m data.prepare "
+        "other formats", "how data files that are not of the project's own format are read; python -m data.prepare "
                          "--inspect FILE finds these options and shows what they give")
     group.add_argument("--layout", choices=LAYOUTS, help="what a row is: see docs/data.md")
-    group.add_argument("--columns", nargs="+", metavar="KEY=NAME", type=_pair,
+    group.add_argument("--columns", nargs="+", metavar="KEY=NAME", type=_column_pair,
                        help="what keys or columns are called, as in input=text label=标签")
     group.add_argument("--label-values", nargs="+", metavar="VALUE=true|false", type=_label_pair,
                        help="what labels mean, as in 诈骗=true 正常=false")
@@ -104,18 +104,18 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sheet", help="of an Excel workbook")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=")  # a label may hold an equals sign itself
-    if not (name.strip() and equals and value.strip()):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
-    return name.strip(), value.strip()
+def _column_pair(text: str) -> tuple[str, str]:
+    key, _, name = text.partition("=")
+    if not (key.strip() and name.strip()):
+        raise argparse.ArgumentTypeError(f"expected KEY=NAME, found {text!r}")
+    return key.strip(), name.strip()
 
 
 def _label_pair(text: str) -> tuple[str, bool]:
-    name, value = _pair(text)
-    if value not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected {name}=true or {name}=false, found {text!r}")
-    return name, value == "true"
+    value, _, meaning = text.rpartition("=")  # a label may hold an equals sign itself
+    if not value.strip() or meaning not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected VALUE=true or VALUE=false, found {text!r}")
+    return value.strip(), meaning == "true"
 
 
 def asked(args: argparse.Namespace) -> dict:
@@ -127,7 +127,8 @@ def asked(args: argparse.Namespace) -> dict:
             pairs = given[name]
             given[name] = dict(pairs)
             if len(given[name]) < len(pairs):
-                raise DataError(f"--{name.replace('_', '-')}: {pairs[0][0]!r} or another name is given twice")
+                option = f"--{name.replace('_', '-')}"
+                raise DataError(f"{option}: a name is given twice: {', '.join(key for key, _ in pairs)}")
     if "delimiter" in given:
         given["delimiter"] = DELIMITERS.get(given["delimiter"], given["delimiter"])
     return given
@@ -167,16 +168,15 @@ def record_of(row: dict, reading: Reading, is_table: bool) -> dict:
     if is_table:
         record = {key: _cell_value(key, value) for key, value in record.items()
                   if key in reading.names or value.strip()}
-    if "messages" in record:
-        turns = _turns(record.pop("messages"))
-        if reading.layout == "messages":
-            return {**record, **_asked_and_answered(turns, reading)}
-        record["input"] = format_dialogue(turns)
+    if reading.layout == "messages":
+        record |= _asked_and_answered(_turns(record.pop("messages")))
+    elif reading.layout == "turns":
+        record["input"] = format_dialogue(_turns(record.pop("messages")))
+    label = label_of(record.pop("label"), reading, is_table, reading.names.get("label", "assistant"))
     for key in ("case", "category", "source"):  # an id is a number to many
         if type(record.get(key)) is int:
             record[key] = str(record[key])
-    record["label"] = label_of(record["label"], reading, is_table, reading.names["label"])
-    return record
+    return {"input": record.pop("input"), "label": label, **record}
 
 
 def _cell_value(key: str, cell: str) -> object:
@@ -205,14 +205,14 @@ def _turns(messages: object) -> list[tuple[str, str]]:
     return turns
 
 
-def _asked_and_answered(turns: Sequence[tuple[str, str]], reading: Reading) -> dict:
+def _asked_and_answered(turns: Sequence[tuple[str, str]]) -> dict:
     system = {"instruction": turns[0][1]} if turns[0][0] == "system" else {}
     turns = turns[len(system):]
     if len(turns) != 2 or turns[0][0] not in ASKING or turns[1][0] not in ANSWERING:
         raise DataError("expected one message of the user, the dialogue, and one of the assistant, the label; found: "
                         f"{short(', '.join(who for who, _ in turns))} (where the messages are the dialogue: "
                         "--layout turns)")
-    return {"input": turns[0][1], "label": label_of(turns[1][1], reading, False, "assistant"), **system}
+    return {"input": turns[0][1], "label": turns[1][1], **system}
 
 
 def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bool:
@@ -222,7 +222,7 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
     """
     if isinstance(value, bool):
         return value
-    text = value.strip() if isinstance(value, str) else str(value) if type(value) is int else None
+    text = value.strip() if isinstance(value, str) else str(value) if type(value) in (int, float) else None
     if text in reading.label_values:
         return reading.label_values[text]
     if is_table and value in TABLE_LABELS:
@@ -255,5 +255,8 @@ PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("
 
 def meaning_of(value: str | None) -> str:
     """Options that might say what a label means, to be pasted."""
-    pair = next((pair for pair in PAIRS if value in pair), PAIRS[0])
-    return f"{shlex.quote(pair[0])}=true {shlex.quote(pair[1])}=false"
+    pair = next((pair for pair in PAIRS if value in pair), None)
+    if value and len(value) <= 20 and not pair:
+        return f"{shlex.quote(value + '=true')} or {shlex.quote(value + '=false')}"
+    fraud, normal = pair or PAIRS[0]
+    return f"{shlex.quote(fraud + '=true')} {shlex.quote(normal + '=false')}"

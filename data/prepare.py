@@ -2,6 +2,7 @@
 
     python -m data.prepare --source DIR --output DIR [--augment 0.5] [--labels from-onset] [--held-out F.jsonl ...]
                            [--ordinary DIR_OR_CSV ...] [--ordinary-judge DIR_OR_CSV ...] [--train-only DIR_OR_CSV ...]
+    python -m data.prepare --inspect FILE [--convert OUT]  (what a file of any format is: docs/data.md)
 
 The article cuts every dialogue three times, shuffles the segments and splits those, so almost every eval segment has
 its sentences in the train set too. Here whole dialogues are dealt to the splits, train segments that repeat a segment
@@ -23,8 +24,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from . import inspection
 from .command import command
 from .files import DataError, write_json
+from .formats import Reading, add_reading_options, reading_of
 from .leakage import leakage_report
 from .noise import add_asr_noise
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
@@ -63,6 +66,7 @@ class Settings:
         held_out: JSONL files of other records to be judged on: what they were cut from is in no split; see `leave_out`.
         train_only: folders of CSVs, or CSV files, of more dialogues of any label, for train alone.
         ordinary: non-fraud dialogues from elsewhere.
+        reading: how the source is read, where it is not of the project's own format.
     """
 
     lengths: Sequence[int] = SEGMENT_LENGTHS
@@ -75,6 +79,7 @@ class Settings:
     held_out: Sequence[str | Path] = ()
     train_only: Sequence[str | Path] = ()
     ordinary: OrdinarySettings = field(default_factory=OrdinarySettings)
+    reading: Reading | None = None
     seed: int = 0
 
 
@@ -86,7 +91,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     """
     skipped = Skipped()
     held_out = [record for path in settings.held_out for record in read_records(path, Skipped())]
-    read = read_dialogues(source, skipped)
+    read = read_dialogues(source, skipped, settings.reading)
     dialogues = leave_out(read, held_out, settings.lengths, threshold=settings.near_duplicate)
     ordinary, source_of = deal_ordinary(settings.ordinary, skipped, seed=settings.seed)
     dealt = split_by_case(dialogues, shares=settings.shares, seed=settings.seed)
@@ -270,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ordinary-share", type=float, default=defaults.train_share, metavar="SHARE",
                         help="of the negatives of train that are ordinary talk (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    add_reading_options(parser)
     return parser
 
 
@@ -284,13 +290,15 @@ def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Sett
     return Settings(
         lengths=args.lengths, shares=args.shares, negatives_per_positive=args.negatives_per_positive,
         augment=args.augment, labels=args.labels, held_out=args.held_out, seed=args.seed,
-        train_only=args.train_only,
+        train_only=args.train_only, reading=reading_of(args, "dialogues"),
         ordinary=OrdinarySettings(args.ordinary, args.ordinary_judge, args.ordinary_judge_share,
                                   args.ordinary_eval_share, args.ordinary_share))
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    if inspection.is_asked_for(argv):
+        return inspection.main(argv)
     parser = _parser()
     args = parser.parse_args(argv)
     report = prepare(args.source, args.output, _settings(parser, args))

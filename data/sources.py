@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import importlib
 import io
 import json
 import re
@@ -150,7 +149,8 @@ def as_object(value: object) -> dict:
 def _array_rows(path: str | Path, text: str) -> Iterator[tuple[int, dict | DataError]]:
     """Each element of an array with the line that it begins in."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
-    position, line = text.index("["), 1
+    position = text.index("[")
+    line = 1 + text.count("\n", 0, position)
     expected = "["
     while True:
         start = BLANK.match(text, position + 1).end()
@@ -190,24 +190,29 @@ def _csv_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[in
         raise DataError(f"{path}:{last_good + 1}: not CSV ({error})") from None
 
 
-def _sheet_cells(path: str | Path, content: bytes, sheet: str) -> Iterator[tuple[int, list[str]]]:
+def workbook_sheets(path: str | Path, content: bytes) -> dict:
+    """The sheets of an Excel workbook that hold something, by name."""
     try:
-        openpyxl = importlib.import_module("openpyxl")
+        import openpyxl
     except ImportError:
         raise DataError(f"{path}: is an Excel workbook; to read it: pip install openpyxl (or save it as CSV)") from None
     try:
-        book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
+        sheets = openpyxl.load_workbook(io.BytesIO(content), data_only=True).worksheets
     except Exception as error:  # a zip file of any other kind fails anywhere in there
         raise DataError(f"{path}: not an Excel workbook ({one_line(error)})") from None
-    filled = [page.title for page in book.worksheets if page.max_row > 1 or page["A1"].value is not None]
-    if sheet and sheet not in filled:
-        raise DataError(f"{path}: no sheet {sheet!r}; found: {', '.join(filled)}")
-    if len(filled) > 1 and not sheet:
-        raise DataError(f"{path}: several sheets: {', '.join(filled)}; name one, as in --sheet "
-                        f"{shlex.quote(filled[0])}")
-    if filled:
-        for number, cells in enumerate(book[sheet or filled[0]].iter_rows(values_only=True), start=1):
-            yield number, [_cell_text(value) for value in cells]
+    return {sheet.title: sheet for sheet in sheets if sheet.max_row > 1 or sheet["A1"].value is not None}
+
+
+def _sheet_cells(path: str | Path, content: bytes, name: str) -> Iterator[tuple[int, list[str]]]:
+    sheets = workbook_sheets(path, content)
+    if name and name not in sheets:
+        raise DataError(f"{path}: no sheet {name!r}; found: {', '.join(sheets) or 'none that holds anything'}")
+    if len(sheets) > 1 and not name:
+        raise DataError(f"{path}: several sheets: {', '.join(sheets)}; name one, as in --sheet "
+                        f"{shlex.quote(next(iter(sheets)))}")
+    for sheet in [sheets[name]] if name else sheets.values():
+        for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+            yield number, [_cell_text(value) for value in row]
 
 
 def _cell_text(value: object) -> str:

@@ -1,0 +1,349 @@
+"""What a file of data is, what it would become, and what is wrong with it: ``python -m data.prepare --inspect FILE``.
+
+This is the one place that guesses, and what it guesses is printed as options: encoding, delimiter, layout, columns and
+the meaning of labels. Reading for training and evaluation takes the options and guesses nothing.
+"""
+
+import argparse
+import collections
+import csv
+import io
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .command import command
+from .files import DataError, require_paths
+from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS, Reading, add_reading_options, asked
+from .records import Dialogue, dialogue_rows, dialogues_of, record_rows, write_dialogues, write_records
+from .sources import TABLE_SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_archive, short, workbook_sheets
+
+ENCODINGS = ("utf-8", "gb18030")
+SHOWN_ROWS, SHOWN_PROBLEMS, SHOWN_CHARACTERS = 10, 20, 100
+SAMPLE_ROWS = 1000  # that the layout and the columns are told from
+SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl")
+
+
+def inspect(path: str | Path, given: dict | None = None) -> dict:
+    """What a file is and what reading it gives.
+
+    Args:
+        path: a file of any of the known kinds.
+        given: fields of a `Reading` that are asked for; the others are found.
+
+    Returns:
+        ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``columns``, ``reading``, ``options`` (none
+        where it is of the project's own format), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
+        ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
+        ``first`` (good rows as they would be read), ``read`` (all records or dialogues); and of these ``labels``
+        (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text appears
+        before) and ``contradictions`` (texts that appear with both labels). A dialogue is fraud if a line is.
+
+    Raises:
+        DataError: no such file, or one that is none of the known kinds.
+    """
+    reading, source, sample = find_reading(path, dict(given or {}))
+    is_dialogues = reading.layout == "dialogues"
+    good, skipped, problems = _read_all(path, reading)
+    read = dialogues_of(path, good) if is_dialogues else good
+    texts, labels = [_text(item) for item in read], [_label(item) for item in read]
+    labels_of = collections.defaultdict(set)
+    for text, label in zip(texts, labels):
+        labels_of[text.strip()].add(label)
+    return {
+        "path": str(path),
+        "kind": source.kind,
+        "encoding": None if source.kind == "Excel workbook" else reading.encoding,
+        "columns": list(dict.fromkeys(key for row in sample for key in row)),
+        "reading": reading,
+        "options": [] if _is_native(source, reading) else reading.options(),
+        "becomes": "dialogues" if is_dialogues else "records",
+        "rows": len(good) + len(skipped) + len(problems),
+        "good": len(good),
+        "labels": {"fraud": sum(labels), "non-fraud": len(labels) - sum(labels)},
+        "label_words": _label_words(sample, reading),
+        "lengths": {"min": min(map(len, texts)), "median": statistics.median(map(len, texts)),
+                    "max": max(map(len, texts))} if texts else {},
+        "duplicates": len(texts) - len(labels_of),
+        "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
+        "first": good[:SHOWN_ROWS],
+        "skipped": skipped,
+        "problems": problems,
+        "read": read,
+    }
+
+
+def _text(item: dict | Dialogue) -> str:
+    return item["input"] if isinstance(item, dict) else "\n".join(line.content for line in item.lines)
+
+
+def _label(item: dict | Dialogue) -> bool:
+    return item["label"] if isinstance(item, dict) else any(line.is_fraud for line in item.lines)
+
+
+def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list[str]]:
+    """(good rows, places of skipped rows, problems)."""
+    good, skipped, problems = [], [], []
+    try:
+        for number, row in (dialogue_rows if reading.layout == "dialogues" else record_rows)(path, reading):
+            if isinstance(row, DataError):
+                problems.append(str(row))
+            elif row is None or isinstance(row, str):
+                skipped.append(f"{path}:{number}: {row or 'the row is empty'}")
+            elif isinstance(row, dict) and not row["input"].strip():
+                skipped.append(f"{path}:{number}: 'input' is empty")
+            else:
+                good.append(row)
+    except DataError as error:  # of the file from there on
+        problems.append(str(error))
+    return good, skipped, problems
+
+
+def _is_native(source: Source, reading: Reading) -> bool:
+    kind = {"records": "JSON Lines", "dialogues": "CSV"}.get(reading.layout)
+    return source.kind == kind and reading == Reading(reading.layout)
+
+
+# -------------------------------------------------------------------------------------------------- the guessing
+
+
+def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[dict]]:
+    """(the reading that fits a file, its source, the rows that it was told from); what is `given` stays."""
+    content = read_bytes(path)
+    refuse_archive(path, content[:8])
+    if content.startswith(WORKBOOK):
+        given = {"sheet": _sheet(path, content), **given}
+    else:
+        given = {"encoding": encoding_of(path, content), **given}
+        Reading(encoding=given["encoding"])  # refuses one that is unknown
+        try:
+            text = content.decode(given["encoding"]).removeprefix("\ufeff")
+        except UnicodeError:
+            raise DataError(f"{path}: not {given['encoding'].upper()}; leave --encoding away to find it") from None
+        if text.lstrip()[:1] not in ("[", "{"):
+            given = {"delimiter": delimiter_of(text), **given}
+    source = open_source(path, **{name: given[name] for name in ("encoding", "delimiter", "sheet") if name in given})
+    sample = []
+    try:
+        for _, row in source.rows:
+            if isinstance(row, dict):
+                sample.append(row)
+            if len(sample) == SAMPLE_ROWS:
+                break
+    except DataError:
+        pass  # it is among the problems when all is read
+    columns = dict.fromkeys(key for row in sample for key in row)
+    given = {"layout": layout_of(columns, sample), **given}
+    names = LAYOUTS[given["layout"]] if given["layout"] in LAYOUTS else {}
+    found = {key: other for key, name in names.items() if name not in columns
+             for other in [next((other for other in SYNONYMS.get(key, ()) if other in columns), None)] if other}
+    if given["layout"] == "alpaca" and not any(row.get("input") for row in sample):
+        found["input"] = "instruction"  # where all is in one text
+    given["columns"] = {**found, **given.get("columns", {})}
+    if "label_values" not in given:
+        given["label_values"] = meanings_of(_label_words(sample, Reading(**given)), source.is_table)
+    return Reading(**given), source, sample
+
+
+def _sheet(path: str | Path, content: bytes) -> str:
+    """The first of several sheets that hold something; none has to be named where one does."""
+    sheets = list(workbook_sheets(path, content))
+    return sheets[0] if len(sheets) > 1 else ""
+
+
+def encoding_of(path: str | Path, content: bytes) -> str:
+    """The encoding of a text: by its byte-order mark, by its zero bytes, or the first that it is valid in."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if b"\0" in content:  # every other byte of ASCII is zero in UTF-16, and no byte is in a text otherwise
+        return "utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be"
+    for encoding in ENCODINGS:
+        try:
+            content.decode(encoding)
+            return encoding
+        except UnicodeDecodeError as error:
+            place = content[:error.start].count(b"\n") + 1
+    raise DataError(f"{path}:{place}: not text in UTF-8, GB18030 or UTF-16; save the file as UTF-8")
+
+
+def delimiter_of(text: str) -> str:
+    """The delimiter that gives the first rows of a table the same number of columns, and the most of them."""
+    def fitness(delimiter: str) -> tuple[float, int]:
+        try:
+            rows = [row for row, _ in zip(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), range(100))
+                    if any(cell.strip() for cell in row)]
+        except csv.Error:
+            return 0, 0
+        columns = len(rows[0]) if rows else 0
+        return (sum(len(row) == columns for row in rows) / len(rows) if columns > 1 else 0), columns
+    return max(DELIMITERS.values(), key=fitness)
+
+
+def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
+    """The layout that the keys or columns of a file speak of."""
+    def has(key: str) -> bool:
+        return key in columns or any(name in columns for name in SYNONYMS[key])
+    messages = next((value for name in ("messages", *SYNONYMS["messages"]) for row in sample[:1]
+                     for value in [row.get(name)] if isinstance(value, list)), None)
+    if messages:
+        last = messages[-1] if isinstance(messages[-1], dict) else {}
+        return "messages" if (last.get("role") or last.get("from")) in ANSWERING and not has("label") else "turns"
+    if "instruction" in columns and "output" in columns:
+        return "alpaca"
+    return "dialogues" if all(map(has, LAYOUTS["dialogues"])) else "records"
+
+
+def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
+    """How often the file writes which label, where it is no boolean."""
+    if reading.layout == "messages":
+        last = [row[reading.names["messages"]][-1] for row in sample
+                if isinstance(row.get(reading.names["messages"]), list) and row[reading.names["messages"]]]
+        values = [message.get("content", message.get("value")) for message in last if isinstance(message, dict)]
+    else:
+        name = reading.names["is_fraud" if reading.layout == "dialogues" else "label"]
+        values = [row[name] for row in sample if name in row]
+    return dict(collections.Counter(str(value).strip() for value in values
+                                    if type(value) in (str, int, float) and str(value).strip()).most_common())
+
+
+def meanings_of(words: dict[str, int], is_table: bool) -> dict[str, bool]:
+    """What the labels of a file mean by the usual pair that has the most of them; nothing where none has any."""
+    own = {"True", "true", "TRUE", "False", "false", "FALSE"} if is_table else set()
+    words = {word for word in words if word not in own and not word.startswith("{")}
+    pair = max(PAIRS, key=lambda pair: len(words & set(pair)))  # the first of several
+    return {pair[0]: True, pair[1]: False} if words & set(pair) else {}
+
+
+# ------------------------------------------------------------------------------------------------- for the reader
+
+
+def describe(report: dict) -> str:
+    """The report as text for a terminal."""
+    reading = report["reading"]
+    how = [report["kind"]]
+    if report["encoding"]:
+        how.append(report["encoding"].upper())
+    if report["kind"] == "CSV":
+        how.append("separated by " + next((name for name, d in DELIMITERS.items() if d == reading.delimiter),
+                                          repr(reading.delimiter)))
+    if reading.sheet:
+        how.append(f"sheet {reading.sheet}")
+    lines = [f"{report['path']}: {', '.join(how)}",
+             f"  keys or columns: {short(', '.join(report['columns']), 200) or 'none'}",
+             f"  becomes: {report['becomes']}, layout {reading.layout}",
+             f"  options: {shlex.join(report['options']) or 'none needed, it is of the format of this project'}"]
+    lines += _numbers(report)
+    lines += [f"  {i}. {_row_text(row)}" for i, row in enumerate(report["first"], start=1)]
+    for name in ("skipped", "problems"):
+        found = report[name]
+        if found:
+            rest = len(found) - SHOWN_PROBLEMS
+            lines += [f"  {name}: {len(found)}", *(f"    {place}" for place in found[:SHOWN_PROBLEMS]),
+                      *([f"    and {rest} more"] if rest > 0 else [])]
+    return "\n".join(lines)
+
+
+def _numbers(report: dict) -> list[str]:
+    labels, lengths = report["labels"], report["lengths"]
+    lines = [f"  rows: {report['rows']}, of which {report['good']} can be read; {report['becomes']}: "
+             f"{len(report['read'])}"]
+    words = ", ".join(f"{short(word, 30)} ({count})" for word, count in list(report["label_words"].items())[:10])
+    if words:
+        lines.append(f"  labels as written, in the first {SAMPLE_ROWS} rows: {words}")
+    if report["read"]:
+        lines += [f"  labels as read: {labels['fraud']} fraud, {labels['non-fraud']} non-fraud "
+                  f"({labels['fraud'] / len(report['read']):.1%} fraud)",
+                  f"  characters: {lengths['min']} to {lengths['max']}, median {lengths['median']:g}",
+                  f"  repeated: {report['duplicates']}; with both labels: {report['contradictions']}"]
+    return lines
+
+
+def _row_text(row: dict | tuple) -> str:
+    if isinstance(row, dict):
+        return f"{'fraud    ' if row['label'] else 'non-fraud'}  {short(row['input'], SHOWN_CHARACTERS)}"
+    case, line = row
+    said = short(f"{case} | {line.speaker}: {line.content}", SHOWN_CHARACTERS)
+    return f"{'fraud    ' if line.is_fraud else 'non-fraud'}  {said}"
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def convert(report: dict, output: str | Path) -> None:
+    """Writes an inspected file in the project's own format: records as JSON Lines, dialogues as CSV.
+
+    Raises:
+        DataError: something is wrong with the file, or `output` is the file itself or has another suffix.
+    """
+    if report["problems"]:
+        raise DataError(f"{report['problems'][0]} ({len(report['problems'])} problems in all; nothing was written)")
+    if not report["good"]:
+        raise DataError(f"{report['path']}: nothing to read in it; nothing was written")
+    require_paths(report["path"], output)
+    dialogues = report["becomes"] == "dialogues"
+    suffix = ".csv" if dialogues else ".jsonl"
+    if Path(output).suffix.lower() != suffix:
+        raise DataError(f"{output}: {report['becomes']} are written as {suffix[1:].upper()}; name a file that ends in "
+                        f"{suffix}")
+    if dialogues:
+        write_dialogues(output, report["read"])
+    else:
+        write_records(output, report["read"])
+
+
+def is_asked_for(argv: Sequence[str] | None) -> bool:
+    """Whether a command line is one of this module."""
+    return any(word.split("=")[0] == "--inspect" for word in (sys.argv[1:] if argv is None else argv))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
+    parser.add_argument("--inspect", required=True, metavar="FILE", help="a file, or a folder for each of its files")
+    parser.add_argument("--convert", metavar="OUT", help="write it in the project's own format: records as .jsonl, "
+                                                         "dialogues as .csv")
+    add_reading_options(parser)
+    args = parser.parse_args(argv)
+    paths = _files(args.inspect)
+    if args.convert and len(paths) > 1:
+        raise DataError(f"{args.inspect}: is a folder; --convert takes one file")
+    faulty = False
+    for path in paths:
+        try:
+            report = inspect(path, asked(args))
+        except DataError as error:
+            if len(paths) == 1:
+                raise
+            print(error)
+            faulty = True
+            continue
+        print(describe(report))
+        faulty |= bool(report["problems"]) or not report["read"]
+        if args.convert:
+            convert(report, args.convert)
+            print(f"written to {args.convert}")
+        elif report["options"] and not report["problems"]:
+            print(f"  to convert it: {conversion(report)}")
+    return 2 if faulty else 0
+
+
+def _files(path: str) -> list[Path]:
+    if not Path(path).is_dir():
+        return [Path(path)]
+    files = sorted(file for file in Path(path).iterdir()
+                   if file.suffix.lower() in SUFFIXES and not file.name.startswith((".", "~$")))
+    if not files:
+        raise DataError(f"{path}: a folder without files that end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def conversion(report: dict) -> str:
+    """The command that converts an inspected file, to be pasted."""
+    path, suffix = Path(report["path"]), ".csv" if report["becomes"] == "dialogues" else ".jsonl"
+    target = path.with_suffix(suffix)
+    if target.exists():
+        target = target.with_name(f"{path.stem}.native{suffix}")
+    return shlex.join(["python", "-m", "data.prepare", "--inspect", str(path), *report["options"],
+                       "--convert", str(target)])

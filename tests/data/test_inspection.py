@@ -1,0 +1,232 @@
+"""What --inspect finds, says and converts; and the examples of docs/data.md."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from data.files import DataError
+from data.formats import Reading
+from data.inspection import convert, describe, inspect
+from data.prepare import main
+from data.records import Skipped, read_dialogues, read_records, write_records
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+YES_NO = {"是": True, "否": False}
+
+
+def written(folder, name, content, encoding="utf-8"):
+    content = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    (folder / name).write_bytes(content.encode(encoding))
+    return folder / name
+
+
+# ------------------------------------------------------------------------------------------------------- guessing
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_finds_encoding_delimiter_columns_and_meaning(tmp_path, encoding, delimiter):
+    said = "爬山; 钓鱼, 下棋" if delimiter == "\t" else "爬山"
+    rows = [("对话", "标签"), ("甲说，乙听", "是"), ("", ""), (said, "否")]
+    report = inspect(written(tmp_path, "f.csv", "\r\n".join(map(delimiter.join, rows)), encoding))
+    assert report["reading"] == Reading("records", {"input": "对话", "label": "标签"},
+                                        YES_NO, encoding, delimiter)
+    assert (report["rows"], report["good"], len(report["skipped"]), report["problems"]) == (3, 2, 1, [])
+
+
+@pytest.mark.parametrize("content, expected", [
+    ('{"input": "a", "label": true}', Reading()),
+    ("case,speaker,content,is_fraud\n1,a,b,True", Reading("dialogues")),
+    ("case,speaker,content,is_fraud\n1,a,b,0", Reading("dialogues", label_values={"1": True, "0": False})),
+    ([{"text": "a", "label": "true"}], Reading(columns={"input": "text"}, label_values={"true": True, "false": False})),
+    ([{"instruction": "?", "input": "a", "output": "是"}], Reading("alpaca", label_values=YES_NO)),
+    ([{"instruction": "a", "input": "", "output": "是"}], Reading("alpaca", {"input": "instruction"}, YES_NO)),
+    ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "是"}]}],
+     Reading("messages", label_values=YES_NO)),
+    ([{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": '{"is_fraud": true}'}]}],
+     Reading("messages", {"messages": "conversations"})),
+    ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "is_fraud": True}],
+     Reading("turns", {"label": "is_fraud"})),
+])
+def test_finds_the_layout(tmp_path, content, expected):
+    report = inspect(written(tmp_path, "f", content))
+    assert report["reading"] == expected and not report["problems"] and report["good"] == 1
+
+
+def test_its_own_formats_need_no_options(tmp_path):
+    assert inspect(written(tmp_path, "a", '{"input": "a", "label": true}'))["options"] == []
+    assert inspect(written(tmp_path, "b", "case,speaker,content,is_fraud\n1,a,b,True"))["options"] == []
+    assert inspect(written(tmp_path, "c", [{"input": "a", "label": True}]))["options"] == ["--layout", "records"]
+
+
+def test_what_is_given_is_not_guessed(tmp_path):
+    path = written(tmp_path, "f.csv", "text;label\n转账;1\n")
+    given = {"label_values": {"1": False}, "columns": {"input": "label", "label": "label"}}
+    report = inspect(path, given)
+    assert report["reading"] == Reading(**given, delimiter=";")
+    with pytest.raises(DataError):
+        inspect(written(tmp_path, "g.csv", "文本", "gb18030"), {"encoding": "utf-8"})
+
+
+def test_a_label_that_means_nothing_known_is_a_problem_with_its_place(tmp_path):
+    path = written(tmp_path, "f.csv", "text,label\n转账,是\n爬山,不确定\n爬山,否\n")
+    report = inspect(path)
+    assert report["label_words"] == {"是": 1, "不确定": 1, "否": 1}
+    assert report["good"] == 2 and len(report["problems"]) == 1
+    assert report["problems"][0].startswith(f"{path}:3: ") and "不确定" in report["problems"][0]
+
+
+# -------------------------------------------------------------------------------------------------- what it counts
+
+
+def test_counts_labels_lengths_repeats_and_contradictions(tmp_path):
+    path = tmp_path / "f.jsonl"
+    rows = [("一", True), ("一二三", False), ("一", True), ("一二三 ", True), ("一二三四五", False), (" ", True)]
+    write_records(path, [{"input": text, "label": label} for text, label in rows])
+    report = inspect(path)
+    assert report["labels"] == {"fraud": 3, "non-fraud": 2}
+    assert report["lengths"] == {"min": 1, "median": 3, "max": 5}
+    assert (report["duplicates"], report["contradictions"]) == (2, 1)
+    assert (report["rows"], report["good"], report["skipped"]) == (6, 5, [f"{path}:6: 'input' is empty"])
+
+
+def test_a_dialogue_is_fraud_if_a_line_is(tmp_path):
+    path = written(tmp_path, "f.csv", "case,speaker,content,is_fraud\n1,a,一二,False\n1,b,三,True\n2,a,四,False\n")
+    report = inspect(path)
+    assert (report["becomes"], report["rows"]) == ("dialogues", 3)
+    assert report["labels"] == {"fraud": 1, "non-fraud": 1}
+    assert report["lengths"] == {"min": 1, "median": 2.5, "max": 4}
+
+
+def test_ten_rows_are_shown_as_they_would_be_read(tmp_path):
+    path = written(tmp_path, "f.json", [{"input": f"甲: 第{i}句\n乙: 好", "label": True} for i in range(12)])
+    report = inspect(path)
+    assert [row["input"][:6] for row in report["first"]] == [f"甲: 第{i}句" for i in range(10)]
+    text = describe(report)
+    assert "第9句" in text and "第10句" not in text and r"\u" not in text
+
+
+def test_bad_rows_are_all_named_and_a_break_in_the_file_too(tmp_path):
+    path = written(tmp_path, "f.jsonl", '{"input": "a", "label": true}\n{"input": 3, "label": true}\n\n{"input"\n[1]\n')
+    assert [problem.removeprefix(f"{path}:").split(":")[0] for problem in inspect(path)["problems"]] == ["2", "4", "5"]
+    path = written(tmp_path, "f.csv", 'input,label\na,True\n"b,True\n')
+    assert inspect(path)["good"] == 1 and inspect(path)["problems"][0].startswith(f"{path}:3: ")
+
+
+def test_a_workbook_names_the_sheet_where_there_are_several(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(("text", "label"))
+    book.active.append(("转账", 1))
+    path = tmp_path / "f.xlsx"
+    book.save(path)
+    assert inspect(path)["options"] == ["--layout", "records", "--columns", "input=text", "--label-values", "1=true",
+                                        "0=false"]
+    book.create_sheet("二").append(("text", "label"))
+    book["二"].append(("爬山", 0))
+    book.save(path)
+    assert inspect(path)["reading"].sheet == book.sheetnames[0]
+    assert inspect(path, {"sheet": "二"})["first"] == [{"input": "爬山", "label": False}]
+
+
+# ----------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_printed_command_converts(tmp_path, capsys):
+    path = written(tmp_path, "留 言.csv", "text;label\n转账;是\n爬山;否\n", "gb18030")
+    assert main(["--inspect", str(path)]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1]
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "data.prepare"] and main(words[3:]) == 0
+    assert read_records(tmp_path / "留 言.jsonl") == [{"input": "转账", "label": True},
+                                                    {"input": "爬山", "label": False}]
+
+
+def test_dialogues_are_converted_to_csv_and_a_printed_command_never_overwrites(tmp_path, capsys):
+    path = written(tmp_path, "退款.csv", "case;speaker;content;is_fraud\n1;a;b;True\n")
+    assert main(["--inspect", str(path)]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
+    assert words[-1] != str(path) and main(words[3:]) == 0
+    assert [line.content for line in read_dialogues(words[-1], Skipped())[0].lines] == ["b"]
+
+
+@pytest.mark.parametrize("content, output", [
+    ("text,label\n转账,可能\n", "o.jsonl"), ("text,label\n", "o.jsonl"), ("text,label\n转账,1\n", "o.csv"),
+    ("text,label\n转账,1\n", "f.csv"), ("case,speaker,content,is_fraud\n1,a,b,True\n", "o.jsonl"),
+])
+def test_nothing_is_converted_that_is_bad_or_of_the_wrong_name(tmp_path, capsys, content, output):
+    path = written(tmp_path, "f.csv", content)
+    assert main(["--inspect", str(path), "--convert", str(tmp_path / output)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f.csv"] and path.read_text() == content
+
+
+def test_a_folder_is_inspected_file_by_file(tmp_path, capsys):
+    written(tmp_path, "a.jsonl", '{"input": "a", "label": true}')
+    written(tmp_path, "b.json", '{"input": ')
+    written(tmp_path, "c.csv", "version https://git-lfs.github.com/spec/v1\n")
+    written(tmp_path, "notes.txt", "-")
+    assert main(["--inspect", str(tmp_path)]) == 2
+    said = capsys.readouterr().out
+    assert all(f"{tmp_path}/{name}: " in said for name in ("a.jsonl", "b.json", "c.csv")) and "notes" not in said
+    assert main(["--inspect", str(tmp_path), "--convert", "o.jsonl"]) == 2
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "."])
+def test_what_is_not_there_is_an_error_of_one_line(tmp_path, capsys, name):
+    assert main(["--inspect", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path}")
+
+
+def test_convert_refuses_its_own_input(tmp_path):
+    path = tmp_path / "f.jsonl"
+    write_records(path, [{"input": "a", "label": True}])
+    with pytest.raises(DataError):
+        convert(inspect(path), path)
+
+
+# -------------------------------------------------------------------------------------------------------- the page
+
+
+BLOCK = r"```\n(?P<{}>.*?)```"
+EXAMPLE = re.compile(r"^`(?P<name>[^`\n]+)`(?: in (?P<encoding>\w+))?\n" + BLOCK.format("content")
+                     + r"(?:\n\n`(?P<options>--layout [^`\n]+)`\n\ngives\n\n" + BLOCK.format("gives") + ")?",
+                     re.M | re.S)
+EXAMPLES = list(EXAMPLE.finditer(PAGE.read_text(encoding="utf-8")))
+
+
+def test_every_example_of_the_page_is_one_of_these():
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(EXAMPLES) == text.count("\ngives\n") + 2  # two are of the own formats and give themselves
+    assert {shlex.split(example["options"])[1] for example in EXAMPLES if example["options"]} == \
+        {"records", "alpaca", "messages", "turns", "dialogues"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["name"])
+def test_an_example_of_the_page_gives_what_it_says(tmp_path, example):
+    path = written(tmp_path, example["name"], example["content"], example["encoding"] or "utf-8")
+    report = inspect(path)
+    assert not report["problems"]
+    if example["options"] is None:
+        assert report["options"] == [] and report["rows"] == example["content"].count("\n") - (path.suffix == ".csv")
+        return
+    options = shlex.split(example["options"])
+    assert sorted(report["options"]) == sorted(options)
+    output = tmp_path / f"out{'.csv' if report['becomes'] == 'dialogues' else '.jsonl'}"
+    assert main(["--inspect", str(path), *options, "--convert", str(output)]) == 0
+    assert output.read_text(encoding="utf-8") == example["gives"]
+
+
+def test_prepare_reads_its_source_as_asked(tmp_path):
+    rows = ["会话;说话人;内容;标签"] + [f"{case};{who};第{case}次说{what}的事情，编号{case * 37};{label}"
+                                  for case in range(12) for who, what, label in
+                                  [("甲", "转账" if case % 2 else "爬山", "是" if case % 2 else "否")]]
+    path = written(tmp_path, "通话.csv", "\r\n".join(rows), "gb18030")
+    options = inspect(path)["options"]
+    assert main(["--source", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert main(["--source", str(path), "--output", str(tmp_path / "out"), *options]) == 0
+    records = [record for name in ("train", "eval", "test") for record in read_records(tmp_path / f"out/{name}.jsonl")]
+    assert {record["label"] for record in records if "转账" in record["input"]} == {True}
