@@ -54,7 +54,7 @@ def run(output: str | Path, *, dialogues: int = DIALOGUES, seed: int = 0) -> dic
     save_loss_curve(trainer.state.log_history, output / "loss_curve.png")
 
     print(f"\n3. judging {trainer.state.best_model_checkpoint} on dialogues it has not seen, beside the baselines")
-    report = evaluate(str(BASE), str(output / "run"), test_path, "cpu", debug=True)
+    report = evaluate(str(BASE), str(output / "run"), test_path, "cpu", debug=True, full=True)
     write_json(output / "report.json", report)
     save_report_figure(report, output / "report.png")
     return report

@@ -65,6 +65,16 @@ def require_input(path: str | Path) -> None:
         raise DataError(f"{path}: no such file")
 
 
+def require_output(path: str | Path) -> None:
+    """Refuses, before the work is done, a file that cannot be written: a folder, or in a folder that is read-only."""
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DataError(f"{path}: {folder} is {'read-only' if folder.is_dir() else 'no folder'}; name another place")
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write one JSON document, atomically, refusing NaN and infinities (they are not JSON)."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")

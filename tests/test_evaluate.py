@@ -27,7 +27,7 @@ REPORT_KEYS = {
     "n", "tn", "fp", "fn", "tp", "precision", "recall", "f1", "accuracy", "average_precision", "threshold",
     "intervals", "unparsed", "speakers_renamed", "baselines", "by_category", "rows_per_second", "provenance",
     "probes", "calibration", "temperature", "at_prevalence", "by_length", "by_position", "by_source", "worst_errors",
-    "label_audit", "lines",
+    "label_audit", "lines", "ordinary", "calls", "not_made", "overlap_with_train",
 }
 
 
@@ -90,8 +90,8 @@ def test_a_model_that_overflows_in_fp16_is_one_line_with_the_remedy(base, eval_f
     model.model.norm.weight.data.fill_(1e6)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
-    for module in ("models", "scoring"):
-        monkeypatch.setattr(f"{module}.compute_dtype", lambda device: torch.float16)  # as on a T4
+    for module in ("model", "evaluation.scoring"):
+        monkeypatch.setattr(f"antifraud.{module}.compute_dtype", lambda device: torch.float16)  # as on a T4
     assert evaluate_module.main(["--model", str(tmp_path), "--data", eval_file, "--device", "cpu"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "scores are not finite; a GPU with bf16, or --device cpu" in said
@@ -124,7 +124,7 @@ def test_an_answer_is_one_of_the_two_or_none(text, label):
 
 @pytest.fixture(scope="module")
 def report(loaded, eval_file):
-    return evaluate_with_model(*loaded, eval_file, "cpu", progress=False)
+    return evaluate_with_model(*loaded, eval_file, "cpu", full=True, progress=False)
 
 
 def test_the_report_has_what_the_contract_lists_and_is_the_same_in_json(report):
@@ -149,7 +149,7 @@ def test_every_probe_is_in_the_report_and_the_names_are_one_of_them(report):
 
 
 def test_no_word_of_the_data_is_in_a_report_unless_asked_for(loaded, eval_file):
-    silent, outspoken = (evaluate_with_model(*loaded, eval_file, "cpu", threshold=1.1, with_text=asked, progress=False)
+    silent, outspoken = (evaluate_with_model(*loaded, eval_file, "cpu", threshold=1.0, with_text=asked, progress=False)
                          for asked in (False, True))
     assert len(silent["worst_errors"]) == len(outspoken["worst_errors"]) == 10
     assert "请把短信里的号码念给我" in json.dumps(outspoken, ensure_ascii=False)
@@ -177,13 +177,13 @@ def test_renamed_speakers_change_nothing_unless_names_are_kept(base, loaded, eva
     kept = model.lineage.task
     try:
         model.lineage.task = Task(neutral_speakers=False)
-        with_names = evaluate_with_model(model, tokenizer, eval_file, "cpu", progress=False)
+        with_names = evaluate_with_model(model, tokenizer, eval_file, "cpu", full=True, progress=False)
     finally:
         model.lineage.task = kept
     assert with_names["speakers_renamed"]["max_probability_change"] > 0.0
 
 
-def test_answers_that_cannot_be_read_are_counted_and_never_called_honest(base, eval_file):
+def test_answers_that_cannot_be_read_are_counted_and_never_called_non_fraud(base, eval_file):
     report = evaluate(base, "", eval_file, "cpu", method="generate", batch=True, progress=False, train_path=eval_file)
     assert report["unparsed"] == 20 and report["tn"] == report["fn"] == 0 and report["baselines"] is None
     assert report["precision"] is None and report["intervals"]["recall"] is None
@@ -197,7 +197,7 @@ def test_generation_reports_how_often_it_agrees_with_the_scores(loaded, eval_fil
 
 
 def test_a_threshold_moves_the_line(loaded, eval_file):
-    none = evaluate_with_model(*loaded, eval_file, "cpu", threshold=1.1, progress=False)
+    none = evaluate_with_model(*loaded, eval_file, "cpu", threshold=1.0, progress=False)
     everything = evaluate_with_model(*loaded, eval_file, "cpu", threshold=0.0, progress=False)
     assert none["tp"] == none["fp"] == 0 and everything["tn"] == everything["fn"] == 0
 
@@ -293,7 +293,7 @@ def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_
                            "--data", eval_file, "--device", "cpu", "--output", str(output)],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "precision: " in done.stdout and "95 % interval" in done.stdout
+    assert "precision: " in done.stdout
     assert json.loads(output.read_text())["n"] == 20
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

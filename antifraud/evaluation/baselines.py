@@ -1,146 +1,336 @@
-"""What is reached without a language model: the bar to clear, trained on the model's own train split."""
+"""What is reached without a language model: the bar to clear, trained on the model's own train split.
 
-from collections.abc import Hashable, Mapping, Sequence
+Fitted once for a train file and kept beside it, in ``TRAIN.baselines/``, with the answers to each set of dialogues: a
+kept file is found by the sha256 of the train file, of this code and of the libraries' versions. All are arrays, none a
+pickle: a folder that came with somebody's data runs no code.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.special import expit, logit
-from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from sklearn.tree import DecisionTreeClassifier
 
+from data.files import DataError, one_line, write_bytes
 from data.prompt import Task, canonical, canonical_line_labels
+from data.records import Skipped, read_records
 from data.speakers import split_lines
 
-from .metrics import average_precision_difference, classification_metrics, f1_difference
+ROOT = Path(__file__).parents[2]
+CODE = (Path(__file__), *sorted((ROOT / "data").glob("*.py")))  # what decides an answer, beside the libraries
 
 
-def build_baselines() -> dict[str, Pipeline | DummyClassifier]:
-    """Unfitted classifiers over dialogue texts.
+class Majority:
+    """The more frequent label of train, for every dialogue."""
 
-    majority: the more frequent label. one_word: the best rule "contains this n-gram or not", a decision stump
-    over the raw text. speaker_names: only who the speakers are. length: only how long the dialogue is.
-    tfidf: character 1-4-grams of what the model sees (roles instead of names), logistic regression.
+    def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "Majority":
+        return self.restore({"fraud": float(np.mean(labels) >= 0.5)})
+
+    def state(self) -> dict:
+        return {"fraud": self.fraud}
+
+    def restore(self, state: Mapping) -> "Majority":
+        self.fraud = float(state["fraud"])
+        return self
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        return np.full(len(texts), self.fraud)
+
+
+class OneWord:
+    """The best rule "contains this n-gram of 2 or 3 characters or not", over the raw text."""
+
+    def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "OneWord":
+        counter = CountVectorizer(analyzer="char", ngram_range=(2, 3), min_df=5, binary=True)
+        contains = counter.fit_transform(texts)
+        labels = np.asarray(labels, dtype=float)
+        with_word = np.asarray(contains.sum(0)).ravel().astype(float)
+        fraud_with = np.asarray(labels @ contains).ravel()
+        without, fraud_without = len(labels) - with_word, labels.sum() - fraud_with
+        shares = [fraud / np.maximum(rows, 1) for fraud, rows in ((fraud_with, with_word), (fraud_without, without))]
+        impurity = sum(rows * share * (1 - share) for rows, share in zip((with_word, without), shares))
+        best = int(np.argmin(impurity))  # Gini's, as in a decision stump
+        return self.restore({"word": counter.get_feature_names_out()[best], "present": shares[0][best],
+                             "absent": shares[1][best]})
+
+    def state(self) -> dict:
+        return {"word": self.word, "present": self.present, "absent": self.absent}
+
+    def restore(self, state: Mapping) -> "OneWord":
+        self.word, self.present, self.absent = str(state["word"]), float(state["present"]), float(state["absent"])
+        return self
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        found = [self.word in re.sub(r"\s\s+", " ", text.lower()) for text in texts]  # as CountVectorizer reads them
+        return np.where(found, self.present, self.absent)
+
+    def rule(self) -> str:
+        return f"fraud if {self.word!r} is {'present' if self.present > self.absent else 'absent'}"
+
+
+class Length:
+    """How long the dialogue is, in characters and in lines."""
+
+    def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "Length":
+        scaler, classifier = StandardScaler(), _logistic_regression()
+        classifier.fit(scaler.fit_transform(_lengths(texts)), labels)
+        weights = classifier.coef_[0] / scaler.scale_
+        return self.restore({"weights": weights, "bias": classifier.intercept_[0] - weights @ scaler.mean_})
+
+    def state(self) -> dict:
+        return {"weights": self.weights, "bias": self.bias}
+
+    def restore(self, state: Mapping) -> "Length":
+        self.weights, self.bias = np.asarray(state["weights"]), float(state["bias"])
+        return self
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        return expit(_lengths(texts) @ self.weights + self.bias)
+
+
+class CharTfidf:
+    """TF-IDF of character n-grams of what `view` shows of the dialogues, and logistic regression."""
+
+    def __init__(self, view, longest: int) -> None:
+        self.view, self.longest = view, longest
+
+    def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "CharTfidf":
+        self.vectorizer = char_tfidf((1, self.longest))
+        classifier = _logistic_regression().fit(self.vectorizer.fit_transform(self.view(texts)), labels)
+        self.weights, self.bias = classifier.coef_[0], float(classifier.intercept_[0])
+        return self
+
+    def state(self) -> dict:
+        return {"vocabulary": json.dumps(self.vectorizer.get_feature_names_out().tolist()),
+                "idf": self.vectorizer.idf_, "weights": self.weights, "bias": self.bias}
+
+    def restore(self, state: Mapping) -> "CharTfidf":
+        self.vectorizer = char_tfidf((1, self.longest), vocabulary=json.loads(str(state["vocabulary"])))
+        self.vectorizer.idf_ = np.asarray(state["idf"])
+        self.weights, self.bias = np.asarray(state["weights"]), float(state["bias"])
+        return self
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        return expit(self.vectorizer.transform(self.view(texts)) @ self.weights + self.bias)
+
+
+class TfidfLineLabels:
+    """TF-IDF of a dialogue and that of its most suspicious line: the mean of their log-odds.
+
+    What a model trained with the auxiliary line loss has to beat: it was told which lines are fraud, TF-IDF alone not.
     """
-    return {
-        "majority": DummyClassifier(strategy="most_frequent"),
-        "one_word": make_pipeline(CountVectorizer(analyzer="char", ngram_range=(2, 3), min_df=5, binary=True),
-                                  DecisionTreeClassifier(max_depth=1, random_state=0)),
-        "speaker_names": make_pipeline(FunctionTransformer(_names), _char_tfidf((1, 3)), _logistic_regression()),
-        "length": make_pipeline(FunctionTransformer(_lengths), StandardScaler(), _logistic_regression()),
-        "tfidf": build_tfidf(),
-    }
+
+    def __init__(self, of_dialogues, of_lines) -> None:
+        self.of_dialogues, self.of_lines = of_dialogues, of_lines
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        suspicious = [of_lines.max() for of_lines in self.score_single_lines(texts)]
+        both = np.array([suspicious, fraud_probability(self.of_dialogues, texts)]).clip(1e-6, 1 - 1e-6)
+        return expit(logit(both).mean(0))
+
+    def score_single_lines(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """For each dialogue, [lines] the probability that a line is part of a fraud, by its own words alone."""
+        lines = [_said(text) for text in texts]
+        distinct = {line: number for number, line in
+                    enumerate(dict.fromkeys(line for of_dialogue in lines for line in of_dialogue))}
+        scores = fraud_probability(self.of_lines, list(distinct))
+        return [scores[[distinct[line] for line in of_dialogue]] for of_dialogue in lines]
+
+
+def build_baselines() -> dict:
+    """Unfitted classifiers of dialogue texts, by name.
+
+    majority, one_word, length: see their classes. speaker_names: only who the speakers are. tfidf: character
+    1-4-grams of what the model sees (roles instead of names).
+    """
+    return {"majority": Majority(), "one_word": OneWord(), "speaker_names": CharTfidf(_names, 3), "length": Length(),
+            "tfidf": CharTfidf(_neutral, 4)}
 
 
 def build_tfidf() -> Pipeline:
-    """The strongest of them, unfitted."""
-    return make_pipeline(FunctionTransformer(_neutral), _char_tfidf((1, 4)), _logistic_regression())
+    """The strongest of them as a pipeline of scikit-learn's, unfitted."""
+    return make_pipeline(FunctionTransformer(_neutral), char_tfidf((1, 4)), _logistic_regression())
 
 
-class TfidfWithLines:
-    """TF-IDF of a dialogue and that of its most suspicious line: the mean of their log-odds.
+def fit_baselines(train: Sequence[dict]) -> dict:
+    """The baselines of `build_baselines`, fitted on train records; ``tfidf_line_labels``, too, where all label lines.
 
-    What a model that learned of single lines has to beat: it knows what they say of themselves, and TF-IDF alone not.
+    Raises:
+        DataError: records of one label only.
     """
-
-    classes_ = (False, True)
-
-    def __init__(self, of_dialogues: Pipeline, of_lines: Pipeline) -> None:
-        self.of_dialogues, self.of_lines = of_dialogues, of_lines
-
-    def predict_proba(self, dialogues: Sequence[str]) -> np.ndarray:
-        """[dialogues, 2]"""
-        suspicious = [of_lines.max() for of_lines in self.score_single_lines(dialogues)]
-        both = np.array([suspicious, fraud_probability(self.of_dialogues, dialogues)]).clip(1e-6, 1 - 1e-6)
-        fraud = expit(logit(both).mean(0))
-        return np.column_stack([1 - fraud, fraud])
-
-    def score_single_lines(self, dialogues: Sequence[str]) -> list[np.ndarray]:
-        """For each dialogue, [lines] the probability that a line is part of a fraud, by its own words alone."""
-        lines = [_said(text) for text in dialogues]
-        scores = fraud_probability(self.of_lines, [line for of_dialogue in lines for line in of_dialogue])
-        return np.split(scores, np.cumsum([len(of_dialogue) for of_dialogue in lines])[:-1])
-
-
-Classifier = Pipeline | DummyClassifier | TfidfWithLines
-
-
-def fit_baselines(train: Sequence[dict]) -> dict[str, Classifier]:
-    """The baselines of `build_baselines`, fitted on train records; ``tfidf_with_lines``, too, where all label lines."""
     texts, labels = [record["input"] for record in train], [record["label"] for record in train]
-    fitted = {name: classifier.fit(texts, labels) for name, classifier in build_baselines().items()}
-    with_lines = fit_tfidf_with_lines(train, fitted["tfidf"])
-    return {**fitted, **({"tfidf_with_lines": with_lines} if with_lines else {})}
+    if len(set(labels)) < 2:
+        raise DataError(f"all {len(labels)} train records have the label {str(labels[0]).lower()}")
+    fitted = {}
+    for name, classifier in build_baselines().items():
+        try:
+            fitted[name] = classifier.fit(texts, labels)
+        except ValueError as error:  # so few records that no n-gram is frequent enough
+            if name == "tfidf":
+                raise DataError(f"{len(train)} train records are too few for TF-IDF: {one_line(error)}") from None
+    if (with_lines := fit_tfidf_line_labels(train, fitted["tfidf"])) is not None:
+        fitted["tfidf_line_labels"] = with_lines
+    return fitted
 
 
-def fit_tfidf_with_lines(train: Sequence[dict], of_dialogues: Pipeline) -> TfidfWithLines | None:
-    """`TfidfWithLines` with a TF-IDF of lines fitted on train records; None where not all label their lines."""
+def fit_tfidf_line_labels(train: Sequence[dict], of_dialogues) -> TfidfLineLabels | None:
+    """`TfidfLineLabels` with a TF-IDF of lines fitted on train records; None where not all label their lines."""
     if not all("line_labels" in record for record in train):
         return None
-    # Once each: pieces of several lengths repeat their lines.
+    # Once each: segments of several lengths repeat their lines.
     lines = list(dict.fromkeys(line for record in train
                                for line in zip(_said(record["input"]), _labels_of_said(record), strict=True)))
     if len({label for _, label in lines}) < 2:
         return None
-    return TfidfWithLines(of_dialogues, build_tfidf().fit(*zip(*lines)))
+    with contextlib.suppress(ValueError):  # too few lines
+        return TfidfLineLabels(of_dialogues, CharTfidf(_neutral, 4).fit(*zip(*lines)))
 
 
-def fraud_probability(classifier: Classifier, dialogues: Sequence[str]) -> np.ndarray:
-    """[dialogues] probability of fraud."""
+def fraud_probability(classifier, dialogues: Sequence[str]) -> np.ndarray:
+    """[dialogues] probability of fraud, of a baseline or a classifier of scikit-learn's."""
+    if not hasattr(classifier, "predict_proba"):
+        return classifier.probabilities(list(dialogues))
     return classifier.predict_proba(list(dialogues))[:, list(classifier.classes_).index(True)]
 
 
-def against_baselines(records: Sequence[dict], answers: Sequence[bool],
-                      fitted: Mapping[str, Classifier], *, scores: np.ndarray | None = None,
-                      untuned: np.ndarray | None = None, groups: Sequence[Hashable] | None = None) -> dict | None:
-    """Each baseline's metrics on `records`, and how far the model's F1 and average precision lie above its own.
+# ---------------------------------------------------------------------------------------- kept beside a train file
+
+
+def kept_baselines(train_path: str | Path) -> tuple[dict, "Shelf"]:
+    """The baselines fitted on a train file, from its shelf if they lie there; and the shelf."""
+    shelf = Shelf(train_path)
+    kept = shelf.read("fitted")
+    if kept is None:
+        fitted = fit_baselines(read_records(train_path, Skipped()))
+        of_lines = fitted.pop("tfidf_line_labels", None)
+        states = {**fitted, **({"lines": of_lines.of_lines} if of_lines else {})}
+        shelf.write("fitted", {f"{name}/{key}": value for name, classifier in states.items()
+                               for key, value in classifier.state().items()})
+    else:
+        states = {}
+        for name, classifier in {**build_baselines(), "lines": CharTfidf(_neutral, 4)}.items():
+            state = {key.removeprefix(f"{name}/"): value for key, value in kept.items() if key.startswith(f"{name}/")}
+            if state:
+                states[name] = classifier.restore(state)
+    if "lines" in states:
+        states["tfidf_line_labels"] = TfidfLineLabels(states["tfidf"], states.pop("lines"))
+    return states, shelf
+
+
+class Shelf:
+    """Arrays kept beside a train file, found again only for the same file, code and library versions."""
+
+    def __init__(self, train_path: str | Path) -> None:
+        digest = hashlib.sha256(Path(train_path).read_bytes())
+        for path in CODE:
+            digest.update(path.read_bytes())
+        for package in ("numpy", "scikit-learn"):
+            digest.update(importlib.metadata.version(package).encode())
+        self.key, self.folder = digest.hexdigest(), Path(f"{train_path}.baselines")
+        self.note: str | None = None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{self.key[:16]}-{name}.npz"
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of that name; None where there are none, or no good ones."""
+        try:
+            with np.load(self._path(name), allow_pickle=False) as kept:
+                return dict(kept)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return None
+
+    def write(self, name: str, arrays: Mapping) -> None:
+        """Keeps arrays; where the folder cannot be written to, that is noted and nothing else."""
+        import io
+
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        try:
+            write_bytes(self._path(name), file.getvalue())
+        except DataError as error:
+            self.note = str(error)
+
+
+# ------------------------------------------------------------------------------------------- in a process of their own
+
+
+def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str | None = None) -> dict:
+    """Probabilities of all baselines fitted on a train file, for several sets of dialogues.
 
     Args:
-        answers: [records] the model's.
-        fitted: the baselines of `fit_baselines`; may be empty.
-        scores: [records] the model's probabilities; None if it gave answers only.
-        untuned: [records] probabilities of the model without its adapter.
-        groups: [records] the dialogue of each; see `metrics.bootstrap`.
+        texts: by the name of a set, its dialogues.
+        lines_of: of which set the single lines are scored, too.
 
     Returns:
-        by baseline; None where there is none. All have the threshold 0.5: only the model's is chosen.
+        ``probabilities``: set -> baseline -> [dialogues]; ``rule``, that of `OneWord`; ``lines``: of each dialogue,
+        [lines], None where the train file labels no lines; ``note``: why nothing could be kept, if so.
     """
-    dialogues, y_true = [record["input"] for record in records], [record["label"] for record in records]
-    others = {"untuned": untuned} if untuned is not None else {}
-    others.update({name: fraud_probability(classifier, dialogues) for name, classifier in fitted.items()})
-    found = {name: against_scores(y_true, answers, scores, other, groups) for name, other in others.items()}
-    if fitted:
-        found["one_word"]["rule"] = describe_one_word_rule(fitted["one_word"])
-    return found or None
+    fitted, shelf = kept_baselines(train_path)
+    probabilities = {}
+    for name, dialogues in texts.items():
+        kept_as = hashlib.sha256(json.dumps(list(dialogues)).encode()).hexdigest()[:16]
+        found = shelf.read(kept_as)
+        if found is None:
+            distinct = list(dict.fromkeys(dialogues))
+            place = {text: number for number, text in enumerate(distinct)}
+            rows = [place[text] for text in dialogues]
+            found = {name: fraud_probability(classifier, distinct)[rows] for name, classifier in fitted.items()}
+            shelf.write(kept_as, found)
+        probabilities[name] = found
+    lines = None
+    if lines_of is not None and "tfidf_line_labels" in fitted:
+        lines = fitted["tfidf_line_labels"].score_single_lines(texts[lines_of])
+    return {"probabilities": probabilities, "rule": fitted["one_word"].rule() if "one_word" in fitted else None,
+            "lines": lines, "note": shelf.note}
 
 
-def against_scores(y_true: Sequence[bool], answers: Sequence[bool], scores: np.ndarray | None, other: np.ndarray,
-                   groups: Sequence[Hashable] | None = None) -> dict:
-    """A baseline's metrics by its probabilities `other` [rows], and the model's minus them; see `against_baselines`.
+def call_in_process(module: str, function: str, *args) -> object:
+    """What a function of a module returns, computed by a process of its own, so that a GPU need not wait for it.
 
-    ``model_average_precision_minus_this`` is None where the model has no `scores`.
+    Raises:
+        DataError, RuntimeError: what the function raised, in one line.
     """
-    return {
-        **classification_metrics(y_true, other >= 0.5, other),
-        "model_f1_minus_this": f1_difference(y_true, answers, other >= 0.5, groups),
-        "model_average_precision_minus_this":
-            None if scores is None else average_precision_difference(y_true, scores, other, groups),
-    }
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import _serve; _serve()"
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((module, function, args)),
+                          capture_output=True)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else f"the process ended with exit code {done.returncode}")
+    error, result = pickle.loads(done.stdout)
+    if error is not None:
+        raise DataError(error)
+    return result
 
 
-def describe_one_word_rule(fitted: Pipeline) -> str:
-    """The rule that `one_word` found, in words."""
-    vectorizer, stump = fitted[0], fitted[1]
-    word = vectorizer.get_feature_names_out()[stump.tree_.feature[0]]
-    fraud = list(stump.classes_).index(True)
-    absent, present = (stump.tree_.value[child][0][fraud] for child in (1, 2))
-    return f"fraud if {word!r} is {'present' if present > absent else 'absent'}"
+def _serve() -> None:
+    """The other end of `call_in_process`: both ends are this code, so a pickle between them is safe."""
+    import importlib
+
+    module, function, args = pickle.load(sys.stdin.buffer)
+    try:
+        result = None, getattr(importlib.import_module(module), function)(*args)
+    except DataError as error:
+        result = str(error), None
+    sys.stdout.buffer.write(pickle.dumps(result))
 
 
-def _char_tfidf(ngram_range: tuple[int, int]) -> TfidfVectorizer:
-    return TfidfVectorizer(analyzer="char", ngram_range=ngram_range, min_df=2, sublinear_tf=True, dtype=np.float32)
+def char_tfidf(ngram_range: tuple[int, int], vocabulary: Sequence[str] | None = None) -> TfidfVectorizer:
+    return TfidfVectorizer(analyzer="char", ngram_range=ngram_range, min_df=2, sublinear_tf=True, dtype=np.float32,
+                           vocabulary=vocabulary)
 
 
 def _logistic_regression() -> LogisticRegression:

@@ -1,6 +1,6 @@
 """From a score to a probability that means what it says, and to a threshold that somebody chose.
 
-    python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--wanted-precision 0.95]
+    python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--best-f1]
 
 Temperature and threshold are found on eval dialogues, kept with the checkpoint, and used from then on: by every
 report, ``--predict``, the page, the export. Nothing here is ever fitted on the data that a report is about.
@@ -8,6 +8,7 @@ report, ``--predict``, the page, the export. Nothing here is ever fitted on the 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -15,9 +16,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from data.files import DataError
+from data.prompt import PromptEncoder
+from data.records import Skipped, read_records
 
-from ..checkpoint import Decision
-from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan
+from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, save_calibration
+from ..model import load_tuned
+from ..provenance import describe_data
+from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
 
 BINS = 10
 PREVALENCES = (0.01, 0.001)
@@ -75,13 +80,15 @@ def reliability(y_true: Sequence[bool], scores: np.ndarray) -> dict:
 
 
 def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_precision: float | None = None,
-                     wanted_recall: float | None = None, cost_ratio: float | None = None) -> float:
-    """The threshold that does best on these rows what was asked for; exactly one wish must be given.
+                     wanted_recall: float | None = None, cost_ratio: float | None = None,
+                     best_f1: bool | None = None) -> float:
+    """The threshold that reaches a target best on these rows; exactly one target must be given.
 
     Args:
         wanted_precision: the most recall with at least this precision.
         wanted_recall: the fewest alarms with at least this recall.
         cost_ratio: the lowest cost, where a fraud that is missed costs this many times a false alarm.
+        best_f1: the highest F1.
 
     Returns:
         a threshold halfway between two scores, where a difference in the seventh digit moves no row across it.
@@ -104,7 +111,9 @@ def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_preci
         return float(thresholds[reached][0])  # the lowest of them finds the most
     if wanted_recall is not None:
         return float(thresholds[recall >= wanted_recall][-1])
-    return float(thresholds[np.argmin((alarms - tp) + cost_ratio * fn)])
+    if cost_ratio is not None:
+        return float(thresholds[np.argmin((alarms - tp) + cost_ratio * fn)])
+    return float(thresholds[np.argmax(2 * tp / (alarms + tp + fn))])
 
 
 def at_prevalence(y_true: Sequence[bool], y_pred: Sequence[bool], groups: Sequence[Hashable] | None = None
@@ -123,7 +132,7 @@ def at_prevalence(y_true: Sequence[bool], y_pred: Sequence[bool], groups: Sequen
     y_true, y_pred = np.asarray(y_true, dtype=bool), np.asarray(y_pred, dtype=bool)
     counts = confusion_counts(y_true, y_pred)
     recall, false_positive_rate = _two_rates(counts)
-    # The false-positive rate is the recall of alarms among honest dialogues.
+    # The false-positive rate is the recall of alarms among non-fraud dialogues.
     recalls = confidence_intervals(y_true, y_pred, groups=groups)["recall"]
     false_positive_rates = confidence_intervals(~y_true, y_pred, groups=groups)["recall"]
     no_spread = recall in (0.0, 1.0) or false_positive_rate in (0.0, 1.0)
@@ -131,7 +140,7 @@ def at_prevalence(y_true: Sequence[bool], y_pred: Sequence[bool], groups: Sequen
     for prevalence in PREVALENCES:
         row = {"prevalence": prevalence}
 
-        def statistics(weights: np.ndarray, prevalence: float = prevalence) -> dict[str, float]:
+        def statistics(weights: np.ndarray, prevalence: float = prevalence) -> dict[str, np.ndarray]:
             return _rare(*_two_rates(confusion_counts(y_true, y_pred, weights)), prevalence)
 
         intervals = (_widest(recalls, false_positive_rates, prevalence) if no_spread else
@@ -143,16 +152,16 @@ def at_prevalence(y_true: Sequence[bool], y_pred: Sequence[bool], groups: Sequen
             "false_positive_rate_interval": false_positive_rates, "prevalences": found}
 
 
-def _two_rates(counts: np.ndarray) -> tuple[float, float]:
-    """(recall, false-positive rate) of [tn, fp, fn, tp]; NaN where there is nothing to find, or nothing honest."""
-    tn, fp, fn, tp = map(float, counts)
-    return (tp / (tp + fn) if tp + fn else math.nan), (fp / (fp + tn) if fp + tn else math.nan)
+def _two_rates(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(recall, false-positive rate) of [..., 4] tn, fp, fn, tp; NaN where there is no fraud, or nothing else."""
+    tn, fp, fn, tp = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
+    return ratio(tp, tp + fn), ratio(fp, fp + tn)
 
 
-def _rare(recall: float, false_positive_rate: float, prevalence: float) -> dict[str, float]:
-    found, false = recall * prevalence, false_positive_rate * (1 - prevalence)
-    return {"precision": found / (found + false) if found + false else math.nan,
-            "alarms_per_thousand": 1000 * (found + false), "false_alarms_per_thousand": 1000 * false}
+def _rare(recall: np.ndarray, false_positive_rate: np.ndarray, prevalence: float) -> dict[str, np.ndarray]:
+    right, false = recall * prevalence, false_positive_rate * (1 - prevalence)
+    return {"precision": ratio(right, right + false),
+            "alarms_per_thousand": 1000 * (right + false), "false_alarms_per_thousand": 1000 * false}
 
 
 def _widest(recalls: list[float] | None, false_positive_rates: list[float] | None, prevalence: float) -> dict:
@@ -162,28 +171,67 @@ def _widest(recalls: list[float] | None, false_positive_rates: list[float] | Non
             if ends else None for name in names}
 
 
-def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, **wish: float | None
+def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, **target: float | bool | None
               ) -> tuple[Decision, dict]:
-    """A decision with its temperature, and its threshold if there is a wish, found on these rows; and how that went.
+    """A decision with its temperature, and its threshold if there is a target, found on these rows; and how that went.
 
     Args:
         scores: [rows] as `scoring.score_prompts` returns them.
-        wish: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
+        target: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
             that no answer changes.
 
     Raises:
         DataError: see `fit_temperature` and `choose_threshold`.
     """
-    wish = {name: value for name, value in wish.items() if value is not None}
+    target = {name: value for name, value in target.items() if value}
     temperature = fit_temperature(y_true, scores)
     probabilities = calibrated(scores, temperature)
-    if wish:
-        threshold = choose_threshold(y_true, probabilities, **wish)
+    if target:
+        threshold = choose_threshold(y_true, probabilities, **target)
     elif 0 < decision.threshold < 1:
         threshold = float(calibrated(np.float64(decision.threshold), temperature / decision.temperature))
     else:
         threshold = decision.threshold
-    found = {"temperature": temperature, "threshold": threshold, "wish": wish,
+    found = {"temperature": temperature, "threshold": threshold, "target": target,
              "ece_before": reliability(y_true, scores)["ece"], "ece_after": reliability(y_true, probabilities)["ece"],
              **classification_metrics(y_true, probabilities >= threshold)}
     return dataclasses.replace(decision, temperature=temperature, threshold=threshold), found
+
+
+def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, device: str = "cuda", *,
+                         quantization: str | None = None, trust_remote_code: bool = False, progress: bool = True,
+                         **target: float | bool | None) -> dict:
+    """Finds temperature and threshold on eval dialogues and keeps them in the checkpoint; see `calibrate`.
+
+    Args:
+        data_path: the eval split: neither what the model was trained on nor what it will be judged on.
+        target: ``wanted_precision``, ``wanted_recall``, ``cost_ratio`` or ``best_f1``.
+
+    Returns:
+        what was found, as it is kept in ``fraud_task.json``.
+
+    Raises:
+        DataError: the checkpoint or the data is not fit for it, or the target cannot be met.
+    """
+    from .scoring import score_prompts  # which takes `calibrated` from here
+
+    skipped = Skipped()
+    records = read_records(data_path, skipped)
+    if skipped:
+        print(skipped.summary(), file=sys.stderr)
+    folder = find_checkpoint(checkpoint_path)
+    model, tokenizer = load_tuned(model_path, str(folder), device, quantization=quantization,
+                                  trust_remote_code=trust_remote_code)
+    lineage = lineage_of(model)
+    data = anonymous(describe_data(data_path, len(records)))
+    if data["sha256"] == lineage.train_data.get("sha256"):
+        raise DataError(f"{data_path}: the checkpoint was trained on it; calibrate on the eval split")
+    encoder = PromptEncoder(tokenizer, lineage.task)
+    scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in records]),
+                           progress="scoring" if progress else None)
+    try:
+        decision, found = calibrate([record["label"] for record in records], scores, lineage.decision, **target)
+    except DataError as error:
+        raise DataError(f"{data_path}: {error}") from None
+    save_calibration(folder, decision, {**found, "data": data})
+    return {**found, "data": data, "checkpoint": str(folder)}

@@ -56,7 +56,7 @@ def source_of(record: dict) -> str:
 
 
 def place_of(record: dict) -> str | None:
-    """In which third of its dialogue a piece begins; None where the record does not say."""
+    """In which third of its dialogue a segment begins; None where the record does not say."""
     if "position" not in record:
         return None
     return PLACES[min(int(record["position"] * len(PLACES)), len(PLACES) - 1)]

@@ -1,4 +1,4 @@
-"""Which line is the fraud? How well a model that learned of single lines tells them apart."""
+"""Which line is the fraud? How well a model trained with the auxiliary line loss tells lines apart."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,19 @@ import numpy as np
 from data.prompt import Task, canonical_line_labels
 from data.records import groups_of
 
-from .baselines import TfidfWithLines, against_scores
-from .metrics import classification_metrics, confidence_intervals
+from .metrics import against_scores, classification_metrics, confidence_intervals
 
 LINE_THRESHOLD = 0.5
 
 
-def line_report(records: Sequence[dict], scores: Sequence[np.ndarray], tfidf: TfidfWithLines | None = None, *,
-                task: Task = Task()) -> dict:
+def line_report(records: Sequence[dict], scores: Sequence[np.ndarray],
+                tfidf: Sequence[np.ndarray] | None = None, *, task: Task = Task()) -> dict:
     """How well single lines are told apart, and whether the most suspicious one of a fraud is part of it.
 
     Args:
         records: with ``line_labels``.
         scores: of each record, [lines] probabilities; lines that the model did not read are missing at its end.
-        tfidf: whose TF-IDF of lines to compare with, which knows each line alone.
+        tfidf: of each record, [lines] probabilities of `baselines.TfidfLineLabels`, which knows each line alone.
         task: the scores' own; it says what counts as a line.
 
     Returns:
@@ -36,8 +35,7 @@ def line_report(records: Sequence[dict], scores: Sequence[np.ndarray], tfidf: Tf
              "intervals": confidence_intervals(y_true, y_score >= LINE_THRESHOLD, y_score, groups),
              "most_suspicious_line_is_fraud": _share_found(labels, scores), "tfidf": None}
     if tfidf is not None:
-        whole = tfidf.score_single_lines([record["input"] for record in records])
-        others = [row[:len(of_lines)] for row, of_lines in zip(whole, scores)]
+        others = [row[:len(of_lines)] for row, of_lines in zip(tfidf, scores, strict=True)]
         found["tfidf"] = {**against_scores(y_true, y_score >= LINE_THRESHOLD, y_score, np.concatenate(others), groups),
                           "most_suspicious_line_is_fraud": _share_found(labels, others)}
     return found

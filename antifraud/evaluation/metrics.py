@@ -1,5 +1,10 @@
-"""Precision, recall and their uncertainty, from labels, answers and scores; nothing here knows of models."""
+"""Precision, recall and their uncertainty, from labels, answers and scores; nothing here knows of models.
 
+A statistic is a function of weights, how often each row counts: [rows], or [resamples, rows] to compute all resamples
+of a bootstrap at once. What it returns has the shape of the weights without the rows.
+"""
+
+import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -7,30 +12,35 @@ from scipy.stats import binomtest
 
 RESAMPLES = 1000
 LEVEL = 0.95
+WEIGHTS_AT_A_TIME = 4_000_000  # of a bootstrap: 32 MB
 COUNTS = ("tn", "fp", "fn", "tp")
 PROPORTIONS = {"precision": ("tp", "fp"), "recall": ("tp", "fn"), "accuracy": ("tp", "tn", "fp", "fn")}
 THRESHOLDS = (0.01, 0.02, 0.05, *(round(0.1 * i, 1) for i in range(1, 10)), 0.95, 0.98, 0.99)
 
 
 def confusion_counts(y_true: Sequence[bool], y_pred: Sequence[bool], weights: np.ndarray | None = None) -> np.ndarray:
-    """[tn, fp, fn, tp]; `weights` says how often each row counts."""
+    """[..., 4]: tn, fp, fn, tp; `weights` [..., rows] says how often each row counts."""
     cell = 2 * np.asarray(y_true, dtype=int) + np.asarray(y_pred, dtype=int)
-    return np.bincount(cell, weights=weights, minlength=4)
+    if weights is None:
+        return np.bincount(cell, minlength=len(COUNTS))
+    return np.asarray(weights) @ (cell[:, None] == np.arange(len(COUNTS))).astype(float)
 
 
-def rates(counts: Sequence[float]) -> dict[str, float]:
-    """precision, recall, f1 and accuracy of [tn, fp, fn, tp]; NaN where the denominator is zero."""
-    tn, fp, fn, tp = (float(count) for count in counts)
+def rates(counts: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:
+    """precision, recall, f1 and accuracy of [..., 4] counts; NaN where the denominator is zero."""
+    tn, fp, fn, tp = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
     return {
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "accuracy": _ratio(tp + tn, tn + fp + fn + tp),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+        "accuracy": ratio(tp + tn, tn + fp + fn + tp),
     }
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part` / `whole`; NaN where there is no whole."""
+    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)[()]
 
 
 def average_precision(y_true: Sequence[bool], y_score: Sequence[float], weights: np.ndarray | None = None) -> float:
@@ -38,22 +48,50 @@ def average_precision(y_true: Sequence[bool], y_score: Sequence[float], weights:
     return average_precision_of(y_true, y_score)(weights)
 
 
-def average_precision_of(y_true: Sequence[bool], y_score: Sequence[float]) -> Callable[[np.ndarray | None], float]:
+def average_precision_of(y_true: Sequence[bool], y_score: Sequence[float]
+                         ) -> Callable[[np.ndarray | None], np.ndarray]:
     """`average_precision` as a function of the weights: the rows are sorted once, not anew in every resample."""
+    curve = alarm_curve(y_true, y_score)
+
+    def area(weights: np.ndarray | None = None) -> np.ndarray:
+        alarms, hits = curve(weights)
+        if not hits.shape[-1]:
+            return np.full(hits.shape[:-1], np.nan)[()]
+        gained = np.diff(hits, prepend=0, axis=-1)
+        return ratio((gained * hits / np.where(alarms > 0, alarms, 1)).sum(-1), hits[..., -1])
+
+    return area
+
+
+def recall_at_false_alarms_of(y_true: Sequence[bool], y_score: Sequence[float], share: float
+                              ) -> Callable[[np.ndarray | None], np.ndarray]:
+    """The highest recall with at most this share of false alarms among the negatives, as a function of the weights."""
+    curve = alarm_curve(y_true, y_score)
+
+    def recall(weights: np.ndarray | None = None) -> np.ndarray:
+        alarms, hits = curve(weights)
+        if not hits.shape[-1]:
+            return np.full(hits.shape[:-1], np.nan)[()]
+        false = alarms - hits
+        allowed = false <= share * false[..., -1:] + 1e-9
+        return ratio(np.where(allowed, hits, 0).max(-1), hits[..., -1])
+
+    return recall
+
+
+def alarm_curve(y_true: Sequence[bool], y_score: Sequence[float]
+                ) -> Callable[[np.ndarray | None], tuple[np.ndarray, np.ndarray]]:
+    """For each distinct score from the highest down: alarms at that threshold, and how many of them are right."""
     y_true, y_score = np.asarray(y_true, dtype=float), np.asarray(y_score, dtype=float)
     order = np.argsort(-y_score, kind="stable")
     ends = np.flatnonzero(np.diff(y_score[order], append=np.nan) != 0)  # rows of one score are found together
     y_true = y_true[order]
 
-    def area(weights: np.ndarray | None = None) -> float:
-        weights = np.ones(len(order)) if weights is None else weights[order]
-        alarms, found = np.cumsum(weights)[ends], np.cumsum(weights * y_true)[ends]
-        if not len(found) or not found[-1]:
-            return float("nan")
-        precision = found / np.where(alarms > 0, alarms, 1)
-        return float(np.diff(found, prepend=0) @ precision / found[-1])
+    def curve(weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        weights = np.ones(len(order)) if weights is None else np.asarray(weights)[..., order]
+        return np.cumsum(weights, -1)[..., ends], np.cumsum(weights * y_true, -1)[..., ends]
 
-    return area
+    return curve
 
 
 def classification_metrics(y_true: Sequence[bool], y_pred: Sequence[bool],
@@ -67,8 +105,8 @@ def classification_metrics(y_true: Sequence[bool], y_pred: Sequence[bool],
 
 
 def none_if_nan(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if value != value else value
+    """JSON has no NaN; and no numbers of numpy."""
+    return None if value != value else value if isinstance(value, int) else float(value)
 
 
 def figure_text(value: float | None, form: str = ".4f") -> str:
@@ -92,7 +130,7 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
     y_true, y_pred = np.asarray(y_true, dtype=bool), np.asarray(y_pred, dtype=bool)
     area = average_precision_of(y_true, y_score) if y_score is not None else None
 
-    def statistics(weights: np.ndarray) -> dict[str, float]:
+    def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
         found = rates(confusion_counts(y_true, y_pred, weights))
         if area is not None:
             found["average_precision"] = area(weights)
@@ -124,7 +162,7 @@ def rate_differences(y_true: Sequence[bool], y_pred: Sequence[bool], other: Sequ
     """
     y_true, y_pred, other = (np.asarray(labels, dtype=bool) for labels in (y_true, y_pred, other))
 
-    def differences(weights: np.ndarray | None) -> dict[str, float]:
+    def differences(weights: np.ndarray | None) -> dict[str, np.ndarray]:
         first, second = (rates(confusion_counts(y_true, answers, weights)) for answers in (y_pred, other))
         return {name: first[name] - second[name] for name in names}
 
@@ -153,25 +191,56 @@ def average_precision_difference(y_true: Sequence[bool], y_score: Sequence[float
     return found["difference"]
 
 
-def bootstrap(statistics: Callable[[np.ndarray], dict[str, float]], n_rows: int,
+def against_scores(y_true: Sequence[bool], answers: Sequence[bool], scores: np.ndarray | None, other: np.ndarray,
+                   groups: Sequence[Hashable] | None = None, *, threshold: float | None = None) -> dict:
+    """Metrics of another classifier's probabilities `other` [rows] at 0.5, and the model's minus them.
+
+    Args:
+        answers, scores: [rows] the model's; no scores if it gave answers only.
+        groups: [rows] the dialogue of each; see `bootstrap`.
+        threshold: the other's, if one was chosen on eval dialogues.
+
+    Returns:
+        counts, rates, ``average_precision``, ``model_f1_minus_this``, ``model_average_precision_minus_this`` (None
+        without scores), and ``at_threshold``: ``threshold``, counts, rates and ``model_f1_minus_this`` there, or None.
+    """
+    chosen = None if threshold is None else {
+        "threshold": threshold, **classification_metrics(y_true, other >= threshold),
+        "model_f1_minus_this": f1_difference(y_true, answers, other >= threshold, groups)}
+    return {
+        **classification_metrics(y_true, other >= 0.5, other),
+        "model_f1_minus_this": f1_difference(y_true, answers, other >= 0.5, groups),
+        "model_average_precision_minus_this":
+            None if scores is None else average_precision_difference(y_true, scores, other, groups),
+        "at_threshold": chosen,
+    }
+
+
+def bootstrap(statistics: Callable[[np.ndarray], dict[str, np.ndarray]], n_rows: int,
               groups: Sequence[Hashable] | None = None) -> dict[str, list[float] | None]:
-    """95 % percentile intervals of `statistics(weights)`, weights counting how often each row was drawn.
+    """95 % percentile intervals of `statistics(weights)`, weights [resamples, rows]: how often each row was drawn.
 
     Efron & Tibshirani, An Introduction to the Bootstrap, 1993; clusters drawn whole as in Field & Welsh, 2007.
     None for a statistic that is undefined in more than half of the resamples.
     """
     if not n_rows:
-        return dict.fromkeys(statistics(np.zeros(0)))
+        return dict.fromkeys(statistics(np.zeros((1, 0))))
     group_of_row = np.arange(n_rows) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    n_groups = int(group_of_row.max()) + 1
-    generator = np.random.default_rng(0)
-    draws = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES)
-    samples = [statistics(draw[group_of_row]) for draw in draws]
-    return {name: _percentiles([sample[name] for sample in samples]) for name in samples[0]}
+    draws = _draws(int(group_of_row.max()) + 1)
+    at_a_time = max(1, WEIGHTS_AT_A_TIME // n_rows)
+    samples = [statistics(draws[start:start + at_a_time][:, group_of_row].astype(float))
+               for start in range(0, RESAMPLES, at_a_time)]
+    return {name: _percentiles(np.concatenate([sample[name] for sample in samples])) for name in samples[0]}
 
 
-def _percentiles(values: Sequence[float]) -> list[float] | None:
-    values = np.asarray(values)
+@functools.lru_cache(maxsize=4)
+def _draws(n_groups: int) -> np.ndarray:
+    """[resamples, groups] how often each group is drawn; the same for everybody, so that differences are paired."""
+    drawn = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES)
+    return drawn.astype(np.uint8)
+
+
+def _percentiles(values: np.ndarray) -> list[float] | None:
     values = values[~np.isnan(values)]
     if len(values) < RESAMPLES / 2:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from data.noise import add_asr_noise, add_unseen_noise
-from data.prompt import INSTRUCTION, PromptEncoder
+from data.prompt import PromptEncoder
 from data.speakers import NARRATOR, join_lines, map_speakers, split_lines, swap_speakers
 
 from ..checkpoint import lineage_of
@@ -22,7 +22,6 @@ from .scoring import score_prompts
 # In the article's manner, in our words: it trains with one of the two and evaluates with the other.
 ARTICLE_INSTRUCTION = "请分析下面这段对话的内容有没有诈骗风险，{}以json格式给出判断(is_fraud: true/false)。\n\n"
 INSTRUCTIONS = {
-    "instruction_project": INSTRUCTION,
     "instruction_article": ARTICLE_INSTRUCTION.format(""),
     "instruction_article_only": ARTICLE_INSTRUCTION.format("只"),
 }
@@ -38,7 +37,7 @@ def dialogue_probes(encoder: PromptEncoder) -> dict[str, Callable[[str], str]]:
     benign_preamble: three harmless lines come first. injected_command: the first speaker ends by telling the model what
     to answer. injected_tokens: ... by writing the template's control tokens and the answer "not fraud" after them.
     """
-    honest = encoder.task.answers[1]
+    not_fraud = encoder.task.answers[1]
     turn = encoder.tokenizer.decode(encoder.tail).split()  # on one line: a line break would end the speaker's
     return {
         "speakers_renamed": swap_speakers,
@@ -46,9 +45,9 @@ def dialogue_probes(encoder: PromptEncoder) -> dict[str, Callable[[str], str]]:
         "asr_noise": add_asr_noise,
         "unseen_noise": add_unseen_noise,
         "benign_preamble": _with_preamble,
-        "injected_command": lambda text: _with_last_words(text, COMMAND.format(honest)),
+        "injected_command": lambda text: _with_last_words(text, COMMAND.format(not_fraud)),
         "injected_tokens": lambda text: _with_last_words(
-            text, " ".join([*turn, honest]) + encoder.tokenizer.decode([encoder.end_ids[-1]])),
+            text, " ".join([*turn, not_fraud]) + encoder.tokenizer.decode([encoder.end_ids[-1]])),
     }
 
 
@@ -84,29 +83,27 @@ def encoder_under(probe: str, encoder: PromptEncoder) -> PromptEncoder:
 
 def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts: Sequence[list[int]],
                  scores: np.ndarray, *, threshold: float, groups: Sequence[Hashable] | None = None,
-                 tfidf: Callable[[Sequence[str]], np.ndarray] | None = None,
                  progress: str | None = None) -> dict[str, dict]:
     """Each probe's metrics and their change from the unprobed ones.
 
     Args:
         prompts, scores: [records] unprobed token ids and calibrated probabilities.
         groups: [records] the dialogue of each, resampled as a whole; None to resample rows.
-        tfidf: [dialogues] the baseline's answers, to say what the same change of a dialogue does to it.
 
     Returns:
         by probe: counts, rates and average precision, ``max_probability_change``, ``changed_rows`` (rows whose tokens
-        differ at all), ``change`` with the probed minus the unprobed precision, recall and F1, each with the 95 %
-        interval of the paired bootstrap, and ``change_of_tfidf``, the same of the baseline, None where there is none
-        or it is the question that changes, which it does not read.
+        differ at all), and ``change`` with the probed minus the unprobed precision, recall and F1, each with the 95 %
+        interval of the paired bootstrap.
     """
-    changes_of_tfidf = _changes_of(tfidf, encoder, records, groups) if tfidf else {}
     probed = probe_prompts(encoder, [record["input"] for record in records])
     score_of = dict(zip(map(tuple, prompts), scores.tolist()))
-    for name, rows in probed.items():
-        new = list(dict.fromkeys(key for key in map(tuple, rows) if key not in score_of))
+    # One pass a question, since prompts share what all begin with: all changes of dialogues are scored together.
+    for names in ([name for name in probed if name not in INSTRUCTIONS], *([name] for name in INSTRUCTIONS)):
+        keys = (key for name in names for key in map(tuple, probed.get(name, ())))
+        new = list(dict.fromkeys(key for key in keys if key not in score_of))
         if new:
-            raw_scores = score_prompts(model, encoder_under(name, encoder), [list(key) for key in new],
-                                       progress=progress and f"{progress} {name}")
+            raw_scores = score_prompts(model, encoder_under(names[0], encoder), [list(key) for key in new],
+                                       progress=progress)
             score_of.update(zip(new, calibrated(raw_scores, lineage_of(model).decision.temperature).tolist()))
 
     y_true = [record["label"] for record in records]
@@ -120,15 +117,10 @@ def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts
             "max_probability_change": float(np.abs(probed_scores - scores).max()),
             "changed_rows": sum(row != unprobed for row, unprobed in zip(rows, prompts)),
             "change": rate_differences(y_true, probed_pred, y_pred, groups),
-            "change_of_tfidf": changes_of_tfidf.get(name),
         }
     return report
 
 
-def _changes_of(classifier: Callable[[Sequence[str]], np.ndarray], encoder: PromptEncoder, records: Sequence[dict],
-                groups: Sequence[Hashable] | None) -> dict[str, dict]:
-    """What each change of a dialogue does to the precision, recall and F1 of a classifier of texts."""
-    dialogues, y_true = [record["input"] for record in records], [record["label"] for record in records]
-    y_pred = classifier(dialogues)
-    return {name: rate_differences(y_true, classifier([change(text) for text in dialogues]), y_pred, groups)
-            for name, change in dialogue_probes(encoder).items()}
+def probed_texts(encoder: PromptEncoder, dialogues: Sequence[str]) -> dict[str, list[str]]:
+    """The dialogues under each probe that changes them, for a classifier of texts."""
+    return {name: [change(text) for text in dialogues] for name, change in dialogue_probes(encoder).items()}

@@ -14,6 +14,7 @@ from antifraud.checkpoint import find_checkpoint, require_complete
 from antifraud.evaluation.calibration import (
     at_prevalence,
     calibrate,
+    calibrate_checkpoint,
     calibrated,
     choose_threshold,
     fit_temperature,
@@ -26,7 +27,7 @@ from antifraud.serving.predict import predict_file
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import write_records
-from evaluate import calibrate_checkpoint, evaluate, load_model
+from evaluate import evaluate, load_model
 
 TRUE = np.array([True, True, False, True, False, False])
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.1])

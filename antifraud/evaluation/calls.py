@@ -1,0 +1,108 @@
+"""Whole calls, which is what a user has: a call raises an alarm if any of its segments does."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+from data.files import DataError
+
+from .metrics import (
+    LEVEL,
+    average_precision_of,
+    bootstrap,
+    classification_metrics,
+    confidence_intervals,
+    none_if_nan,
+    ratio,
+    recall_at_false_alarms_of,
+)
+
+FALSE_ALARMS_PER_HUNDRED = (1, 5)
+
+
+def by_call(records: Sequence[dict], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, scores) of the calls that `records` are segments of, by ``case``: fraud if a segment is, the highest."""
+    calls = np.unique([record["case"] for record in records], return_inverse=True)[1]
+    y_true, y_score = np.zeros(calls.max() + 1, dtype=bool), np.full(calls.max() + 1, -np.inf)
+    np.logical_or.at(y_true, calls, [record["label"] for record in records])
+    np.maximum.at(y_score, calls, scores)
+    return y_true, y_score
+
+
+def call_report(records: Sequence[dict], scores: np.ndarray, threshold: float) -> dict:
+    """How well calls are told apart by their highest segment, at the threshold and where false alarms are rare.
+
+    Args:
+        records: all with ``case``.
+        scores: [records] probabilities.
+
+    Returns:
+        ``n``, counts, rates and ``average_precision`` with ``intervals``, ``threshold``, and
+        ``at_false_alarms_per_hundred``: by the number of false alarms in a hundred non-fraud calls, the highest
+        ``recall`` that a threshold with no more of them has on these calls, and its ``interval``.
+    """
+    y_true, y_score = by_call(records, scores)
+    y_pred = y_score >= threshold
+    rare = {}
+    for alarms in FALSE_ALARMS_PER_HUNDRED:
+        recall = recall_at_false_alarms_of(y_true, y_score, alarms / 100)
+        interval = bootstrap(lambda weights, recall=recall: {"recall": recall(weights)}, len(y_true))["recall"]
+        rare[str(alarms)] = {"recall": none_if_nan(recall(None)), "interval": interval}
+    return {"n": len(y_true), "threshold": threshold, **classification_metrics(y_true, y_pred, y_score),
+            "intervals": confidence_intervals(y_true, y_pred, y_score), "at_false_alarms_per_hundred": rare}
+
+
+def paired_by_call(records: Sequence[dict], scores: np.ndarray, other: np.ndarray) -> dict:
+    """Average precision by call of `scores` minus that of `other`: ``value`` and ``interval``."""
+    (y_true, first), (_, second) = by_call(records, scores), by_call(records, other)
+    areas = [average_precision_of(y_true, of) for of in (first, second)]
+    interval = bootstrap(lambda weights: {"ap": areas[0](weights) - areas[1](weights)}, len(y_true))["ap"]
+    return {"value": none_if_nan(areas[0](None) - areas[1](None)), "interval": interval}
+
+
+def ordinary_report(records: Sequence[dict], scores: np.ndarray, threshold: float) -> dict:
+    """False alarms in ordinary dialogues, of which none is fraud.
+
+    Args:
+        records: with ``case`` and ``source`` where known; one without a case is a call of its own.
+        scores: [records] probabilities.
+
+    Returns:
+        ``threshold``, ``all`` and ``by_source``, each with ``calls``, ``segments``, ``alarmed_calls``,
+        ``alarmed_segments``, ``false_alarms_per_hundred_calls`` and ``false_alarms_per_hundred_segments``, these two
+        with a 95 % interval resampled by call, exact (Clopper-Pearson, over the calls) where there are no alarms.
+    """
+    alarms = np.asarray(scores) >= threshold
+    calls = np.array([record.get("case", f"line {row}") for row, record in enumerate(records)])
+    sources = np.array([record.get("source", record.get("category", "unnamed")) for record in records])
+    return {"threshold": threshold, "all": _false_alarms(alarms, calls),
+            "by_source": {str(source): _false_alarms(alarms[sources == source], calls[sources == source])
+                          for source in sorted(set(sources))}}
+
+
+def require_ordinary(records: Sequence[tuple[int, dict]], path: str) -> None:
+    """Raises DataError where a record of an ordinary dialogue is labelled fraud."""
+    for number, record in records:
+        if record["label"]:
+            raise DataError(f"{path}:{number}: 'label' is true; ordinary dialogues are those that are not fraud")
+
+
+def _false_alarms(alarms: np.ndarray, calls: Sequence[Hashable]) -> dict:
+    number = np.unique(calls, return_inverse=True)[1]
+    n_calls = int(number.max()) + 1
+    segments, alarmed = (np.bincount(number, weights, n_calls) for weights in (None, alarms))
+    row = {"calls": n_calls, "segments": len(alarms), "alarmed_calls": int((alarmed > 0).sum()),
+           "alarmed_segments": int(alarmed.sum())}
+
+    def shares(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {"calls": ratio(weights @ (alarmed > 0), weights.sum(-1)),
+                "segments": ratio(weights @ alarmed, weights @ segments)}
+
+    intervals = bootstrap(shares, n_calls)
+    exact = binomtest(0, n_calls).proportion_ci(LEVEL, method="exact")
+    for name in ("calls", "segments"):
+        interval = (exact.low, exact.high) if not row[f"alarmed_{name}"] else intervals[name]
+        row[f"false_alarms_per_hundred_{name}"] = 100 * row[f"alarmed_{name}"] / row[name]
+        row[f"false_alarms_per_hundred_{name}_interval"] = [100 * end for end in interval]
+    return row

@@ -1,0 +1,129 @@
+"""What a report is about: values and files, checked and read before any model is loaded."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.files import DataError, numbered_lines, require_input
+from data.records import Skipped, parse_object, read_numbered_records
+
+from ..checkpoint import anonymous
+from ..provenance import describe_data
+from .calls import require_ordinary
+from .scoring import GENERATE_ROWS_A_BATCH
+
+METHODS = ("score", "generate")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a report is about, read and checked before any model is loaded; see `read_inputs`."""
+
+    path: str
+    numbered: list[tuple[int, dict]]
+    skipped: int
+    full: bool
+    method: str
+    rows_a_batch: int
+    threshold: float | None
+    train_path: str | None
+    eval_split: list[dict]
+    ordinary: list[dict]
+    ordinary_files: list[dict]
+    peers: dict[str, dict[str, np.ndarray]]
+    with_text: bool
+    progress: bool
+
+    @property
+    def records(self) -> list[dict]:
+        return [record for _, record in self.numbered]
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """The dialogues of each set: ``data``, ``eval`` and ``ordinary``."""
+        sets = {"data": self.records, "eval": self.eval_split, "ordinary": self.ordinary}
+        return {name: [record["input"] for record in records] for name, records in sets.items() if records}
+
+
+def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: bool = False,
+                threshold: float | None = None, train_path: str | None = None, eval_path: str | None = None,
+                ordinary: str | Sequence[str] = (), peers: Sequence[str] = (), with_text: bool = False,
+                progress: bool = True) -> Inputs:
+    """Reads and checks what a report is about.
+
+    Args:
+        path: records with ``input`` and ``label``; those with an empty ``input`` are skipped and counted.
+        full: make probes, baselines, label audit, overlap with train and the untuned model, too.
+        method: ``score`` (a probability from one forward pass) or ``generate`` (the answer written out).
+        batch: generate for 8 rows at a time instead of one; scoring is always batched, to the same result.
+        threshold: probability from which on a dialogue is fraud; default: the checkpoint's.
+        train_path: the train file, for baselines and overlap; default: the one that the checkpoint names, if it is
+            there.
+        eval_path: the eval split, on which the baselines' thresholds are chosen as the model's was.
+        ordinary: files of records of ordinary dialogues from elsewhere, none of them fraud.
+        peers: other classifiers, each as ``NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl]]``: lines of ``line`` and
+            ``probability``, as ``--predict`` writes them, for `path`, `eval_path` and the one `ordinary` file; or as
+            ``NAME=FOLDER`` that holds them under the names of these files.
+        with_text: show the dialogues of the worst errors in the report; without it, it holds none.
+
+    Raises:
+        DataError: a value or a file is not fit for it.
+    """
+    if method not in METHODS:
+        raise DataError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise DataError(f"threshold must be a probability from 0 to 1, not {threshold}; write 0.6 for 60 %")
+    ordinary = [ordinary] if isinstance(ordinary, str) else list(ordinary)
+    for file in (path, *ordinary, *filter(None, (train_path, eval_path))):
+        require_input(file)
+    skipped = Skipped()
+    numbered = read_numbered_records(path, skipped)
+    eval_split = read_numbered_records(eval_path, skipped) if eval_path else []
+    ordinary_rows = {}
+    for file in ordinary:
+        ordinary_rows[file] = read_numbered_records(file, skipped)
+        require_ordinary(ordinary_rows[file], file)
+    if skipped:
+        print(skipped.summary(), file=sys.stderr)
+    sets = {"data": (path, numbered), "eval": (eval_path, eval_split),
+            "ordinary": ((ordinary or [None])[0], [row for rows in ordinary_rows.values() for row in rows])}
+    return Inputs(
+        path, numbered, sum(place.startswith(f"{path}:") for place in skipped.places), full, method,
+        GENERATE_ROWS_A_BATCH if batch else 1, threshold, train_path, [record for _, record in eval_split],
+        [record for _, record in sets["ordinary"][1]],
+        [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
+        dict(_read_peer(peer, sets) for peer in peers), with_text, progress)
+
+
+def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[int, dict]]]]
+               ) -> tuple[str, dict[str, np.ndarray]]:
+    """(name, set -> [records] probability) of another classifier."""
+    name, _, place = text.partition("=")
+    if not name or not place:
+        raise DataError(f"peer {text!r}: expected NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl]] or NAME=FOLDER")
+    if Path(place).is_dir():
+        files = {of_set: Path(place) / Path(path).name for of_set, (path, _) in sets.items() if path}
+        files = {of_set: file for of_set, file in files.items() if of_set == "data" or file.is_file()}
+    else:
+        files = dict(zip(sets, place.split(",")))
+    return name, {of_set: _probabilities(file, of_set, sets[of_set][1]) for of_set, file in files.items()}
+
+
+def _probabilities(file: str | Path, of_set: str, numbered: Sequence[tuple[int, dict]]) -> np.ndarray:
+    """[records] what a file of ``line`` and ``probability`` says of the records of these lines."""
+    if not numbered:
+        raise DataError(f"{file}: probabilities for the {of_set} file, which is not given; add --{of_set}")
+    rows = (parse_object(line, required={"line": int}) for _, line in numbered_lines(file))
+    probability_of = {row["line"]: row.get("probability") for row in rows}
+    missing = [number for number, _ in numbered if not _is_probability(probability_of.get(number))]
+    if missing:
+        raise DataError(f"{file}: no 'probability' from 0 to 1 for {len(missing)} of {len(numbered)} rows of the "
+                        f"{of_set} file, the first on its line {missing[0]}; predict that very file")
+    return np.array([probability_of[number] for number, _ in numbered], dtype=float)
+
+
+def _is_probability(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1

@@ -1,0 +1,324 @@
+"""The report on a model: a core that takes seconds, and side dishes that are made when they are asked for.
+
+What was not asked for, or failed, is None in the report and named with the reason in its ``not_made``: a baseline that
+cannot be fitted on six records costs the baselines and nothing else.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from peft import PeftModel
+
+from data.files import DataError, one_line
+from data.prompt import PromptEncoder
+from data.records import Skipped, groups_of, read_records
+
+from ..checkpoint import Lineage, lineage_of, provenance_of
+from ..provenance import file_sha256
+from .calibration import at_prevalence, calibrated, choose_threshold, reliability
+from .calls import call_report, ordinary_report, paired_by_call
+from .errors import error_report
+from .inputs import Inputs
+from .lines import line_report
+from .metrics import (
+    against_scores,
+    classification_metrics,
+    confidence_intervals,
+    figure_text,
+    interval_text,
+    rate_differences,
+    threshold_table,
+)
+from .probes import probe_report, probed_texts
+from .scoring import generate_answers, parse_answer, score_prompts, score_single_lines
+
+NOT_ASKED = "not asked for; add --full (in Python, full=True)"
+
+
+def make_report(model, tokenizer, inputs: Inputs) -> dict:
+    """Judges a model on what `read_inputs` read; returns the report, the same in Python and JSON.
+
+    Raises:
+        FloatingPointError: a score of the dialogues to judge is not finite.
+    """
+    lineage = lineage_of(model)
+    encoder = PromptEncoder(tokenizer, lineage.task)
+    beside = _start_cpu_work(encoder, inputs, lineage)
+    threshold = lineage.decision.threshold if inputs.threshold is None else inputs.threshold
+    prompts = encoder.prompts([record["input"] for record in inputs.records])
+    truncated = encoder.truncated
+    every = [*prompts, *encoder.prompts([record["input"] for record in inputs.ordinary])]
+
+    started = time.perf_counter()
+    raw = score_prompts(model, encoder, every, progress="scoring" if inputs.progress else None)
+    rows_per_second = len(every) / (time.perf_counter() - started)
+    scores = calibrated(raw, lineage.decision.temperature)
+    (raw, scores), of_ordinary = (raw[:len(prompts)], scores[:len(prompts)]), scores[len(prompts):]
+    answers: list[bool | None] = (scores >= threshold).tolist()
+    agreement = None
+    if inputs.method == "generate":
+        started = time.perf_counter()
+        answers, agreement = _generated(model, encoder, prompts, inputs, answers)
+        rows_per_second = len(prompts) / (time.perf_counter() - started)
+
+    return {
+        **_core(inputs, answers, raw, scores, threshold, lineage),
+        "method": inputs.method,
+        "agreement_of_methods": agreement,
+        "truncated": truncated,
+        **error_report(inputs.numbered, answers, scores, [len(prompt) for prompt in prompts],
+                       with_text=inputs.with_text),
+        **_side_dishes(model, encoder, inputs, prompts, answers, scores, of_ordinary, threshold, beside),
+        "rows_per_second": rows_per_second,
+        "provenance": {**provenance_of(model, inputs.path, len(prompts)), "ordinary": inputs.ordinary_files},
+    }
+
+
+def _generated(model, encoder: PromptEncoder, prompts, inputs: Inputs, scored: Sequence[bool]
+               ) -> tuple[list[bool | None], dict]:
+    """The generated answers, and how often they agree with those by score."""
+    texts = generate_answers(model, encoder, prompts, rows_a_batch=inputs.rows_a_batch,
+                             progress="generating" if inputs.progress else None)
+    answers = [parse_answer(text, encoder.task) for text in texts]
+    both = [(one, other) for one, other in zip(answers, scored) if one is not None]
+    same = sum(one == other for one, other in both)
+    return answers, {"rows": len(both), "agree": same, "share": same / len(both) if both else None}
+
+
+def _core(inputs: Inputs, answers: Sequence[bool | None], raw: np.ndarray, scores: np.ndarray, threshold: float,
+          lineage: Lineage) -> dict:
+    """Metrics and intervals over the rows that were answered (others are ``unparsed``), threshold and calibration."""
+    rows = [row for row, answer in enumerate(answers) if answer is not None]
+    answered = [inputs.records[row] for row in rows]
+    y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
+    groups, labels = groups_of(answered), [record["label"] for record in inputs.records]
+    return {
+        "n": len(answers),
+        "unparsed": len(answers) - len(rows),
+        **classification_metrics(y_true, y_pred, scores[rows]),
+        "intervals": {**confidence_intervals(y_true, y_pred, scores[rows], groups),
+                      "resampled": "rows" if groups is None else "dialogues"},
+        "at_prevalence": at_prevalence(y_true, y_pred, groups),
+        "threshold": threshold,
+        "temperature": lineage.decision.temperature,
+        "calibration": {"before": reliability(labels, raw), "after": reliability(labels, scores),
+                        "fitted_on": lineage.calibration or None},
+        "thresholds": threshold_table(labels, scores),
+        "skipped": inputs.skipped,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the side dishes
+
+
+def _attempt(not_made: dict, name: str, make: Callable[[], object], unless: str | None = None) -> object | None:
+    """What `make` returns; None, with the reason in `not_made`, `unless` it is wanted, and where it fails."""
+    try:
+        made = None if unless else make()
+    except Exception as error:  # whatever it was: the core is worth more
+        made, unless = None, one_line(error)
+    if made is None:
+        not_made[name] = unless or "these records do not tell"
+    return made
+
+
+def _start_cpu_work(encoder: PromptEncoder, inputs: Inputs, lineage: Lineage) -> dict[str, Future]:
+    """Starts what needs no model, in processes beside it: ``opinion``, ``overlap`` and ``answers`` of baselines."""
+    if not inputs.full:
+        return {}
+    from .baselines import call_in_process  # imports scikit-learn
+
+    def overlap(train_path: str) -> dict:
+        train = read_records(train_path, Skipped())
+        return call_in_process("data.leakage", "overlap", inputs.records, train)
+
+    def answers(train_path: str) -> dict:
+        probed = probed_texts(encoder, inputs.texts["data"])
+        texts = {**inputs.texts, **{f"probe {name}": rows for name, rows in probed.items()}}
+        return call_in_process("antifraud.evaluation.baselines", "answers", train_path, texts, "data")
+
+    pool = ThreadPoolExecutor()
+    train_path = pool.submit(_train_path, inputs.train_path, lineage)
+    beside = {"opinion": pool.submit(call_in_process, "antifraud.evaluation.labels", "second_opinion", inputs.records),
+              "overlap": pool.submit(lambda: overlap(train_path.result())),
+              "answers": pool.submit(lambda: answers(train_path.result()))}
+    pool.shutdown(wait=False)
+    return beside
+
+
+def _train_path(train_path: str | None, lineage: Lineage) -> str:
+    """The train file: the one named, or the one that the checkpoint names if it lies there unchanged."""
+    path = train_path or lineage.train_data.get("path")
+    if not path or not Path(path).is_file():
+        raise DataError("the train file is not known, or not there; name it with --train")
+    if train_path is None and file_sha256(path) != lineage.train_data.get("sha256"):
+        raise DataError("the train file was changed since the training; name it with --train")
+    return path
+
+
+def _side_dishes(model, encoder: PromptEncoder, inputs: Inputs, prompts, answers: Sequence[bool | None],
+                 scores: np.ndarray, of_ordinary: np.ndarray, threshold: float, beside: Mapping[str, Future]) -> dict:
+    """What a report holds besides its core; what is not wanted or fails is None, and named in ``not_made``."""
+    records, not_made = inputs.records, {}
+    not_full = None if inputs.full else NOT_ASKED
+    progress = "probing" if inputs.progress else None
+
+    # The model's work first; the processes go on meanwhile.
+    probes = _attempt(not_made, "probes", lambda: probe_report(
+        model, encoder, records, prompts, scores, threshold=threshold, groups=groups_of(records), progress=progress),
+        not_full)
+    untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(model, encoder, prompts), not_full)
+    of_lines = _attempt(not_made, "lines", lambda: score_single_lines(model, encoder, prompts),
+                        _why_no_lines(model, records))
+
+    fitted = _attempt(not_made, "tfidf", lambda: beside["answers"].result(), not_full) or {
+        "probabilities": {}, "rule": None, "lines": None, "note": None}
+    if fitted["note"]:
+        not_made["kept_baselines"] = fitted["note"]
+    others = {**_by_classifier(fitted["probabilities"]), **inputs.peers}
+    if untuned is not None:
+        others["untuned"] = {"data": untuned}
+    target = lineage_of(model).calibration.get("target") or {"best_f1": True}
+    thresholds = {name: choose_threshold([record["label"] for record in inputs.eval_split], sets["eval"], **target)
+                  for name, sets in others.items() if "eval" in sets}
+    opinion = _attempt(not_made, "label_audit", lambda: beside["opinion"].result(), not_full)
+    return {
+        "probes": probes and _with_tfidf(probes, records, fitted["probabilities"]),
+        "speakers_renamed": probes and {name: value for name, value in probes["speakers_renamed"].items()
+                                        if not isinstance(value, dict)},  # the changes are under ``probes``
+        "baselines": _attempt(not_made, "baselines", lambda: _compared(
+            records, answers, scores, others, thresholds, fitted["rule"]), None if others else not_made.get("tfidf")),
+        "label_audit": opinion and _label_audit(records, answers, *opinion),
+        "overlap_with_train": _attempt(not_made, "overlap_with_train", lambda: beside["overlap"].result(), not_full),
+        "lines": of_lines and _attempt(not_made, "lines", lambda: line_report(
+            records, of_lines, fitted["lines"], task=encoder.task)),
+        "ordinary": _attempt(not_made, "ordinary", lambda: _ordinary(
+            inputs.ordinary, of_ordinary, threshold, others, thresholds),
+            None if inputs.ordinary else "no file of ordinary dialogues given; name one with --ordinary"),
+        "calls": _attempt(not_made, "calls", lambda: _calls(records, scores, threshold, others, thresholds),
+                          None if groups_of(records) else "the records do not say which dialogue they are from"),
+        "not_made": not_made,
+    }
+
+
+def _untuned_scores(model, encoder: PromptEncoder, prompts) -> np.ndarray:
+    if not isinstance(model, PeftModel):
+        raise DataError("the model has no adapter to leave out")
+    with model.disable_adapter():
+        return score_prompts(model, encoder, prompts, line_aware=False)
+
+
+def _why_no_lines(model, records: Sequence[dict]) -> str | None:
+    if not lineage_of(model).decision.line_aware:
+        return "the model was not trained with the auxiliary line loss"
+    return None if all("line_labels" in record for record in records) else "the records do not label their lines"
+
+
+def _by_classifier(probabilities: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """set -> classifier -> [records] as classifier -> set -> [records]."""
+    sets = [name for name in probabilities if not name.startswith("probe ")]
+    return {name: {of_set: probabilities[of_set][name] for of_set in sets} for name in probabilities.get("data", {})}
+
+
+def _with_tfidf(probes: Mapping[str, dict], records: Sequence[dict], probabilities: Mapping) -> dict:
+    """The probes, each with ``change_of_tfidf``: what it does to TF-IDF at 0.5; None if TF-IDF does not read it."""
+    y_true, groups = [record["label"] for record in records], groups_of(records)
+
+    def change(name: str) -> dict | None:
+        if f"probe {name}" not in probabilities:
+            return None
+        return rate_differences(y_true, probabilities[f"probe {name}"]["tfidf"] >= 0.5,
+                                probabilities["data"]["tfidf"] >= 0.5, groups)
+
+    return {name: {**probe, "change_of_tfidf": change(name)} for name, probe in probes.items()}
+
+
+def _label_audit(records: Sequence[dict], answers: Sequence[bool | None], opinion: np.ndarray, grouped_by: str) -> dict:
+    from .labels import audit_labels
+
+    return audit_labels(records, answers, opinion, grouped_by)
+
+
+def _compared(records: Sequence[dict], answers: Sequence[bool | None], scores: np.ndarray, others: Mapping,
+              thresholds: Mapping[str, float], rule: str | None) -> dict | None:
+    """Each other classifier beside the model, on the rows that were answered."""
+    rows = [row for row, answer in enumerate(answers) if answer is not None]
+    if not rows:
+        return None
+    answered = [records[row] for row in rows]
+    y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
+    compared = {name: against_scores(y_true, y_pred, scores[rows], sets["data"][rows], groups_of(answered),
+                                     threshold=thresholds.get(name)) for name, sets in others.items()}
+    if "one_word" in compared:
+        compared["one_word"]["rule"] = rule
+    return compared
+
+
+def _ordinary(records: Sequence[dict], scores: np.ndarray, threshold: float, others: Mapping,
+              thresholds: Mapping[str, float]) -> dict:
+    """False alarms of the model at its threshold and, under ``baselines``, of others at 0.5 and at their own."""
+    def of_other(name: str, probabilities: np.ndarray) -> dict:
+        chosen = thresholds.get(name)
+        return {**ordinary_report(records, probabilities, 0.5),
+                "at_threshold": None if chosen is None else ordinary_report(records, probabilities, chosen)}
+
+    return {**ordinary_report(records, scores, threshold),
+            "baselines": {name: of_other(name, sets["ordinary"]) for name, sets in others.items()
+                          if "ordinary" in sets}}
+
+
+def _calls(records: Sequence[dict], scores: np.ndarray, threshold: float, others: Mapping,
+           thresholds: Mapping[str, float]) -> dict:
+    """The model by call, and others under ``baselines``, at their threshold from the eval split or at 0.5."""
+    return {**call_report(records, scores, threshold),
+            "baselines": {name: {**call_report(records, sets["data"], thresholds.get(name, 0.5)),
+                                 "model_average_precision_minus_this": paired_by_call(records, scores, sets["data"])}
+                          for name, sets in others.items()}}
+
+
+# ---------------------------------------------------------------------------------------------------- for a screen
+
+
+def summary(report: dict, *, debug: bool = False) -> list[str]:
+    """The article's lines, then one screen of what they leave out: intervals, TF-IDF, calls, ordinary dialogues."""
+    lines = [f"tn：{report['tn']}, fp:{report['fp']}, fn:{report['fn']}, tp:{report['tp']}"] if debug else []
+    lines.append(f"precision: {report['precision']}, recall: {report['recall']}, accuracy: {report['accuracy']}")
+    if report["unparsed"]:
+        lines.append(f"unparsed: {report['unparsed']} of {report['n']} answers are neither of the two and count "
+                     "nowhere above")
+    tfidf = (report["baselines"] or {}).get("tfidf")
+    lines.append(f"{'':19}{'this model':<12}{'95 % interval':<20}" + ("TF-IDF" if tfidf else ""))
+    beside = (tfidf or {}).get("at_threshold") or tfidf
+    for name in ("precision", "recall", "f1", "average_precision"):
+        other = (tfidf if name == "average_precision" else beside) or {}
+        lines.append(f"{name:<19}{figure_text(report[name]):<12}{interval_text(report['intervals'][name]):<20}"
+                     + (figure_text(other[name]) if tfidf else ""))
+    if calls := report["calls"]:
+        lines.append(f"by call: recall {figure_text(calls['recall'])}, precision {figure_text(calls['precision'])} on "
+                     f"{calls['n']} calls; recall " + ", ".join(
+                         f"{figure_text(row['recall'])} at {alarms} false alarms per hundred"
+                         for alarms, row in calls["at_false_alarms_per_hundred"].items()))
+    if ordinary := report["ordinary"]:
+        lines += [f"ordinary dialogues, {name}: {row['false_alarms_per_hundred_calls']:.1f} of 100 calls raise a false "
+                  f"alarm ({row['calls']} calls)" for name, row in
+                  {**ordinary["by_source"], "all": ordinary["all"]}.items()]
+    if report["probes"]:
+        name, probe = min(report["probes"].items(), key=lambda item: item[1]["change"]["recall"]["value"] or 0.0)
+        lines.append(f"of {len(report['probes'])} probes {name} costs the most recall: "
+                     f"{figure_text(report['recall'])} becomes {figure_text(probe['recall'])}")
+    if (shared := report["overlap_with_train"]) and shared["rows_sharing_a_line"]:
+        lines.append(f"seen in training: {shared['rows_sharing_a_line']:.1%} of rows share a whole line with train")
+    lines.append(f"threshold {report['threshold']:.4g}, calibration error {report['calibration']['after']['ece']:.4f}, "
+                 f"{report['rows_per_second']:.0f} rows a second")
+    fitted_on = (report["calibration"]["fitted_on"] or {}).get("data", {})
+    if fitted_on.get("sha256") == report["provenance"]["data"]["sha256"]:
+        lines.append("temperature and threshold were found on these very dialogues; judge them on others")
+    failed = {name: why for name, why in report["not_made"].items() if why != NOT_ASKED}
+    lines += [f"not made: {name}: {why}" for name, why in failed.items() if name not in ("untuned", "calls", "lines",
+                                                                                        "ordinary")]
+    if len(failed) < len(report["not_made"]):
+        lines.append("probes, baselines, label audit and overlap with train: --full")
+    return lines
