@@ -1,9 +1,11 @@
-"""How a dialogue's prompt becomes a probability of fraud, or a written answer."""
+"""How a dialogue's prompt becomes a probability of fraud, or a generated answer."""
 
 import contextlib
+import itertools
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,25 +26,44 @@ GENERATE_ROWS_A_BATCH = 8  # the article's
 SPARE_ANSWER_TOKENS = 8  # room for a model that puts its answer in a code fence
 
 
-def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *,
-                  tokens_a_batch: int | None = None, progress: str | None = None, line_aware: bool | None = None,
-                  require_finite: bool = True) -> np.ndarray:
-    """[prompts] probability that the answer is "fraud", given that it is one of the two.
+@dataclass(frozen=True)
+class Row:
+    """Tokens that the model runs over, and the places after which it says how likely the one and the other word are.
 
-    One forward pass over prompt and the beginning that both answers share; a softmax over the two tokens that may
-    follow. With `line_aware` (default: as the model's checkpoint says) the mean of the log-odds of the answer and of
-    the most suspicious line, out of the same pass: a dialogue is a fraud if one of its lines is. Prompts are sorted by
-    length, padded on the right without a mask (exact in a causal model), and batched to `tokens_a_batch` padded tokens;
-    equal prompts are scored once, and what all begin with once a batch.
+    Attributes:
+        ids: token ids.
+        places: of the tokens after which the two words are compared: the lines' last ones if any, then the answer's.
+        label_ids: (id that continues to "fraud", id that continues to "not fraud").
+        head: token ids that all rows of a prompt begin with; computed once a batch.
+    """
+
+    ids: tuple[int, ...]
+    places: tuple[int, ...]
+    label_ids: tuple[int, int]
+    head: tuple[int, ...]
+
+
+def rows_of(encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *, line_aware: bool = False) -> list[Row]:
+    """[prompts] what `score_rows` takes; needs no model, so that another thread may make the next ones."""
+    answer, head = tuple(encoder.answer_prefix), tuple(encoder.head)
+    return [Row(tuple(prompt) + answer,
+                (*(encoder.line_ends(prompt) if line_aware else ()), len(prompt) + len(answer) - 1),
+                encoder.label_ids, head) for prompt in prompts]
+
+
+def score_rows(model, rows: Sequence[Row], *, tokens_a_batch: int | None = None, progress: str | None = None,
+               require_finite: bool = True) -> np.ndarray:
+    """[rows] score: the probability of "fraud" against "not fraud", before any temperature.
+
+    One forward pass a row, a softmax over the two tokens that may follow. Of rows with several places, the mean of the
+    log-odds of the last and of the highest of the others. Rows of several prompts, instructions and answers may be
+    mixed. They are sorted by length, padded on the right without a mask (exact in a causal model), and batched to
+    `tokens_a_batch` padded tokens; equal rows are scored once, and what those of one prompt begin with once a batch.
 
     Raises:
         FloatingPointError: a score is not finite, unless `require_finite` is off.
     """
-    rows = [tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts]
-    line_aware = lineage_of(model).decision.line_aware if line_aware is None else line_aware
-    places = {row: [*(encoder.line_ends(prompt) if line_aware else ()), len(row) - 1]
-              for row, prompt in zip(rows, prompts)}
-    odds = _log_odds_at(model, encoder, places, tokens_a_batch, progress)
+    odds = _log_odds(model, rows, tokens_a_batch, progress)
     scores = np.array([score_of_log_odds(odds[row]) for row in rows])
     if require_finite and not np.isfinite(scores).all():
         remedy = "; a GPU with bf16, or --device cpu, has room for larger numbers than fp16"
@@ -51,8 +72,95 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     return scores
 
 
+def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *, line_aware: bool | None = None,
+                  **options) -> np.ndarray:
+    """[prompts] score of each prompt; see `score_rows` for `options`.
+
+    Args:
+        line_aware: whether the most suspicious line counts; default: as the model's checkpoint says.
+    """
+    line_aware = lineage_of(model).decision.line_aware if line_aware is None else line_aware
+    return score_rows(model, rows_of(encoder, prompts, line_aware=line_aware), **options)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A dialogue as the model reads it: whole, or in overlapping windows where it is longer than the context.
+
+    Attributes:
+        rows: of the windows.
+        lines: (first, last) line of each window, counted from 1.
+        cut: tokens that no window holds.
+    """
+
+    rows: tuple[Row, ...]
+    lines: tuple[tuple[int, int], ...]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of a dialogue.
+
+    Attributes:
+        score: as of `score_rows`, of the window where it is highest.
+        probability: of fraud: the score, calibrated.
+        windows: in how many windows the dialogue was read.
+        lines: (first, last) line, counted from 1, of the window where the score is highest.
+        cut: tokens that no window holds.
+    """
+
+    score: float
+    probability: float
+    windows: int
+    lines: tuple[int, int]
+    cut: int
+
+
+def read_dialogues(encoder: PromptEncoder, dialogues: Sequence[str], *, line_aware: bool) -> list[Reading]:
+    """[dialogues] what `predict_readings` takes; needs no model, so that another thread may make the next ones."""
+    windows = [_windows(encoder, prompt, text)
+               for prompt, text in zip(encoder.prompts(dialogues), dialogues, strict=True)]
+    rows = iter(rows_of(encoder, [ids for each in windows for ids, *_ in each], line_aware=line_aware))
+    return [Reading(tuple(itertools.islice(rows, len(each))), tuple((first, last) for _, first, last, _ in each),
+                    sum(cut for *_, cut in each)) for each in windows]
+
+
+def _windows(encoder: PromptEncoder, prompt: Sequence[int], text: str) -> list[tuple[Sequence[int], int, int, int]]:
+    """(token ids, first line, last line, tokens cut) of each window of a dialogue whose whole prompt is `prompt`."""
+    if not fills_context(encoder, prompt) or not hasattr(encoder, "windows"):
+        return [(prompt, 1, text.count("\n") + 1, 0)]
+    return [(window.ids, window.first_line, window.last_line, getattr(window, "cut", 0))
+            for window in encoder.windows(text)]
+
+
+def fills_context(encoder: PromptEncoder, prompt: Sequence[int]) -> bool:
+    """Whether a prompt is as long as the context, so that its dialogue may be longer."""
+    return len(prompt) >= len(encoder.head) + encoder.room + len(encoder.tail)
+
+
+def predict_readings(model, readings: Sequence[Reading], **options) -> list[Prediction]:
+    """[readings] what the model says of each; see `score_rows` for `options`."""
+    scores = score_rows(model, [row for reading in readings for row in reading.rows], **options)
+    of_windows = np.split(scores, np.cumsum([len(reading.rows) for reading in readings])[:-1]) if readings else []
+    best = [int(np.argmax(windows)) for windows in of_windows]  # a NaN comes first
+    highest = np.array([windows[place] for windows, place in zip(of_windows, best)])
+    probabilities = calibrated(highest, lineage_of(model).decision.temperature) if readings else highest
+    return [Prediction(float(score), float(probability), len(reading.rows), reading.lines[place], reading.cut)
+            for score, probability, reading, place in zip(highest, probabilities, readings, best)]
+
+
+def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> list[Prediction]:
+    """[dialogues] probability of fraud, and in how many windows and where it was found; see `predict`."""
+    lineage = lineage_of(model)
+    readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), dialogues, line_aware=lineage.decision.line_aware)
+    return predict_readings(model, readings, progress=progress)
+
+
 def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> np.ndarray:
     """[dialogues] probability of fraud, calibrated: what every report, ``--predict`` and the page give.
+
+    A dialogue longer than the context is read in overlapping windows; the highest of their probabilities counts.
 
     Args:
         dialogues: texts as in a record's ``input``, lines of ``speaker: what is said``.
@@ -60,10 +168,7 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
     Raises:
         FloatingPointError: a score is not finite.
     """
-    lineage = lineage_of(model)
-    encoder = PromptEncoder(tokenizer, lineage.task)
-    scores = score_prompts(model, encoder, encoder.prompts(dialogues), progress=progress)
-    return calibrated(scores, lineage.decision.temperature)
+    return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])
 
 
 def score_of_log_odds(odds: Sequence[float]) -> float:
@@ -81,62 +186,67 @@ def score_single_lines(model, encoder: PromptEncoder, prompts: Sequence[Sequence
 
     For a model trained with the auxiliary line loss.
     """
-    rows = [tuple(prompt[:len(prompt) - len(encoder.tail)]) for prompt in prompts]  # the answer's turn is not needed
-    places = {row: encoder.line_ends(prompt) for row, prompt in zip(rows, prompts)}
-    odds = _log_odds_at(model, encoder, places, None, progress)
+    rows = [Row(tuple(prompt[:len(prompt) - len(encoder.tail)]),  # the answer's turn is not needed
+                tuple(encoder.line_ends(prompt)), encoder.label_ids, tuple(encoder.head)) for prompt in prompts]
+    odds = _log_odds(model, rows, None, progress)
     return [expit(odds[row]) for row in rows]
 
 
-def _log_odds_at(model, encoder: PromptEncoder, places: Mapping[tuple[int, ...], Sequence[int]], budget: int | None,
-                 progress: str | None) -> dict[tuple[int, ...], np.ndarray]:
+def _log_odds(model, rows: Sequence[Row], budget: int | None, progress: str | None) -> dict[Row, np.ndarray]:
     """By row, [places] the log-odds of "fraud" against "not fraud" as what follows the tokens at its places."""
-    found = {}
-    with inference(model), tqdm(total=len(places), desc=progress, unit=" rows", disable=progress is None) as bar:
-        for batch, inputs, last, head in _batches(model, encoder, places, budget):
-            starts = [end - len(row) + 1 for end, row in zip(last, batch)]
-            asked = torch.tensor([start + place for start, row in zip(starts, batch) for place in places[row]])
-            with label_logits_at(model, asked.to(model.device), encoder.label_ids, after=head):
-                fraud, honest = model(**inputs).logits.double().T.cpu().numpy()
-            ends = np.cumsum([len(places[row]) for row in batch])
-            found.update(zip(batch, np.split(fraud - honest, ends[:-1]), strict=True))
+    found, rows = {}, list(dict.fromkeys(rows))
+    with inference(model), tqdm(total=len(rows), desc=progress, unit=" rows", disable=progress is None) as bar:
+        for batch, inputs, last, head in _batches(model, rows, budget):
+            starts = [end - len(row.ids) + 1 for end, row in zip(last, batch)]
+            asked = torch.tensor([start + place for start, row in zip(starts, batch) for place in row.places])
+            words = sorted({word for row in batch for word in row.label_ids})
+            with label_logits_at(model, asked.to(model.device), words, after=head):
+                logits = model(**inputs).logits.double().cpu().numpy()
+            counts = [len(row.places) for row in batch]
+            columns = np.repeat([[words.index(word) for word in row.label_ids] for row in batch], counts, axis=0)
+            fraud, other = np.take_along_axis(logits, columns, 1).T
+            found.update(zip(batch, np.split(fraud - other, np.cumsum(counts)[:-1]), strict=True))
             bar.update(len(batch))
     return found
 
 
 def last_hidden_states(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]) -> np.ndarray:
     """[prompts, numbers] what the output layer reads to say "fraud" or not, in 32 bit."""
-    rows = [tuple(prompt) + tuple(encoder.answer_prefix) for prompt in prompts]
+    rows = rows_of(encoder, prompts)
     found = {}
     with inference(model):
-        for batch, inputs, last, head in _batches(model, encoder, rows):
+        for batch, inputs, last, head in _batches(model, list(dict.fromkeys(rows))):
             with hidden_states_at(model, torch.tensor(last, device=model.device), after=head) as selected:
                 model(**inputs)
             found.update(zip(batch, selected.pop().float().cpu().numpy(), strict=True))
     return np.stack([found[row] for row in rows])
 
 
-def _batches(model, encoder: PromptEncoder, rows: Collection[tuple[int, ...]], budget: int | None = None) -> Iterator:
-    """(rows, inputs, last, head) with each row once, from short to long, as many at a time as fit `budget` tokens.
+def _batches(model, rows: Sequence[Row], budget: int | None = None) -> Iterator:
+    """(rows, inputs, last, head), those of one prompt from short to long, as many at a time as fit `budget` tokens.
 
     `inputs` are what the model is called with; `last` are the numbers of the rows' last tokens, counted without the
-    `head` tokens that all rows begin with; see `shared_prefix.model_inputs`.
+    `head` tokens that all of them begin with; see `logits.model_inputs`.
     """
     device = model.device
-    rows = sorted(set(rows), key=len)
-    shared = common_prefix(encoder.head, rows, len(rows[0]) - 1 if rows else 0)
-    prefix, head = torch.tensor(shared, dtype=torch.long, device=device), len(shared)
-    for batch in _batches_by_tokens(rows, head, budget or TOKENS_A_BATCH[device.type]):
-        input_ids = pad_right([row[head:] for row in batch], encoder.tokenizer.pad_token_id, after=head).to(device)
-        width = input_ids.shape[1]
-        last = [row * width + len(ids) - head - 1 for row, ids in enumerate(batch)]
-        yield batch, model_inputs(model, prefix, input_ids), last, head
+    by_head: dict[tuple[int, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        by_head.setdefault(row.head, []).append(row)
+    for of_prompt, alike in by_head.items():
+        shared = common_prefix(of_prompt, [row.ids for row in alike], len(alike[0].ids) - 1)
+        prefix, head = torch.tensor(shared, dtype=torch.long, device=device), len(shared)
+        for batch in _batches_by_tokens(alike, head, budget or TOKENS_A_BATCH[device.type]):
+            input_ids = pad_right([row.ids[head:] for row in batch], 0, after=head).to(device)  # no token reads a pad
+            width = input_ids.shape[1]
+            last = [row * width + len(one.ids) - head - 1 for row, one in enumerate(batch)]
+            yield batch, model_inputs(model, prefix, input_ids), last, head
 
 
-def _batches_by_tokens(rows: Sequence[tuple[int, ...]], head: int, budget: int) -> Iterator[list[tuple[int, ...]]]:
+def _batches_by_tokens(rows: Sequence[Row], head: int, budget: int) -> Iterator[list[Row]]:
     """As many rows at a time as fit `budget` padded tokens (one at least), their first `head` ones counted once."""
-    batch: list[tuple[int, ...]] = []
+    batch: list[Row] = []
     for row in rows:
-        if batch and head + (len(batch) + 1) * (len(row) - head + PADDING_MULTIPLE) > budget:
+        if batch and head + (len(batch) + 1) * (len(row.ids) - head + PADDING_MULTIPLE) > budget:
             yield batch
             batch = []
         batch.append(row)
@@ -170,7 +280,7 @@ def generate_answers(model, encoder: PromptEncoder, prompts: Sequence[Sequence[i
 
 
 def parse_answer(text: str, task: Task) -> bool | None:
-    """The label that a written answer means, or None where it is neither of the two answers.
+    """The label that a generated answer means, or None where it is neither of the two answers.
 
     An answer may be spaced differently as JSON and may stand in a code fence; nothing else is guessed at.
     """
