@@ -8,11 +8,12 @@ full-width ones, numbers and Latin text the half-width ones, as is usual in both
 
 import re
 import unicodedata
-from collections.abc import Sequence
 
 from .speakers import SPEAKER, safe_name
 
 NORMALISER = 1  # the version; a checkpoint says with which one it was trained, 0 being none
+
+MOST_STEPS = 8
 
 # ------------------------------------------------------------------------------------------------- characters
 MARKS, FULL_MARKS = ",!?;:()", "，！？；：（）"  # of these the context decides the width
@@ -42,10 +43,10 @@ _TIME = (r"(?:(?:凌晨|清晨|早上|上午|中午|下午|傍晚|晚上) ?)?"
 _STAMP = rf"(?:(?:{_DATE}|{_SHORT_DATE})(?:[T,， ]{{0,2}}{_DAY})?[T,， ]{{0,2}}{_TIME}|{_DATE}(?: ?{_DAY})?|{_TIME})"
 _RANGE = rf"{_STAMP}(?: ?(?:-->|->|→|-|–|—|~|至) ?{_STAMP})?"
 _OPEN, _CLOSE = r"[\[(（【<〔]", r"[\])）】>〕]"
-_FRONT = re.compile(rf"(?:(?:{_OPEN} ?{_RANGE} ?{_CLOSE}|{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
+_FRONT = re.compile(rf"(?:(?>{_OPEN} ?{_RANGE} ?{_CLOSE}|{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
 _EXPLICIT = re.compile(rf"{_OPEN}|.*\d[:：]\d\d[:：]\d\d|.*-->")  # a stamp, whatever follows it
 _NAME = r"(?P<name>[^:：，。！？；,!?;\n]{1,40}?)"
-_BEHIND = re.compile(rf"{_NAME}(?: ?{_OPEN} ?{_RANGE} ?{_CLOSE}| {_RANGE})+ ?[:：](?!\d\d) ?")
+_BEHIND = re.compile(rf"{_NAME}(?> ?{_OPEN} ?{_RANGE} ?{_CLOSE}| {_RANGE})+ ?[:：](?!\d\d) ?")
 _TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
 _NAME_FIRST = re.compile(rf"{_NAME} ?(?: {_OPEN}?|{_OPEN}) ?{_RANGE} ?{_CLOSE}?")
 _STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:{_DAY} )?{_TIME}{_CLOSE}? {_NAME}"
@@ -75,16 +76,13 @@ def normalise_lines(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     Lines of `text` are counted as in ``line_labels``, by its line feeds. There is at least one line, if an empty one.
     """
     lines, origin = _normalise_once(text)
-    while (before := "\n".join(lines)) != text:  # what one step uncovers another may take for a stamp, too
+    for _ in range(MOST_STEPS):  # what one step uncovers another may take for a stamp, too
+        if (before := "\n".join(lines)) == text:
+            break
         text = before
         lines, places = _normalise_once(text)
         origin = [(origin[first][0], origin[last][1]) for first, last in places]
     return lines, origin
-
-
-def normalise_line_labels(text: str, labels: Sequence[bool]) -> list[bool]:
-    """The label of each line of the normal form: fraud where one of the lines that it was made from is."""
-    return [any(labels[first:last + 1]) for first, last in normalise_lines(text)[1]]
 
 
 def _normalise_once(text: str) -> tuple[list[str], list[tuple[int, int]]]:

@@ -6,18 +6,19 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from jinja2 import TemplateError
 
 from .files import DataError
-from .normalise import NORMALISER, normalise, normalise_line_labels
+from .normalise import NORMALISER, normalise_lines
 from .speakers import neutral_speakers
+from .windows import CHARACTERS_A_TOKEN, Window, cut_into_windows
 
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
 DIALOGUE_MARK = "DIALOGUE-GOES-HERE"
-CHARACTERS_A_TOKEN = 16  # of room, at most; a Chinese dialogue has about two
 ANSWER_MARK = "ANSWER-GOES-HERE"
 # Some templates (Llama 3, SmolLM 3) write today's date; a prompt must be the same on the day after training.
 FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
@@ -52,14 +53,34 @@ class Task:
 
 def canonical(text: str, task: Task) -> str:
     """`text` as a model of this task reads it: in normal form, and with roles instead of speakers' names."""
+    return "\n".join(canonical_lines(text, task)[0])
+
+
+def canonical_lines(text: str, task: Task) -> tuple[list[str], list[tuple[int, int]]]:
+    """The lines of `canonical(text, task)`, and for each the (first, last) line of `text` that it was made from."""
     if task.normaliser:
-        text = normalise(text)
-    return neutral_speakers(text) if task.neutral_speakers else text
+        lines, origin = normalise_lines(text)
+    else:
+        lines = text.split("\n")
+        origin = [(number, number) for number in range(len(lines))]
+    return neutral_speakers("\n".join(lines)).split("\n") if task.neutral_speakers else lines, origin
 
 
 def canonical_line_labels(text: str, labels: Sequence[bool], task: Task) -> list[bool]:
-    """The label of each line of `canonical(text, task)`, from those of the lines of `text`."""
-    return normalise_line_labels(text, labels) if task.normaliser else list(labels)
+    """The label of each line of `canonical(text, task)`: fraud where one of the lines that it was made from is."""
+    return [any(labels[first:last + 1]) for first, last in canonical_lines(text, task)[1]]
+
+
+class Encoded(list):
+    """Prompts or examples, one a dialogue, and which of the dialogues lost their end.
+
+    Attributes:
+        truncated: [dialogues] whether the dialogue was longer than the encoder's room.
+    """
+
+    def __init__(self, rows: Iterable, truncated: Sequence[bool]) -> None:
+        super().__init__(rows)
+        self.truncated = list(truncated)
 
 
 class PromptEncoder:
@@ -72,7 +93,7 @@ class PromptEncoder:
         label_ids: (id that continues to "fraud", id that continues to "not fraud").
         end_id: the token that ends an answer.
         end_ids: it, and the token that ends a turn in the chat template where that is another (Gemma).
-        truncated: how many dialogues were cut so far.
+        room: how many tokens of a dialogue fit between them.
     """
 
     def __init__(self, tokenizer, task: Task) -> None:
@@ -84,37 +105,52 @@ class PromptEncoder:
         self.end_ids = tuple(dict.fromkeys([self.end_id, _end_of_turn(tokenizer)]))
         head, tail = _template(tokenizer, task.instruction)
         self.head, self.tail = self._ids(head), self._ids(tail)
-        fraud, honest = (self._ids(answer) for answer in task.answers)
-        self.completions = {True: fraud + [self.end_id], False: honest + [self.end_id]}
-        shared = next((i for i, pair in enumerate(zip(fraud, honest)) if pair[0] != pair[1]), None)
+        fraud, not_fraud = (self._ids(answer) for answer in task.answers)
+        self.completions = {True: fraud + [self.end_id], False: not_fraud + [self.end_id]}
+        shared = next((i for i, pair in enumerate(zip(fraud, not_fraud)) if pair[0] != pair[1]), None)
         if shared is None:
             raise DataError(f"the two answers {task.answers} do not differ in any token of this tokenizer")
         self.answer_prefix = fraud[:shared]
-        self.label_ids = (fraud[shared], honest[shared])
+        self.label_ids = (fraud[shared], not_fraud[shared])
         self.control_tokens = _control_tokens(tokenizer)
         window = min(task.max_length, tokenizer.model_max_length)  # the latter bounded by the model's own
         self.room = window - len(self.head) - len(self.tail) - max(map(len, self.completions.values()))
         if self.room < 1:
             raise DataError(f"max_length {window} leaves no room for a dialogue after instruction and answer; "
                             f"it must be at least {window - self.room + 1}")
-        self.truncated = 0
         self._breaks_of: dict[int, list[bool]] = {}  # of each line break in a token, whether the token begins with it
 
-    def prompts(self, dialogues: Sequence[str]) -> list[list[int]]:
-        """Token ids of the prompt of each dialogue, up to where the model's answer begins."""
+    def prompts(self, dialogues: Sequence[str]) -> Encoded:
+        """Token ids of the prompt of each dialogue, up to where the model's answer begins; only what fits of it."""
         longest = self.room * CHARACTERS_A_TOKEN  # cut before it is tokenised: a megabyte takes seconds and 300 MB
-        too_long = [len(text) > longest for text in dialogues]
         encoded = self._plain_ids([canonical(text[:longest], self.task) for text in dialogues])
-        self.truncated += sum(long or len(ids) > self.room for ids, long in zip(encoded, too_long, strict=True))
-        return [self.head + ids[:self.room] + self.tail for ids in encoded]
+        truncated = [len(text) > longest or len(ids) > self.room for text, ids in zip(dialogues, encoded, strict=True)]
+        return Encoded((self.head + ids[:self.room] + self.tail for ids in encoded), truncated)
 
-    def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> list[dict[str, list[int]]]:
+    def windows(self, text: str) -> list[Window]:
+        """The prompts that read all of a dialogue: the one of `prompts` where it fits, overlapping ones otherwise.
+
+        A window has whole lines and begins with about the last quarter of the one before. Roles are dealt over the
+        whole dialogue first, so a speaker keeps theirs in all windows. A line that is longer than a window is cut at
+        ends of sentences. The dialogue's log-odds are meant to be the highest of its windows'. No more is tokenised
+        at a time than fits; the windows of 16 MiB of text hold about six million ids.
+        """
+        lines, origin = canonical_lines(text, self.task)
+        whole = "\n".join(lines)
+        if len(whole) <= self.room * CHARACTERS_A_TOKEN and len(ids := self._plain_ids([whole])[0]) <= self.room:
+            return [Window(self.head + ids + self.tail, origin[0][0], origin[-1][1], 0)]
+        starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+        return [Window(self.head + ids + self.tail, origin[first][0], origin[last][1],
+                       starts[origin[first][0]] + left_out)
+                for first, last, left_out, ids in cut_into_windows(lines, self.room, self._plain_ids)]
+
+    def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> Encoded:
         """Training examples: ``input_ids`` and, of the same length, ``labels`` with -100 on the prompt."""
-        examples = []
-        for prompt, label in zip(self.prompts(dialogues), labels, strict=True):
+        prompts, examples = self.prompts(dialogues), []
+        for prompt, label in zip(prompts, labels, strict=True):
             completion = self.completions[label]
             examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
-        return examples
+        return Encoded(examples, prompts.truncated)
 
     def line_ends(self, prompt: Sequence[int]) -> list[int]:
         """The places, in a prompt of this encoder, of the last token of each line of its dialogue.
@@ -139,7 +175,7 @@ class PromptEncoder:
         if self.control_tokens is not None:
             for row, text in enumerate(texts):
                 cuts = [match.start() + 1 for match in self.control_tokens.finditer(text)]
-                if cuts:  # tokenised in pieces, each cut inside a control token, none is whole any more
+                if cuts:  # tokenised in segments, each cut inside a control token, so that none is whole any more
                     bounds = zip([0, *cuts], [*cuts, len(text)])
                     encoded[row] = [id for start, end in bounds for id in self._ids(text[start:end])]
         return encoded

@@ -81,9 +81,8 @@ class GrowingDialogue:
         """
         self._text = line if self._text is None else f"{self._text}\n{line}"
         # Tokenised from the start: a line break may merge with the mark before it, and a role comes from what precedes.
-        truncated = self.encoder.truncated
-        prompt, = self.encoder.prompts([self._text])
-        self.cut = self.encoder.truncated > truncated
+        prompt, = prompts = self.encoder.prompts([self._text])
+        self.cut, = prompts.truncated
         if prompt != self._prompt:
             self._probability = self._score(prompt)
             self._prompt = prompt

@@ -49,7 +49,7 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
     beside = _start_cpu_work(encoder, inputs, lineage)
     threshold = lineage.decision.threshold if inputs.threshold is None else inputs.threshold
     prompts = encoder.prompts([record["input"] for record in inputs.records])
-    truncated = encoder.truncated
+    truncated = sum(prompts.truncated)
     every = [*prompts, *encoder.prompts([record["input"] for record in inputs.ordinary])]
 
     started = time.perf_counter()

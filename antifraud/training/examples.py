@@ -19,8 +19,8 @@ def read_examples(path: str, tokenizer, task: Task) -> Dataset:
         print(skipped.summary(), file=sys.stderr)
     encoder = PromptEncoder(tokenizer, task)
     examples = encoder.examples([record["input"] for record in records], [record["label"] for record in records])
-    if encoder.truncated:
-        print(f"{path}: {encoder.truncated} dialogues longer than {encoder.room} tokens lose their end",
+    if any(examples.truncated):
+        print(f"{path}: {sum(examples.truncated)} dialogues longer than {encoder.room} tokens lose their end",
               file=sys.stderr)
     if all("line_labels" in record for record in records):
         for example, record in zip(examples, records):

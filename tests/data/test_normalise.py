@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.normalise import normalise, normalise_line_labels, normalise_lines
-from data.prompt import PromptEncoder, Task
+from data.normalise import normalise, normalise_lines
+from data.prompt import PromptEncoder, Task, canonical_line_labels
 
 PLAIN = "客服: 您好，请转3,000元，12:30前到账！\n王女士: 为什么？我问问（家人）"
 
@@ -109,8 +109,10 @@ def test_a_message_of_several_lines_follows_its_header():
 def test_labels_follow_their_lines_and_a_header_counts_with_its_message():
     text = "\n张三 10:00\n转账\n\n李四: 好<br>的\n10:01 王五: 嗯\n"
     assert normalise(text) == "张三: 转账\n李四: 好\n的\n王五: 嗯"
-    assert normalise_line_labels(text, [False, True, False, False, True, False, False]) == [True, True, True, False]
-    assert normalise_line_labels(text, [False, False, True, False, False, True, False]) == [True, False, False, True]
+    of_lines = [False, True, False, False, True, False, False]
+    assert canonical_line_labels(text, of_lines, Task()) == [True, True, True, False]
+    assert canonical_line_labels(text, [False, False, True, False, False, True, False], Task())[3]
+    assert canonical_line_labels(text, of_lines, Task(normaliser=0)) == of_lines
 
 
 def test_there_is_always_a_line():

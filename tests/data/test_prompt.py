@@ -133,9 +133,9 @@ def test_only_the_end_of_a_dialogue_is_cut_and_counted(tokenizer):
     encoder = PromptEncoder(tokenizer, Task(max_length=longest + len(ids) - 3))
     assert encoder.room == len(ids) - 3
     assert dialogue_ids(encoder, DIALOGUE) == ids[:-3]
-    assert encoder.truncated == 1 and whole.truncated == 0
+    assert encoder.prompts([DIALOGUE]).truncated == [True] and whole.prompts([DIALOGUE]).truncated == [False]
     examples = encoder.examples([DIALOGUE, "甲: 好", DIALOGUE], [True, False, False])
-    assert encoder.truncated == 3
+    assert examples.truncated == [True, False, True]
     for example, label in zip(examples, (True, False, False), strict=True):
         completion = encoder.completions[label]
         assert example["input_ids"][-len(completion):] == completion == example["labels"][-len(completion):]
@@ -146,7 +146,7 @@ def test_a_dialogue_that_just_fits_is_not_cut(tokenizer):
     whole = PromptEncoder(tokenizer, Task())
     ids = dialogue_ids(whole, DIALOGUE)
     encoder = PromptEncoder(tokenizer, Task(max_length=whole.task.max_length - whole.room + len(ids)))
-    assert dialogue_ids(encoder, DIALOGUE) == ids and encoder.truncated == 0
+    assert dialogue_ids(encoder, DIALOGUE) == ids and encoder.prompts([DIALOGUE]).truncated == [False]
 
 
 def test_the_shorter_of_max_length_and_the_tokenizers_limit_counts(tokenizer):
@@ -165,6 +165,62 @@ def test_a_max_length_without_room_for_a_dialogue_names_the_least_that_works(tok
     with pytest.raises(DataError):
         PromptEncoder(tokenizer, Task(max_length=least - 1))
     assert PromptEncoder(tokenizer, Task(max_length=least)).room == 1
+
+
+# ---------------------------------------------------------------------------------------------- windows
+
+
+def with_room(tokenizer, room, **task):
+    whole = PromptEncoder(tokenizer, Task(**task))
+    return PromptEncoder(tokenizer, Task(max_length=whole.task.max_length - whole.room + room, **task))
+
+
+def text_of(encoder, window):
+    return encoder.tokenizer.decode(window.ids[len(encoder.head):-len(encoder.tail)])
+
+
+def test_a_dialogue_that_fits_is_one_window_with_the_ids_of_its_prompt(encoder):
+    for text, lines in ((DIALOGUE, (0, 1)), ("", (0, 0)), ("\n\n张三 10:00\n好\n", (2, 3))):
+        window, = encoder.windows(text)
+        assert window.ids == encoder.prompts([text])[0]
+        assert (window.first_line, window.last_line, window.start) == (*lines, 0)
+
+
+def test_windows_read_every_line_overlap_by_a_quarter_and_keep_the_roles(tokenizer):
+    encoder = with_room(tokenizer, 200)
+    text = "\n".join(f"\n{'甲乙丙'[i % 3]}: 第{i}句话，说得不短也不长。" for i in range(60))
+    lines = canonical(text, encoder.task).split("\n")  # line i of these is line 2 * i + 1 of the text
+    windows = encoder.windows(text)
+    assert len(windows) > 3 and windows[0].first_line == 1 and windows[-1].last_line == 119
+    for window in windows:
+        first, last = window.first_line // 2, window.last_line // 2
+        assert text_of(encoder, window) == "\n".join(lines[first:last + 1])
+        assert text[window.start:].startswith(text.split("\n")[window.first_line])
+        assert len(window.ids) <= 200 + len(encoder.head) + len(encoder.tail)
+    for one, next_one in zip(windows, windows[1:]):
+        shared = encoder.tokenizer("\n".join(lines[next_one.first_line // 2:one.last_line // 2 + 1]))["input_ids"]
+        assert 20 < len(shared) <= 50 and next_one.last_line > one.last_line
+
+
+def test_a_line_longer_than_a_window_is_cut_at_sentences_and_read_to_its_end(tokenizer):
+    encoder = with_room(tokenizer, 60)
+    said = "".join(f"这是第{i}句话。" for i in range(40))
+    windows = encoder.windows(f"甲: 喂\n乙: {said}\n甲: 再见")
+    parts = [text_of(encoder, window) for window in windows if (window.first_line, window.last_line) == (1, 1)]
+    assert len(parts) > 3 and all(part.startswith("B: ") and part.endswith("。") for part in parts)
+    assert all(any(f"第{i}句" in part for part in parts) for i in range(40))
+    assert (windows[0].first_line, windows[-1].last_line) == (0, 2)
+    starts = [window.start for window in windows if window.last_line == 1 and window.first_line == 1]
+    assert [said[start - 5:].startswith(part[3:]) for start, part in zip(starts, parts)] == [True] * len(parts)
+
+
+@pytest.mark.parametrize("text", ["好" * 5000, "x" * 5000, "甲: " + "😀" * 900, "\n" * 3000, "甲: 好\n" * 900])
+@pytest.mark.parametrize("room", [1, 7, 60])
+def test_whatever_the_text_no_window_is_longer_than_the_room(tokenizer, text, room):
+    encoder = with_room(tokenizer, room, normaliser=0)
+    windows = encoder.windows(text)
+    assert max(len(window.ids) for window in windows) <= len(encoder.head) + room + len(encoder.tail)
+    assert windows[-1].last_line == text.count("\n")
 
 
 # ---------------------------------------------------------------------------------------------- control tokens
