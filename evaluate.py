@@ -25,9 +25,9 @@ from antifraud.evaluation.scoring import predict
 from antifraud.figures import save_report_figure
 from antifraud.model import default_device
 from antifraud.model import load_tuned as load_model
-from antifraud.serving.predict import BATCH_ROWS, predict_file
+from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
 from data.command import command
-from data.files import one_line, require_input, require_output, require_paths, write_json
+from data.files import one_line, require_input, require_output, write_json
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
 TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")
@@ -171,7 +171,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Scores the file of ``--predict``; the exit code says whether every row of it was good."""
-    require_paths(args.predict, args.output)  # before gigabytes are loaded
+    require_request(args.predict, args.output, batch_rows=args.batch_rows)  # before gigabytes are loaded
     model, tokenizer = _load(args)
     done = predict_file(model, tokenizer, args.predict, args.output, threshold=args.threshold,
                         batch_rows=args.batch_rows, restart=args.restart)

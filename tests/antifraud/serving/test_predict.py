@@ -487,6 +487,16 @@ def test_the_commands_exit_code_says_whether_every_row_was_good(command, tmp_pat
     assert read_lines(target)[0]["is_fraud"] and read_lines(target)[1]["error"].startswith("not JSON")
 
 
+@pytest.mark.parametrize("option", [["--threshold", "60"], ["--threshold", "nan"], ["--batch-rows", "0"]])
+def test_the_command_refuses_numbers_before_it_loads_a_model(command, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_module, "load_model", None)
+    source = write_lines(tmp_path / "in.jsonl", [GOOD])
+    with contextlib.suppress(SystemExit):  # argparse's own refusal
+        assert evaluate_module.main([*command, "--predict", str(source), "--output", str(tmp_path / "out"), *option]
+                                    ) == 2
+    assert option[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_the_command_refuses_paths_before_it_loads_a_model(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_module, "load_model", None)
     missing = tmp_path / "none.jsonl"
