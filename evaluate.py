@@ -28,6 +28,7 @@ from antifraud.model import load_tuned as load_model
 from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
 from data.command import command
 from data.files import one_line, require_input, require_output, write_json
+from data.formats import add_reading_options, asked, reading_of
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
 TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--calibrate needs --data and --checkpoint, and scores only")
     if not args.calibrate and any(getattr(args, target) for target in TARGETS):
         parser.error("--best-f1, --wanted-precision, --wanted-recall and --cost-ratio belong to --calibrate")
+    if asked(args) and (args.predict is not None or args.calibrate):
+        parser.error("the options for other formats belong to a report on --data; convert the file with "
+                     "python -m data.prepare --inspect FILE --convert OUT")
     if args.output:
         require_output(args.output)
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)
@@ -124,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     prediction.add_argument("--batch-rows", type=int, default=BATCH_ROWS,
                             help="rows to read, sort and write at a time (default: %(default)s)")
     prediction.add_argument("--restart", action="store_true", help="throw away what --output already holds")
+    add_reading_options(parser)
     return parser
 
 
@@ -135,7 +140,7 @@ def _load(args: argparse.Namespace):
 def _evaluate(args: argparse.Namespace) -> int:
     inputs = read_inputs(args.data, full=args.full, method=args.method, batch=True, threshold=args.threshold,
                          train_path=args.train, eval_path=args.eval, ordinary=args.ordinary, peers=args.peer,
-                         with_text=args.show_text)
+                         with_text=args.show_text, reading=reading_of(args))
     report = make_report(*_load(args), inputs)
     if args.output:
         write_json(args.output, report)

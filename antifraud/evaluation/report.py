@@ -73,7 +73,8 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
                        with_text=inputs.with_text),
         **_side_dishes(model, encoder, inputs, prompts, answers, scores, of_ordinary, threshold, beside),
         "rows_per_second": rows_per_second,
-        "provenance": {**provenance_of(model, inputs.path, len(prompts)), "ordinary": inputs.ordinary_files},
+        "provenance": {**provenance_of(model, inputs.path, len(prompts)), "ordinary": inputs.ordinary_files,
+                       "reading": inputs.reading and inputs.reading.options()},
     }
 
 
