@@ -10,7 +10,7 @@ from data.records import parse_object
 
 CHUNK_BYTES = 16 * 2**20  # a chunk ends here even if it has fewer rows: what bounds the memory
 LONGEST_LINE = 16 * 2**20  # bytes; a longer line is an error, and is never held in memory whole
-OWN_KEYS = ("line", "error", "probability", "is_fraud", "windows", "window_lines", "cut")  # those of the output
+OWN_KEYS = ("line", "error", "probability", "is_fraud", "windows", "window_lines")  # those of the output
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@
     torchrun --nproc-per-node 8 evaluate.py --model MODEL --checkpoint DIR --predict IN.jsonl --output OUT.jsonl
 
 Line N of OUT belongs to line N of IN, whatever that holds: ``{"line": N, ..., "probability": 0.97, "is_fraud":
-true}``, or ``{"line": N, "error": "..."}`` for a row that cannot be scored. IN is always cut into the same chunks
+true}``, or ``{"line": N, "error": "..."}`` for a row that cannot be scored. A dialogue longer than the model reads at
+once is read in overlapping windows; its score is that of the highest, and its row says how many ``windows`` there were
+and the ``window_lines`` [first, last] of that one, counted from 1. IN is always cut into the same chunks
 and OUT grows by whole chunks, so that OUT has the same bytes whether one process wrote it, or eight, or a run was
 killed and started again. ``OUT.meta.json`` holds what OUT was made from; with anything else it is not continued.
 """
@@ -27,6 +29,7 @@ from tqdm.auto import tqdm
 from data.files import DataError, require_paths
 from data.prompt import PromptEncoder
 from data.stamp import locked, require_same, write_stamp
+from data.windows import Window
 
 from ..checkpoint import Lineage, lineage_of
 from ..evaluation.calibration import calibrated
@@ -46,16 +49,18 @@ AHEAD = 2  # chunks that are read and tokenised while one is scored
 
 @dataclasses.dataclass
 class Tally:
-    """What an output holds: rows, those of them that are errors, and those called fraud."""
+    """What an output holds: rows, and those of them that are errors, called fraud, and read in several windows."""
 
     rows: int = 0
     errors: int = 0
     fraud: int = 0
+    in_windows: int = 0
 
     def add(self, rows: list[dict]) -> None:
         self.rows += len(rows)
         self.errors += sum("error" in row for row in rows)
         self.fraud += sum(row.get("is_fraud") is True for row in rows)
+        self.in_windows += sum("windows" in row for row in rows)
 
 
 def predict_file(model, tokenizer, input_path: str | Path, output_path: str | Path, *, threshold: float | None = None,
@@ -72,8 +77,8 @@ def predict_file(model, tokenizer, input_path: str | Path, output_path: str | Pa
         restart: throw away what an earlier run wrote.
 
     Returns:
-        ``rows``, ``errors`` and ``fraud`` of the whole output, ``rows_per_second`` of this run (None if there was
-        nothing left to do) and ``resumed_at``, the number of rows that an earlier run had done.
+        ``rows``, ``errors``, ``fraud`` and ``in_windows`` of the whole output, ``rows_per_second`` of this run (None
+        if there was nothing left to do) and ``resumed_at``, the number of rows that an earlier run had done.
 
     Raises:
         DataError: no such input, or an output that cannot be written or belongs to another job. A bad row of the
@@ -140,11 +145,11 @@ def _describe_job(model, lineage: Lineage, input_path: str | Path, threshold: fl
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The rows of the output for the lines of a chunk: all of them, and those that wait for a score with prompts."""
+    """The rows of the output for the lines of a chunk: all of them, and those that wait for a score with windows."""
 
     rows: list[dict]
     waiting: list[dict]
-    prompts: list[list[int]]
+    windows: list[list[Window]]
 
 
 def _prepared(encoder: PromptEncoder, chunks: Iterable[Chunk], processes: Processes
@@ -167,14 +172,27 @@ def _prepare(encoder: PromptEncoder, chunk: Chunk) -> Prepared:
         rows.append({"line": number, **{key: value for key, value in row.items() if key not in LEFT_OUT}})
         waiting.append(rows[-1])
         dialogues.append(row["input"])
-    return Prepared(rows, waiting, [prompt for group in _groups(dialogues) for prompt in encoder.prompts(group)])
+    return Prepared(rows, waiting, [windows for group in _groups(dialogues) for windows in _windows(encoder, group)])
+
+
+def _windows(encoder: PromptEncoder, dialogues: list[str]) -> Iterator[list[Window]]:
+    """What reads all of each dialogue; those that fit, nearly all, are tokenised together."""
+    prompts = encoder.prompts(dialogues)
+    for text, prompt, longer in zip(dialogues, prompts, prompts.truncated, strict=True):
+        yield encoder.windows(text) if longer else [Window(prompt, 0, text.count("\n"), 0)]
 
 
 def _score(model, encoder: PromptEncoder, work: Prepared, temperature: float, threshold: float) -> list[dict]:
     """One row of the output for each line of a chunk."""
-    scores = calibrated(score_prompts(model, encoder, work.prompts, require_finite=False), temperature)
-    for row, score in zip(work.waiting, scores, strict=True):
-        row.update(_verdict(float(score), threshold))
+    prompts = [window.ids for windows in work.windows for window in windows]
+    scores = iter(calibrated(score_prompts(model, encoder, prompts, require_finite=False), temperature).tolist())
+    for row, windows in zip(work.waiting, work.windows, strict=True):
+        of_windows = list(itertools.islice(scores, len(windows)))
+        highest = of_windows.index(max(of_windows))
+        row.update(_verdict(of_windows[highest] if all(map(math.isfinite, of_windows)) else math.nan, threshold))
+        if len(windows) > 1:
+            row |= {"windows": len(windows),
+                    "window_lines": [windows[highest].first_line + 1, windows[highest].last_line + 1]}
     return work.rows
 
 
@@ -344,6 +362,9 @@ class Progress:
         tally = self.output.tally
         again = "already complete, " if tally.rows == self.resumed > 0 else ""
         print(f"{self.output.path}: {again}{tally.rows} rows, {tally.fraud} of them fraud")
+        if tally.in_windows:
+            print(f"{self.output.path}: {tally.in_windows} dialogues are longer than the model reads at once; each was "
+                  "read whole, in overlapping windows")
         if tally.errors:
             print(f"{self.output.path}: {tally.errors} of {tally.rows} rows could not be scored; their lines say why",
                   file=sys.stderr)

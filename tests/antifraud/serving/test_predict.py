@@ -29,7 +29,7 @@ from antifraud.serving import chunks, predict
 from antifraud.serving.chunks import read_chunks
 from antifraud.serving.predict import predict_file
 from data.files import DataError
-from data.prompt import PromptEncoder, Task
+from data.prompt import Encoded, PromptEncoder, Task
 from data.records import write_records
 from evaluate import load_model
 
@@ -49,7 +49,7 @@ class StubEncoder:
         pass
 
     def prompts(self, dialogues):
-        return dialogues
+        return Encoded(dialogues, [False] * len(dialogues))
 
 
 def stub_scores(model, encoder, prompts, **options):
@@ -106,7 +106,7 @@ def test_each_row_gets_its_line_its_keys_and_the_score_that_evaluation_gives_it(
     assert scores.min() < 0.1 and scores.max() > 0.9
     assert done["rows_per_second"] > 0
     assert {**done, "rows_per_second": 0} == {"rows": 21, "errors": 0, "fraud": int((scores >= 0.5).sum()),
-                                              "rows_per_second": 0, "resumed_at": 0}
+                                              "in_windows": 0, "rows_per_second": 0, "resumed_at": 0}
 
 
 def test_a_label_is_neither_needed_nor_used(stub, tmp_path):
@@ -125,6 +125,24 @@ def test_a_row_is_fraud_from_the_threshold_on(stub, tmp_path, options, flags):
     rows = read_lines(tmp_path / "out.jsonl")
     assert [row["probability"] for row in rows] == [0.49, 0.5, 0.51]
     assert [row["is_fraud"] for row in rows] == flags and done["fraud"] == sum(flags)
+
+
+def test_a_long_dialogue_is_read_whole_and_its_highest_window_is_named(loaded, tmp_path):
+    model, tokenizer = loaded
+    harmless, fraud = make_records(1)[0]["input"], make_records(2)[1]["input"]
+    room = PromptEncoder(tokenizer, model.lineage.task).room
+    long = "\n".join([harmless] * (2 * room // len(tokenizer(harmless)["input_ids"])))
+    source = write_lines(tmp_path / "in.jsonl", [{"input": f"{long}\n{fraud}"}, {"input": fraud}])
+    done = predict_file(model, tokenizer, source, tmp_path / "out.jsonl", progress=False)
+    row, short = read_lines(tmp_path / "out.jsonl")
+    lines = long.count("\n") + fraud.count("\n") + 2
+    assert row["windows"] > 1 and done["in_windows"] == 1 and not {"windows", "window_lines"} & short.keys()
+    first, last = row["window_lines"]
+    assert 1 <= first <= last <= lines
+    windows = PromptEncoder(tokenizer, model.lineage.task).windows(f"{long}\n{fraud}")
+    scores = score_prompts(model, PromptEncoder(tokenizer, model.lineage.task), [window.ids for window in windows])
+    assert row["probability"] == pytest.approx(scores.max(), abs=2e-6)
+    assert (first, last) == (windows[scores.argmax()].first_line + 1, windows[scores.argmax()].last_line + 1)
 
 
 def test_the_checkpoints_threshold_is_the_default(stub, tmp_path):
@@ -255,7 +273,8 @@ def test_a_line_that_is_too_long_is_an_error(stub, tmp_path, monkeypatch):
 def test_long_dialogues_are_not_tokenised_together(stub, tmp_path, monkeypatch):
     together = []
     monkeypatch.setattr(predict, "ENCODED_CHARACTERS", 10)
-    monkeypatch.setattr(StubEncoder, "prompts", lambda self, group: together.append(len(group)) or group)
+    whole = StubEncoder.prompts
+    monkeypatch.setattr(StubEncoder, "prompts", lambda self, group: together.append(len(group)) or whole(self, group))
     source = write_lines(tmp_path / "in.jsonl", [{"input": "x" * n} for n in (4, 4, 4, 30, 1, 9)])
     run(stub, source, tmp_path / "out.jsonl")
     assert together == [2, 1, 1, 2]
