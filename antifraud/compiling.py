@@ -1,5 +1,6 @@
 """Decoder layers compiled by torch.compile, for training and scoring alike."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -10,18 +11,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 NOT_COMPILED = "layers not compiled for want of a C compiler (gcc or clang) or Triton"
 
 
-def compile_layers(model, keep_fewer: bool = False) -> None:
-    """Compiles the decoder layers of `model`, for every length at once; takes effect with the next pass.
-
-    Args:
-        keep_fewer: keep a third less for the backward pass, which computes dropped inputs, norms and activations again
-            from what went into them. What dropout drew is kept in any case, so that the gradients are the same.
-    """
-    # Read when a layer is compiled, at its next pass.
-    partitioning.ban_recompute_materialized_backward = partitioning.ban_recompute_used_far_apart = not keep_fewer
+def compile_layers(model) -> None:
+    """Compiles the decoder layers of `model`, for every length at once; takes effect with the next forward pass."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.compile(dynamic=True)
+
+
+def selective_recomputation(wanted: bool = True) -> contextlib.AbstractContextManager:
+    """Layers that are compiled within this context keep a third less for the backward pass.
+
+    It computes dropped inputs, norms and activations again from what went into them. What dropout drew is kept in any
+    case, so that the gradients are the same.
+    """
+    if not wanted:
+        return contextlib.nullcontext()
+    return partitioning.patch(ban_recompute_materialized_backward=False, ban_recompute_used_far_apart=False)
 
 
 def can_compile() -> bool:

@@ -13,6 +13,7 @@ from data.prompt import PromptEncoder
 from ..logits import PADDING_MULTIPLE, common_prefix, pad_right, padded_length
 
 CAPTURED_MULTIPLE = 16  # tokens: a CUDA graph for every 16th length, 2 % of padding more
+IGNORED = -100  # a place at which there is nothing to learn
 GROUPED_BATCHES = 50  # rows of so many batches are sorted together: few padded tokens, yet a new mix every epoch
 
 
@@ -33,10 +34,10 @@ class RightPaddingCollator:
         self.after = after
 
     def __call__(self, examples: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """``input_ids`` and ``labels``, both [rows, tokens]."""
-        fillers = {"input_ids": self.pad_token_id, "labels": -100}
+        """``input_ids``, ``labels`` and, where the examples have them, ``line_targets``, each [rows, tokens]."""
+        fillers = {**dict.fromkeys(BLANK_ROW, IGNORED), "input_ids": self.pad_token_id}
         return {name: pad_right([example[name] for example in examples], filler, self.multiple, self.after)
-                for name, filler in fillers.items()}
+                for name, filler in fillers.items() if name in examples[0]}
 
     def width(self, tokens: int) -> int:
         """How long a row of so many tokens becomes, if it is the longest."""
@@ -52,8 +53,7 @@ def prefix_of(encoder: PromptEncoder, *datasets: Dataset) -> list[int]:
     return head
 
 
-BLANK_ROW = {"input_ids": [0], "labels": [-100]}
-LINE_LABELS = {True: -101, False: -102}  # where a line ends: is it part of a fraud? See `label_position_loss`.
+BLANK_ROW = {"input_ids": [0], "labels": [IGNORED], "line_targets": [IGNORED]}
 
 
 class RowsAfterPrefix(torch.utils.data.Dataset):
@@ -62,40 +62,35 @@ class RowsAfterPrefix(torch.utils.data.Dataset):
     The latter fills up the last batch. Without it, processes that share the batches would get rows twice.
     """
 
-    def __init__(self, rows: Dataset, prefix: Sequence[int], label_word: int | None = None,
-                 lines: bool = False) -> None:
+    def __init__(self, rows: Dataset, prefix: Sequence[int], lines: bool = False) -> None:
         """
         Args:
             prefix: token ids that all rows begin with.
-            label_word: which token of the answer to learn alone; None for the whole answer.
-            lines: whether to learn of each line, too, whether it is part of a fraud.
+            lines: whether each row has ``line_targets``, too: at the last token of each line 0 where the line is part
+                of a fraud and 1 where it is not, the places of the two label words.
         """
         # Arrow takes 100 us to give a row: 2 ms of a step that lasts 40.
-        columns = {name: list(rows[name]) for name in BLANK_ROW}
+        columns = {name: list(rows[name]) for name in ("input_ids", "labels")}
         if common_prefix(prefix, columns["input_ids"], len(prefix)) != prefix:
             raise DataError("a dataset has rows that do not begin as those of the training; make it with the same task")
         self.columns = {name: [np.array(ids[len(prefix):], dtype=np.int32) for ids in column]
                         for name, column in columns.items()}
-        if label_word is not None:
-            for labels in self.columns["labels"]:
-                learned = (labels != -100).argmax() + label_word
-                labels[:learned] = labels[learned + 1:] = -100
         if lines:
-            for labels, ends, of_lines in zip(self.columns["labels"], rows["line_ends"], rows["line_labels"]):
-                for end, is_fraud in zip(ends, of_lines):
-                    labels[end + 1 - len(prefix)] = LINE_LABELS[is_fraud]
+            self.columns["line_targets"] = [np.full(len(ids), IGNORED) for ids in self.columns["input_ids"]]
+            for targets, ends, of_lines in zip(self.columns["line_targets"], rows["line_ends"], rows["line_labels"]):
+                targets[np.array(ends, dtype=int) - len(prefix)] = ~np.array(of_lines, dtype=bool)
         self.lengths = [len(ids) for ids in self.columns["input_ids"]]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> dict:
-        return {name: column[row] for name, column in self.columns.items()} if row < len(self) else BLANK_ROW
+        columns = self.columns
+        return {name: columns[name][row] if row < len(self) else BLANK_ROW[name] for name in columns}
 
-    def most_labels(self) -> tuple[int, int]:
-        """The most labels that a row has in its answer, and the most lines that are labelled."""
-        labels = self.columns["labels"]
-        return max(int((row >= 0).sum()) for row in labels), max(int((row < -100).sum()) for row in labels)
+    def most_targets(self, name: str) -> int:
+        """The most targets that a row has among its ``labels`` or ``line_targets``."""
+        return max(int((row != IGNORED).sum()) for row in self.columns[name]) if name in self.columns else 0
 
 
 def filled_up(rows: int, batch_size: int) -> int:
@@ -107,9 +102,9 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
     """Row numbers such that every `batch_size` of them are of similar length, batches in random order.
 
     Sorting runs each group from long to short, and length tells the classes apart: without shuffling the batches
-    the optimiser would see the class mix drift. Depends on `seed` and epoch alone, so a resumed run sees the
-    same batches. With `batch_size` rows an optimiser step, so does a run on more processes, or with more gradient
-    accumulation. The number after the last row stands for the blank one that fills up the last step.
+    the optimiser would see the class mix drift. Depends on `seed` and epoch alone, under every Python and numpy, so a
+    resumed run sees the same batches. With `batch_size` rows an optimiser step, so does a run on more processes, or
+    with more gradient accumulation. The number after the last row stands for the blank one that fills up the last step.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -125,7 +120,8 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
         return filled_up(len(self.lengths), self.batch_size)
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state) % 2**63)
         rows = len(self.lengths)
         order = torch.randperm(rows, generator=generator)
         whole = rows - rows % self.batch_size  # the last, smaller batch stays last

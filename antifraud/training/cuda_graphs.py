@@ -1,31 +1,40 @@
-"""A forward and backward pass as one CUDA graph: what the CPU launched kernel by kernel, the GPU replays whole.
+"""Forward and backward of a micro-batch as one CUDA graph: the GPU replays whole what the CPU launched by kernel.
 
 A step of Qwen2-1.5B is thousands of small kernels, and a fast GPU waits for the CPU most of the time. Forward and
-backward of each batch shape are therefore captured once and replayed (torch.cuda.CUDAGraph). Compiling the decoder
+backward of each shape are therefore captured once and replayed (torch.cuda.CUDAGraph). Compiling the decoder
 layers first (torch.compile) fuses what is small in them: casts, dropout, norms, activations.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from unittest.mock import patch
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from transformers import masking_utils
+
+from .batches import IGNORED
+
+NO_MASKS = {"is_tracing": lambda tensor=None: False, "find_packed_sequence_indices": lambda position_ids: None}
 
 
 @contextlib.contextmanager
-def without_masks():
+def without_masks() -> Iterator[None]:
     """Within this context transformers leaves out an attention mask where causal attention needs none.
 
     It does so otherwise too, but to see whether a batch is packed it waits for the GPU, which a capture must not,
     and while a graph is captured it prefers a mask, which keeps attention off its fastest kernel.
     """
-    with patch.multiple("transformers.masking_utils", is_tracing=lambda tensor=None: False,
-                        find_packed_sequence_indices=lambda position_ids: None):
+    usual = {name: getattr(masking_utils, name) for name in NO_MASKS}
+    try:
+        for name, function in NO_MASKS.items():
+            setattr(masking_utils, name, function)
         yield
+    finally:
+        for name, function in usual.items():
+            setattr(masking_utils, name, function)
 
 
-class CapturedPass:
+class CapturedMicroBatch:
     """Loss and gradients of a batch, by replaying the CUDA graph of its shape.
 
     Gradients accumulate in one buffer that all graphs write to; ``.grad`` of the parameters are views of it. Graphs
@@ -34,36 +43,36 @@ class CapturedPass:
     """
 
     def __init__(self, loss: Callable[..., torch.Tensor], parameters: Sequence[torch.nn.Parameter],
-                 shapes: Sequence[tuple[int, int]]) -> None:
+                 shapes: Sequence[tuple[int, int]], names: Sequence[str]) -> None:
         """
         Args:
-            loss: ``loss(input_ids, labels, n_labels)``, in which nothing waits for the device.
+            loss: ``loss(inputs, n_labels)``, in which nothing waits for the device.
             parameters: what is trained, all of one dtype.
-            shapes: rows and tokens a row of the batches that may come.
+            shapes: rows and tokens a row of the micro-batches that may come.
+            names: of the inputs, ``input_ids`` and what there is to learn; each [rows, tokens].
         """
         largest = max(shapes, key=math.prod)
         self.loss = loss
         self._allocate_gradients(parameters)
-        self.input_ids = torch.zeros(largest[0] * largest[1], dtype=torch.long, device=self.buffer.device)
-        self.labels = torch.full_like(self.input_ids, -100)
-        self.n_labels = torch.ones((), device=self.buffer.device)
+        self._allocate_inputs(names, math.prod(largest))
         self.stream = torch.cuda.Stream()  # every backward runs on it: a capture refuses what began on another
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._warm_up([largest, *shapes])
         self._capture(largest)
 
-    def __call__(self, input_ids: torch.Tensor, labels: torch.Tensor, n_labels) -> torch.Tensor:
-        """The loss of a batch, [rows, tokens]; adds its gradients to those since the last ``zero_grad()``."""
-        shape = tuple(input_ids.shape)
+    def __call__(self, inputs: dict[str, torch.Tensor], n_labels) -> torch.Tensor:
+        """The loss of a micro-batch; adds its gradients to those since the last ``zero_grad()``."""
+        shape = tuple(inputs["input_ids"].shape)
         if self.parameters[0].grad is None:
             self.buffer.zero_()
             self._lend_gradients()
         if shape not in self.graphs:
             self._capture(shape)
         graph, loss = self.graphs[shape]
-        for part, values in zip(self._inputs(shape), (input_ids, labels, torch.as_tensor(n_labels))):
-            part.copy_(values)
+        for name, part in self._inputs(shape).items():
+            part.copy_(inputs[name])
+        self.n_labels.copy_(torch.as_tensor(n_labels))
         graph.replay()
         return loss.clone()  # the next replay writes to the same place
 
@@ -77,9 +86,13 @@ class CapturedPass:
         self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def _inputs(self, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens = shape[0] * shape[1]
-        return self.input_ids[:tokens].view(shape), self.labels[:tokens].view(shape), self.n_labels
+    def _allocate_inputs(self, names: Sequence[str], tokens: int) -> None:
+        self.inputs = {name: torch.full((tokens,), 0 if name == "input_ids" else IGNORED, device=self.buffer.device)
+                       for name in names}
+        self.n_labels = torch.ones((), device=self.buffer.device)
+
+    def _inputs(self, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+        return {name: whole[:math.prod(shape)].view(shape) for name, whole in self.inputs.items()}
 
     def _allocate_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         self.parameters = list(parameters)
@@ -92,7 +105,7 @@ class CapturedPass:
             parameter.grad = gradient
 
     def _warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """Runs a pass of each shape: kernels are compiled and libraries initialised, which a capture must not do.
+        """Runs a micro-batch of each shape: kernels are compiled and libraries initialised; a capture must not.
 
         Every shape, since some are compiled apart (a single row, rows longer than a sliding window); and before the
         first capture, while the memory is not yet the graphs'.
@@ -102,7 +115,7 @@ class CapturedPass:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 for shape in shapes:
-                    self.loss(*self._inputs(shape)).backward()
+                    self.loss(self._inputs(shape), self.n_labels).backward()
             torch.cuda.current_stream().wait_stream(self.stream)
         self.buffer.zero_()
 
@@ -111,13 +124,13 @@ class CapturedPass:
         inputs = self._inputs(shape)
         kept = self.buffer.cpu()  # where it costs the GPU no memory
         self._lend_gradients()
-        # A layer may be compiled anew for reasons that no warm-up foresees, and a capture is no place for it: the
-        # stand-in's rows beyond its window ended trainings so. What is not compiled by now is captured as it is.
+        # A layer may be compiled anew for reasons that no warm-up foresees (rows beyond a sliding window, say), and a
+        # capture is no place for it. What is not compiled by now is captured as it is.
         with (torch.random.fork_rng([self.buffer.device]), without_masks(),
               torch.compiler.set_stance("eager_on_recompile")):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                loss = self.loss(*inputs)
+                loss = self.loss(inputs, self.n_labels)
                 loss.backward()
         self.buffer.copy_(kept)
         self.graphs[shape] = graph, loss.detach()

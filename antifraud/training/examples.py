@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 
 from datasets import Dataset
+from transformers import TrainingArguments
 
+from data.files import DataError
 from data.prompt import PromptEncoder, Task, canonical_line_labels
 from data.records import Skipped, read_records
 
 from ..provenance import describe_data
+from .batches import IGNORED
 
 
 def read_examples(path: str, tokenizer, task: Task) -> Dataset:
@@ -35,9 +39,33 @@ def read_examples(path: str, tokenizer, task: Task) -> Dataset:
 
 
 def origin_of(dataset: Dataset) -> tuple[Task, dict]:
-    """(task, data file) that `load_dataset` noted; the defaults for a dataset made by other means."""
+    """(task, data file) of a dataset that `load_dataset` made.
+
+    Raises:
+        DataError: it was made by other means, or joined from several, and does not say what it asks.
+    """
     try:
         origin = json.loads(dataset.info.description)
         return Task(**origin["task"]), origin["data"]
     except (AttributeError, ValueError, KeyError, TypeError):
-        return Task(), {}
+        raise DataError("a dataset does not say which task its examples were made with: its description was lost, or "
+                        "joined from several; join the JSONL files and call load_dataset on the result, or give "
+                        "build_trainer the task") from None
+
+
+def require_both_labels(labels: Sequence[bool], path: str) -> None:
+    """Raises DataError where all records of a train file have the same label: there is nothing to tell apart."""
+    if len(set(labels)) < 2:
+        found = f"all {len(labels)} records have \"label\": {json.dumps(labels[0])}" if labels else "it has no records"
+        raise DataError(f"{path}: {found}; a model learns to tell fraud from other talk by records of both labels")
+
+
+def require_learnable(train_args: TrainingArguments, train_dataset: Dataset) -> None:
+    """Raises DataError where a dataset does not have what is to be learned: both answers, and the labels of lines."""
+    answers = {tuple(id for id in labels if id != IGNORED) for labels in train_dataset["labels"]}
+    if len(answers) < 2:
+        raise DataError(f"the train set: all {len(train_dataset)} examples have the same answer; a model learns to "
+                        "tell fraud from other talk by records of both labels")
+    if train_args.line_loss_weight > 0 and "line_labels" not in train_dataset.column_names:
+        raise DataError("line_loss_weight needs records with 'line_labels', as data.prepare writes them; prepare the "
+                        "train split again, or leave it out")

@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from datasets import Dataset
 from transformers import TrainingArguments
 
 from data.files import DataError
@@ -27,38 +26,37 @@ CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_che
 SHARDABLE_OPTIMIZER = "adamw_torch"  # bitsandbytes' optimisers step whole tensors only
 # Three ways to compute the same steps: on every GPU, in little memory, or fast.
 RECIPES = {
-    "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_pass": 4096},
-    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_pass": 512, "cuda_graphs": True,
-              "keep_fewer_activations": True},
-    "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_pass": 4096, "cuda_graphs": True},
+    "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_micro_batch": 4096},
+    "small": {CHECKPOINTING: False, "optim": "paged_adamw_32bit", "tokens_per_micro_batch": 512, "cuda_graphs": True,
+              "selective_recomputation": True},
+    "fast": {CHECKPOINTING: False, "optim": "adamw_torch_fused", "tokens_per_micro_batch": 4096, "cuda_graphs": True},
 }
-# What `fast` needs for Qwen2-1.5B: see results/training_benchmark.json and _captured.json, with a reserve of a third.
-BYTES_A_TOKEN = 3.5 * 2**20  # of a pass
-BYTES_A_TOKEN_KEEPING_FEWER = 2.5 * 2**20
+# What `fast` needs for Qwen2-1.5B: see results/speed/training.json, with a reserve of a third.
+BYTES_A_TOKEN = 3.5 * 2**20  # of a micro-batch
+BYTES_A_TOKEN_RECOMPUTING = 2.5 * 2**20
 BYTES_APART = 3 * 2**30  # weights, adapters, optimiser
-FEWEST_TOKENS = 1024  # a pass; with less, too many passes a step
+FEWEST_TOKENS = 1024  # a micro-batch; with less, too many of them a step
 
 
 @dataclass
 class FraudTrainingArguments(TrainingArguments):
-    """TrainingArguments and six of our own. Fields may be assigned afterwards, under transformers 4's names too.
+    """TrainingArguments and five of our own. Fields may be assigned afterwards, under transformers 4's names too.
 
     A name that this version of transformers does not know is refused; the base class would ignore it.
     """
 
-    cuda_graphs: bool = field(default=False, metadata={"help": "Replay each pass as a CUDA graph; one GPU, bf16."})
+    cuda_graphs: bool = field(default=False, metadata={
+        "help": "Replay each micro-batch as a CUDA graph; one GPU, bf16."})
     compile_layers: bool | None = field(default=None, metadata={
         "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run, and "
-                "where fewer activations are to be kept."})
-    keep_fewer_activations: bool = field(default=False, metadata={
+                "with selective recomputation."})
+    selective_recomputation: bool = field(default=False, metadata={
         "help": "Compiled layers keep a third less for the backward pass, which computes it again. Same gradients."})
-    tokens_per_pass: int = field(default=0, metadata={
-        "help": "Cut a batch into passes of at most so many tokens, padding included; 0: one pass. Same gradients."})
-    label_word_only: bool = field(default=False, metadata={
-        "help": "Learn the one token that tells the two answers apart, not how an answer is written."})
+    tokens_per_micro_batch: int = field(default=0, metadata={
+        "help": "Cut a batch into micro-batches of at most so many tokens, padding included; 0: one. Same gradients."})
     line_loss_weight: float = field(default=0.0, metadata={
-        "help": "Learn of each line, too, whether it is part of a fraud; such a label counts so much, one of the "
-                "answer's tokens 1."})
+        "help": "Auxiliary line loss: learn of each line, too, whether it is part of a fraud. A line counts so much, a "
+                "token of the answer 1."})
 
     def __setattr__(self, name: str, value) -> None:
         if getattr(self, "_constructed", False) and not name.startswith("_") and name not in ARGUMENT_NAMES:
@@ -76,8 +74,8 @@ def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None =
     """The settings of `recipe`, or those for the memory that is free; says so in a line.
 
     Args:
-        compile_layers: whether layers are to be compiled, without which they cannot keep fewer activations; default:
-            where that is possible.
+        compile_layers: whether layers are to be compiled, which selective recomputation needs; default: where that is
+            possible.
     """
     compiles = can_compile() if compile_layers is None else compile_layers
     if recipe not in ("auto", *RECIPES):
@@ -90,7 +88,7 @@ def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None =
         settings = RECIPES[recipe]
     settings = shardable(settings)
     if not compiles:
-        settings = {name: value for name, value in settings.items() if name != "keep_fewer_activations"}
+        settings = {name: value for name, value in settings.items() if name != "selective_recomputation"}
     if is_first_local_process():
         said = [f"{name} {value}" for name, value in settings.items()]
         if settings.get("cuda_graphs") and compile_layers is None and not compiles:
@@ -110,51 +108,18 @@ def shardable(settings: dict) -> dict:
 
 
 def settings_for(free: int, compiles: bool = True) -> dict:
-    """CUDA graphs with passes as large as `free` bytes allow, or the recipe for little memory.
+    """CUDA graphs with micro-batches as large as `free` bytes allow, or the recipe for little memory.
 
-    Where the largest passes do not fit, compiled layers keep fewer activations: that costs less time than more passes.
+    Where the largest do not fit, compiled layers recompute selectively: that costs less time than more micro-batches.
     """
-    fast, room = RECIPES["fast"], free - BYTES_APART
-    if room >= fast["tokens_per_pass"] * BYTES_A_TOKEN:
+    fast, headroom = RECIPES["fast"], free - BYTES_APART
+    if headroom >= fast["tokens_per_micro_batch"] * BYTES_A_TOKEN:
         return fast
-    tokens = int(room / (BYTES_A_TOKEN_KEEPING_FEWER if compiles else BYTES_A_TOKEN)) // 512 * 512
+    tokens = int(headroom / (BYTES_A_TOKEN_RECOMPUTING if compiles else BYTES_A_TOKEN)) // 512 * 512
     if tokens < FEWEST_TOKENS:
         return RECIPES["small"]
-    return {**fast, "tokens_per_pass": min(tokens, fast["tokens_per_pass"]), "keep_fewer_activations": compiles}
-
-
-def require_capturable(train_args: TrainingArguments) -> None:
-    """Raises DataError where CUDA graphs are asked for and cannot be captured."""
-    if not train_args.cuda_graphs:
-        return
-    reasons = {"the computation is not on a GPU": train_args.device.type != "cuda",
-               "they compute in bf16 only": not train_args.bf16,
-               "there are several processes": train_args.world_size > 1,
-               f"{CHECKPOINTING} draws random numbers anew; give a smaller tokens_per_pass instead":
-                   getattr(train_args, CHECKPOINTING)}
-    for reason, holds in reasons.items():
-        if holds:
-            raise DataError(f"cuda_graphs cannot be used: {reason}")
-
-
-def require_compiled(train_args: TrainingArguments) -> None:
-    """Raises DataError where what only compiled layers can do is asked for without them."""
-    if train_args.keep_fewer_activations and train_args.compile_layers is False:
-        raise DataError("keep_fewer_activations needs compiled layers; leave it out, or --compile-layers false")
-
-
-def require_line_labels(train_args: TrainingArguments, train_dataset: Dataset) -> None:
-    """Raises DataError where lines are to be learned and the records do not say what they are."""
-    if train_args.line_loss_weight > 0 and "line_labels" not in train_dataset.column_names:
-        raise DataError("line_loss_weight needs records with 'line_labels', as data.prepare writes them; prepare the "
-                        "train split again, or leave it out")
-
-
-def require_shardable(train_args: TrainingArguments) -> None:
-    """Raises DataError where an optimiser is asked for that cannot step a sharded model."""
-    if sharded() and any(part in train_args.optim for part in ("paged", "bit", "bnb")):
-        raise DataError(f"{train_args.optim.value} cannot step weights that are sharded: bitsandbytes' optimisers take "
-                        f"whole tensors; take --optim {SHARDABLE_OPTIMIZER}")
+    tokens = min(tokens, fast["tokens_per_micro_batch"])
+    return {**fast, "tokens_per_micro_batch": tokens, "selective_recomputation": compiles}
 
 
 def is_first_local_process() -> bool:

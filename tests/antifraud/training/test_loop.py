@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen
 import trainer as trainer_module
 from antifraud.checkpoint import checkpoints_in, newest_complete_checkpoint
 from antifraud.training.batches import LengthGroupedBatches, RightPaddingCollator
-from antifraud.training.loop import TrainingDiverged
+from antifraud.training.guard import TrainingDiverged
 from antifraud.training.loss import label_position_loss
 from data.files import DataError
 from data.records import read_records, write_records

@@ -19,8 +19,7 @@ import evaluate
 from antifraud.checkpoint import checkpoints_in, newest_complete_checkpoint
 from antifraud.training.loss import label_position_loss
 from data.records import write_records
-from evaluate import load_model
-from trainer import load_dataset
+from trainer import load_dataset, load_model
 
 ROWS, EVAL_ROWS, STEPS = 45, 21, 8  # neither number divides by 16 or by 2
 
@@ -237,7 +236,8 @@ def test_an_optimiser_that_cannot_step_sharded_weights_is_refused_in_a_line(laun
     assert "take --optim adamw_torch" in done.stderr
 
 
-def test_4_bit_weights_lie_in_tensors_of_the_compute_dtype_where_they_are_to_be_sharded(base):
-    for shardable, dtype in ((False, torch.uint8), (True, torch.float32)):
-        model, _ = load_model(base, "cpu", shardable=shardable)
+def test_4_bit_weights_lie_in_tensors_of_the_compute_dtype_where_they_are_to_be_sharded(base, monkeypatch):
+    for shardable, dtype in (("false", torch.uint8), ("true", torch.float32)):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", shardable)
+        model, _ = load_model(base, "cpu")
         assert model.get_submodule("model.layers.0.self_attn.q_proj").weight.dtype is dtype

@@ -166,7 +166,7 @@ def test_running_out_of_memory_in_training_is_one_line_that_says_what_to_change(
     monkeypatch.setattr(trainer_module, "LabelPositionTrainer", OutOfMemoryAtStep3)
     assert trainer_module.main(arguments(tmp_path / "run")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("out of memory: take --recipe small, or a smaller --tokens-per-pass; ")
+    assert last.startswith("out of memory: take --recipe small, or a smaller --tokens-per-micro-batch; ")
     assert last.endswith(f"; {tmp_path}/run/checkpoint-2 is intact, go on with --resume")
 
 

@@ -1,0 +1,88 @@
+"""Checkpoints that are complete or passed over, in a folder that holds one run."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import Trainer
+
+from data.files import DataError, one_line
+
+from ..checkpoint import (
+    checkpoints_in,
+    read_checkpoint,
+    remove_checkpoint,
+    rotate_checkpoints,
+    save_task_file,
+    seal_checkpoint,
+)
+from .guard import what_is_kept
+from .run_folder import begun_with, facts_of_run, owned, where_to_resume
+
+
+class CheckpointNotWritten(DataError):
+    """The disk is full, or refuses a checkpoint for another reason; says which one is the last good one."""
+
+
+class SealedCheckpoints(Trainer):
+    """Trainer whose checkpoints prove that they are complete, and whose output folder belongs to one run."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Trainer's, in a folder that no other process writes.
+
+        Checkpoints of an earlier run are set aside, unless this one goes on from them.
+
+        Args:
+            resume_from_checkpoint: a folder, or True for the newest complete checkpoint.
+
+        Raises:
+            DataError: another process trains into the folder, there is no such checkpoint, or it is one of a run with
+                other data, another task, base model, quantisation, LoRA settings or seed.
+        """
+        output = Path(self.args.output_dir)
+        resume = where_to_resume(output, resume_from_checkpoint)
+        with owned(output, first=self.is_world_process_zero()):
+            if self.is_world_process_zero():
+                begun_with(output, self.facts(), resume)
+            self.accelerator.wait_for_everyone()
+            return super().train(resume_from_checkpoint=str(resume) if resume else None, **kwargs)
+
+    def facts(self) -> dict:
+        """What a checkpoint of this run can only be resumed with."""
+        return facts_of_run(self.lineage, self.eval_data, self.model.active_peft_config, self.args)
+
+    def save_if_nothing_is_saved(self) -> None:
+        """Writes the model as it ended, where no checkpoint was due: a training is never for nothing."""
+        if not checkpoints_in(self.args.output_dir):
+            self._save_checkpoint(self.model, trial=None)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            save_task_file(output_dir or self.args.output_dir, self.lineage)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Trainer's; then a list of the files proves that none is missing, and only then older checkpoints go."""
+        self.guard.read()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if self.args.should_save:
+                remove_checkpoint(folder)  # what a killed run left
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its own random state
+            if self.args.should_save:
+                seal_checkpoint(folder)
+                rotate_checkpoints(self.args.output_dir, folder, self.state.best_model_checkpoint, limit)
+        except (OSError, SafetensorError, DataError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save, on a full disk
+                raise
+            raise CheckpointNotWritten(
+                f"{folder}: cannot be written ({one_line(error)}); is the disk full? "
+                f"{what_is_kept(self.args.output_dir)}; make room, then go on with --resume") from error
+        finally:
+            self.args.save_total_limit = limit
+
+    def _load_best_model(self) -> None:
+        read_checkpoint(self.state.best_model_checkpoint)  # a damaged one is refused in one line
+        super()._load_best_model()
