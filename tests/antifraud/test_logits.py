@@ -176,7 +176,7 @@ def test_the_label_word_is_the_first_token_in_which_the_answers_differ(base, tra
         assert labels[labels != -100].tolist() == [encoder.label_ids[i]]  # records alternate, a fraud first
         place = (labels != -100).argmax()
         assert rows[i]["input_ids"][place] == labels[place] and len(labels) == len(dataset[i]["labels"])
-    assert rows.most_labels() == (1, 0)
+    assert rows.most_targets("labels") == 1
 
 
 def test_scores_and_hidden_states_do_not_depend_on_what_else_is_scored(base):
