@@ -166,19 +166,6 @@ def test_rows_come_without_the_prefix_and_only_if_they_have_it(base, train_file)
     assert prefix_of(encoder, dataset, short) == prefix[:-3]  # what predicts the first label stays in the row
 
 
-def test_the_label_word_is_the_first_token_in_which_the_answers_differ(base, train_file):
-    _, tokenizer = load_base(base, "cpu")
-    dataset, _ = load_dataset(train_file, train_file, tokenizer)
-    encoder = PromptEncoder(tokenizer, Task())
-    rows = RowsAfterPrefix(dataset, [], label_word=len(encoder.answer_prefix))
-    for i in (0, 1):
-        labels = rows[i]["labels"]
-        assert labels[labels != -100].tolist() == [encoder.label_ids[i]]  # records alternate, a fraud first
-        place = (labels != -100).argmax()
-        assert rows[i]["input_ids"][place] == labels[place] and len(labels) == len(dataset[i]["labels"])
-    assert rows.most_targets("labels") == 1
-
-
 def test_scores_and_hidden_states_do_not_depend_on_what_else_is_scored(base):
     model, tokenizer = load_base(base, "cpu")
     encoder = PromptEncoder(tokenizer, Task())
