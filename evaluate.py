@@ -29,6 +29,7 @@ from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
 from data.command import command
 from data.files import one_line, require_input, require_output, write_json
 from data.formats import add_reading_options, asked, reading_of
+from data.sources import refuse_other
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
 TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")
@@ -176,6 +177,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Scores the file of ``--predict``; the exit code says whether every row of it was good."""
+    refuse_other(args.predict)
     require_request(args.predict, args.output, batch_rows=args.batch_rows)  # before gigabytes are loaded
     model, tokenizer = _load(args)
     done = predict_file(model, tokenizer, args.predict, args.output, threshold=args.threshold,

@@ -9,7 +9,8 @@ from data.files import DataError
 from data.formats import Reading
 from evaluate import main
 
-ALPACA = [{"instruction": "？", "input": "转账", "output": "是"}, {"instruction": "？", "input": "爬山", "output": "否"}]
+ALPACA = [{"instruction": "？", "input": "转账", "output": "是"},
+          {"instruction": "？", "input": "爬山", "output": "否"}]
 
 
 @pytest.fixture
@@ -32,6 +33,11 @@ def test_only_a_report_reads_other_formats(path, job):
     with pytest.raises(SystemExit) as ended:
         main(["--model", "none", "--layout", "alpaca", *(word.format(path=path) for word in job)])
     assert ended.value.code == 2
+
+
+def test_predict_names_the_command_that_converts_another_format(path, capsys):
+    assert main(["--model", "none", "--predict", path, "--output", f"{path}.out"]) == 2
+    assert f"--inspect {path}" in capsys.readouterr().err
 
 
 def test_a_bad_option_ends_before_a_model_is_looked_for(path, capsys):
