@@ -1,16 +1,18 @@
-"""Download the public corpus of the article: 13 CSV files of dialogues and its eval set.
+"""Download the public corpora: the article's dialogues and eval set, and ordinary talk of CrossWOZ and KdConv.
 
-    python -m data.fetch --output data/public
-    python -m data.prepare --source data/public/dialogs --output data/public/prepared
+    python -m data.fetch --output data/public [--only fraud crosswoz kdconv]
+    python -m data.prepare --source data/public/dialogs --output data/public/prepared \\
+        --ordinary data/public/everyday/crosswoz.csv --ordinary-judge data/public/everyday/kdconv.csv
 
-The corpus is golfxiao/anti_fraud_sft, licence GPL-3.0. It is fetched at one pinned commit and checked; a download
-that breaks off goes on where it stopped when the command is run again.
+Each is fetched at one pinned commit and checked; a download that breaks off goes on where it stopped when the command
+is run again. The fraud corpus is golfxiao/anti_fraud_sft, licence GPL-3.0; the other two are by thu-coai, Apache-2.0.
 """
 
 import argparse
 import hashlib
 import http.client
 import os
+import shlex
 import ssl
 import sys
 import time
@@ -23,11 +25,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .command import command
+from .everyday import KDCONV_DOMAINS, convert
 from .files import DataError
 
-CORPUS = "golfxiao/anti_fraud_sft"
-LICENCE = "GPL-3.0"
-SOURCE = f"https://raw.githubusercontent.com/{CORPUS}/3cfd1fec5570d8f926fd373d2fe075a9f245eac6"
+RAW = "https://raw.githubusercontent.com"
 ATTEMPTS = 3
 CHUNK = 1 << 16  # bytes
 # What a second try may mend. OSError as such is not among them: a full disk stays full.
@@ -94,7 +96,38 @@ FILES = tuple(
 )
 
 
-def fetch(output: str | Path, *, source: str = SOURCE, files: Sequence[PublicFile] = FILES,
+@dataclass(frozen=True)
+class Corpus:
+    """A public repository at a pinned commit, its licence, and which of its files are fetched."""
+
+    repository: str
+    commit: str
+    licence: str
+    files: Sequence[PublicFile]
+
+    @property
+    def source(self) -> str:
+        return f"{RAW}/{self.repository}/{self.commit}"
+
+
+KDCONV_SHA256 = {
+    "film": "2f156d8d34bdd3eac31c196772156d36e017f8cb2255a2c312bd98e367ed363e",
+    "music": "ee34a4af167195db43fdcc910f8d125956222517f0572d248a069057493d557f",
+    "travel": "8d1f31295888cf61eff398bab8aa042f7fccd04a088bd63c939f0b79625a9093",
+}
+# sha256 of CrossWOZ and KdConv are those of the files in their repositories.
+CORPORA = {
+    "fraud": Corpus("golfxiao/anti_fraud_sft", "3cfd1fec5570d8f926fd373d2fe075a9f245eac6", "GPL-3.0", FILES),
+    "crosswoz": Corpus("thu-coai/CrossWOZ", "df82c9fdff91b9b130f2d6b89110d3870ba6260e", "Apache-2.0", (
+        PublicFile("data/crosswoz/val.json.zip", "originals/crosswoz/val.json.zip",
+                   "b2b717990f6f0a1c98daaf5dc465e61d42f7de69c0d31e88e674275b1f34c94c"),)),
+    "kdconv": Corpus("thu-coai/KdConv", "653db76432de09a004ba708a68f8bbd5500e6bec", "Apache-2.0", tuple(
+        PublicFile(f"data/{domain}/dev.json", f"originals/kdconv/{domain}/dev.json", KDCONV_SHA256[domain])
+        for domain in KDCONV_DOMAINS)),
+}
+
+
+def fetch(output: str | Path, *, source: str, files: Sequence[PublicFile],
           timeout: float = 30.0, pause: float = 1.0) -> list[PublicFile]:
     """Brings every file to `output`, leaving good ones alone; returns those that are not the copy measured on.
 
@@ -195,21 +228,30 @@ def _characters(path: Path) -> int | None:
         return None
 
 
-def main(argv: Sequence[str] | None = None, *, files: Sequence[PublicFile] = FILES) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.fetch", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", required=True, help="folder for dialogs/*.csv and eval0819.jsonl")
-    parser.add_argument("--source", default=SOURCE, help="a copy of the repository (default: %(default)s)")
+    parser.add_argument("--output", required=True,
+                        help="folder for dialogs/*.csv, eval0819.jsonl, everyday/*.csv and the originals of the latter")
+    parser.add_argument("--only", nargs="+", choices=CORPORA, default=list(CORPORA), help="default: all")
+    parser.add_argument("--source", help="a copy of the one repository that --only names (default: its public address)")
     args = parser.parse_args(argv)
-    try:
-        different = fetch(args.output, source=args.source, files=files)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{args.output}: {len(files)} files of {CORPUS} (licence {LICENCE})")
-    if different:
-        print(f"{len(different)} of them are the whole files; this project's figures were measured on an extract "
-              "with 88 % of their text, so expect larger counts and somewhat different figures")
-    print(f"next: python -m data.prepare --source {args.output}/dialogs --output {args.output}/prepared")
+    if args.source and len(args.only) > 1:
+        parser.error("--source needs --only with one corpus: a copy holds one repository")
+    for name in args.only:
+        corpus = CORPORA[name]
+        different = fetch(args.output, source=args.source or corpus.source, files=corpus.files)
+        print(f"{args.output}: {len(corpus.files)} files of {corpus.repository} (licence {corpus.licence})")
+        if different:
+            print(f"{len(different)} of them are the whole files; this project's figures were measured on an extract "
+                  "with 88 % of their text, so expect larger counts and somewhat different figures")
+    output = Path(args.output)
+    written = {path.stem: path for path in convert(output / "originals", output / "everyday")}
+    command_line = ["python", "-m", "data.prepare", "--source", str(output / "dialogs"), "--output",
+                    str(output / "prepared")]
+    for name, option in (("crosswoz", "--ordinary"), ("kdconv", "--ordinary-judge")):
+        command_line += [option, str(written[name])] if name in written else []
+    print("next: " + shlex.join(command_line))
     return 0
 
 

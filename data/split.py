@@ -29,9 +29,11 @@ def split_by_case(dialogues: Sequence[Dialogue], *, shares: Sequence[float] = SH
     splits = {name: [] for name in SPLITS}
     for label in (False, True):
         dealt = deal([dialogue for dialogue in dialogues if is_fraud(dialogue) == label], shares, rng)
+        if sum(map(len, dealt)) >= len(SPLITS):
+            for members in dealt:
+                if not members:
+                    members.append(max(dealt, key=len).pop())
         for name, members in zip(SPLITS, dealt, strict=True):
-            if not members and sum(map(len, dealt)) >= len(SPLITS):
-                members.append(max(dealt, key=len).pop())
             splits[name].extend(members)
     return splits
 

@@ -1,16 +1,21 @@
 """data.fetch against a web server of our own on the loopback interface."""
 
+import dataclasses
 import hashlib
 import http.server
+import io
+import json
 import threading
 import time
 import urllib.parse
+import zipfile
 
 import pytest
 
 from data import fetch as fetch_module
-from data.fetch import FILES, PublicFile, fetch, main
+from data.fetch import CORPORA, FILES, PublicFile, fetch, main
 from data.files import DataError
+from data.records import Line, Skipped, read_dialogues
 
 NAME = "“陌生来电” 诈骗 (2).csv"
 BODY = "case,speaker,content,is_fraud\n1,客服,请把验证码念给我。,True\n".encode() * 4000  # several chunks
@@ -246,26 +251,89 @@ def test_the_table_lists_thirteen_dialogue_files_and_the_eval_set():
     assert folders.count("dialogs") == 13 and FILES[-1].target == "eval0819.jsonl"
 
 
-def test_the_command_names_the_licence_and_what_comes_next(server, tmp_path, capsys):
-    assert main(["--output", str(tmp_path), "--source", server.url], files=[public_file()]) == 0
+def give_corpus(monkeypatch, name, *files):
+    monkeypatch.setitem(CORPORA, name, dataclasses.replace(CORPORA[name], files=files))
+
+
+def test_the_command_names_the_licence_and_what_comes_next(server, tmp_path, capsys, monkeypatch):
+    give_corpus(monkeypatch, "fraud", public_file())
+    assert main(["--output", str(tmp_path), "--source", server.url, "--only", "fraud"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"{tmp_path}: 1 files of golfxiao/anti_fraud_sft (licence GPL-3.0)\n")
-    assert f"--source {tmp_path}/dialogs" in out and "extract" not in out and err == ""
+    assert "golfxiao/anti_fraud_sft" in out and "GPL-3.0" in out and err == ""
+    assert f"--source {tmp_path}/dialogs" in out and "extract" not in out and "--ordinary" not in out
 
 
-def test_the_command_says_when_the_files_are_not_the_measured_ones(server, tmp_path, capsys):
-    extract = public_file(BODY[:500], characters=len(BODY.decode()))
-    assert main(["--output", str(tmp_path), "--source", server.url], files=[extract]) == 0
-    assert "1 of them are the whole files; this project's figures were measured on an extract" \
-        in capsys.readouterr().out
+def test_the_command_says_when_the_files_are_not_the_measured_ones(server, tmp_path, capsys, monkeypatch):
+    give_corpus(monkeypatch, "fraud", public_file(BODY[:500], characters=len(BODY.decode())))
+    assert main(["--output", str(tmp_path), "--source", server.url, "--only", "fraud"]) == 0
+    assert "extract" in capsys.readouterr().out
 
 
 def test_the_command_ends_with_one_line_and_code_2(server, tmp_path, capsys):
-    assert main(["--output", str(tmp_path), "--source", server.url]) == 2
+    assert main(["--output", str(tmp_path), "--source", server.url, "--only", "fraud"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "404" in err
 
 
 def test_a_source_that_is_no_web_address_is_an_error(tmp_path, capsys):
-    assert main(["--output", str(tmp_path), "--source", "file:///etc"]) == 2
-    assert capsys.readouterr().err.startswith("file:///etc: the source must begin with https://")
+    assert main(["--output", str(tmp_path), "--source", "file:///etc", "--only", "kdconv"]) == 2
+    assert capsys.readouterr().err.startswith("file:///etc: ")
+
+
+def test_one_copy_cannot_be_the_source_of_three_corpora(tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(["--output", str(tmp_path), "--source", "https://example.org"])
+    assert caught.value.code == 2
+
+
+# ---------------------------------------------------------------------------------------------- ordinary talk
+
+
+def offer(server, monkeypatch, name, bodies):
+    """Puts files of the corpus `name` on the server, of which `bodies` holds the content by target."""
+    files = [dataclasses.replace(file, sha256=hashlib.sha256(bodies[file.target]).hexdigest())
+             for file in CORPORA[name].files]
+    server.bodies |= {f"/{file.source}": bodies[file.target] for file in files}
+    give_corpus(monkeypatch, name, *files)
+
+
+def zipped(value):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("val.json", json.dumps(value))
+    return content.getvalue()
+
+
+def test_crosswoz_becomes_dialogues_of_a_user_and_a_service(server, tmp_path, capsys, monkeypatch):
+    messages = [{"role": "usr", "content": "你好，找家餐馆。", "dialog_act": []},
+                {"role": "sys", "content": "推荐您去全聚德。"}]
+    original = zipped({"11290": {"messages": messages}})
+    offer(server, monkeypatch, "crosswoz", {"originals/crosswoz/val.json.zip": original})
+    assert main(["--output", str(tmp_path), "--only", "crosswoz", "--source", server.url]) == 0
+    (dialogue,) = read_dialogues(tmp_path / "everyday" / "crosswoz.csv", Skipped())
+    assert (dialogue.case, dialogue.category) == ("crosswoz/crosswoz-11290", "crosswoz")
+    assert dialogue.lines == (Line("用户", "你好，找家餐馆。", False), Line("客服", "推荐您去全聚德。", False))
+    assert f"--ordinary {tmp_path}/everyday/crosswoz.csv" in capsys.readouterr().out
+
+
+def test_kdconv_becomes_dialogues_of_two_who_take_turns(server, tmp_path, capsys, monkeypatch):
+    said = [{"message": "看过吗？"}, {"attrs": [], "message": "看过。"}, {"message": "好看。"}]
+    bodies = {f"originals/kdconv/{domain}/dev.json": json.dumps([{"messages": said, "name": domain}] * n).encode()
+              for domain, n in (("film", 2), ("music", 1), ("travel", 1))}
+    offer(server, monkeypatch, "kdconv", bodies)
+    assert main(["--output", str(tmp_path), "--only", "kdconv", "--source", server.url]) == 0
+    dialogues = read_dialogues(tmp_path / "everyday" / "kdconv.csv", Skipped())
+    assert [dialogue.case for dialogue in dialogues] == [
+        "kdconv/kdconv-filmdev-0", "kdconv/kdconv-filmdev-1", "kdconv/kdconv-musicdev-0", "kdconv/kdconv-traveldev-0"]
+    assert [(line.speaker, line.content) for line in dialogues[0].lines] == [
+        ("甲", "看过吗？"), ("乙", "看过。"), ("甲", "好看。")]
+    assert f"--ordinary-judge {tmp_path}/everyday/kdconv.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [
+    b"no zip", zipped([]), zipped({"1": {"messages": [{"role": "bot", "content": "x"}]}})])
+def test_an_original_of_another_format_is_an_error_of_one_line(server, tmp_path, capsys, monkeypatch, content):
+    offer(server, monkeypatch, "crosswoz", {"originals/crosswoz/val.json.zip": content})
+    assert main(["--output", str(tmp_path), "--only", "crosswoz", "--source", server.url]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith(f"{tmp_path}/originals/crosswoz: ")

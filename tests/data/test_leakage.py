@@ -4,7 +4,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.leakage import leakage_report, near_duplicates, overlap, rows_sharing_a_line
+from data.leakage import (
+    leakage_report,
+    near_duplicates,
+    overlap,
+    rows_sharing_a_line,
+    rows_that_repeat_most_of,
+    rows_with_half_their_runs,
+)
 
 
 def record(text, case=None, label=True):
@@ -76,6 +83,28 @@ def test_a_shared_line_has_ten_characters_or_more_and_may_have_another_speaker()
     records = [record(f"甲: {nine}"), record(f"甲: 另一句话\n甲: {ten}"), record(f"甲: {ten}吗")]
     assert rows_sharing_a_line(records, others) == [False, True, False]
     assert rows_sharing_a_line(records, []) == [False, False, False]
+
+
+SAID = "".join(chr(0x4E00 + i) for i in range(24))  # five runs of 20 characters
+
+
+@pytest.mark.parametrize("others, expected", [
+    ([SAID[:22]], True),            # runs 1, 2 and 3 of 5
+    ([SAID[:21]], False),           # runs 1 and 2
+    ([SAID[:21], SAID[4:]], True),  # runs 1, 2 and 5, in two texts
+    ([SAID[:19], SAID[5:]], False),  # none: both are shorter than a run
+    ([], False),
+])
+def test_half_of_a_texts_runs_may_stand_in_several_others(others, expected):
+    text = f"甲: {SAID[:9]}\n乙: {SAID[9:]}"
+    assert rows_with_half_their_runs([text], [f"丙: {other}" for other in others]) == [expected]
+
+
+def test_a_text_repeats_another_that_it_holds_half_of():
+    other = "一" * 10 + SAID  # 15 runs
+    texts = [f"甲: {text}" for text in (other[:27], other[:26], SAID[:23], "一二三" + other)]  # 8, 7, 4 and 15 of them
+    assert rows_that_repeat_most_of(texts, [f"乙: {other}"]) == [True, False, False, True]
+    assert rows_that_repeat_most_of(texts, []) == [False] * 4
 
 
 def test_overlap_counts_cases_near_duplicates_and_rows_that_share_a_line():

@@ -10,8 +10,8 @@ import pytest
 from data import sample
 from data.files import DataError
 from data.prepare import Settings, prepare
-from data.records import Skipped, read_dialogues
-from data.sample import sample_dialogues, write_sample
+from data.records import Skipped, read_dialogues, read_records
+from data.sample import sample_dialogues, sets_of_kinds, write_sample
 
 ROOT = Path(__file__).parents[2]
 CUES = ("验证码", "转", "账户", "链接", "密码", "骗子", "扫码", "柜台", "官方", "不管谁让", "说：“")
@@ -124,6 +124,34 @@ def test_names_do_not_give_the_label_away(dialogues):
     scores = [sum(seen[name][True] - seen[name][False] for name in names(dialogue)) for dialogue in dialogues[1200:]]
     right = sum((score > 0) == is_fraud(dialogue) for score, dialogue in zip(scores, dialogues[1200:], strict=True))
     assert 0.42 < right / 1200 < 0.58
+
+
+def test_sets_share_no_kind_and_only_scams_have_frauds():
+    sets = sets_of_kinds(3)
+    kinds = {use: {dialogue.category for dialogue in dialogues} for use, dialogues in sets.items()}
+    topics = sample.phrases()["topics"]
+    known = {name for topic in topics for name in (topic["scam"], topic["honest"])}
+    assert sum(map(len, kinds.values())) == len(set.union(*kinds.values()))
+    assert set.union(*kinds.values()) == known | {kind["name"] for kind in sample.ordinary()["kinds"]}
+    for use, dialogues in sets.items():
+        assert len(dialogues) == 3 * len(kinds[use]) == len({dialogue.case for dialogue in dialogues})
+        assert {is_fraud(dialogue) for dialogue in dialogues} == {use.startswith("scams")}
+        assert not [dialogue for dialogue in dialogues if "{" in text(dialogue) or not all(
+            line.speaker and line.content for line in dialogue.lines)]
+
+
+def test_sets_are_written_into_folders_by_use_and_unseen_scams_as_records(tmp_path, capsys):
+    assert sample.main(["--output", str(tmp_path), "--sets", "2", "--seed", "4"]) == 0
+    expected = sets_of_kinds(2, seed=4)
+    for use, dialogues in expected.items():
+        read = {dialogue.case: dialogue for dialogue in read_dialogues(tmp_path / f"sample_{use}", Skipped())}
+        assert read == {dialogue.case: dialogue for dialogue in dialogues}
+    calls = read_records(tmp_path / "scams_unseen_calls.jsonl")
+    segments = read_records(tmp_path / "scams_unseen.jsonl")
+    cases = {dialogue.case for dialogue in expected["scams_unseen"]}
+    assert len(calls) == len(cases) and {r["case"] for r in segments} == cases == {r["case"] for r in calls}
+    assert all(r["label"] for r in calls) and not all(r["label"] for r in segments)
+    assert f"--ordinary {tmp_path}/sample_ordinary_train" in capsys.readouterr().out
 
 
 def test_no_dialogues_is_an_error_of_one_line(tmp_path, capsys):
