@@ -21,6 +21,7 @@ LAYOUTS = {
     "alpaca": {"input": "input", "label": "output"},
     "messages": {"messages": "messages"},
     "turns": {"messages": "messages", "label": "label"},
+    "texts": {"input": "input"},
     "dialogues": {name: name for name in DIALOGUE_COLUMNS},
 }
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
@@ -172,11 +173,13 @@ def record_of(row: dict, reading: Reading, is_table: bool) -> dict:
         record |= _asked_and_answered(_turns(record.pop("messages")))
     elif reading.layout == "turns":
         record["input"] = format_dialogue(_turns(record.pop("messages")))
-    label = label_of(record.pop("label"), reading, is_table, reading.names.get("label", "assistant"))
+    if reading.layout != "texts":
+        record["label"] = label_of(record["label"], reading, is_table, reading.names.get("label", "assistant"))
     for key in ("case", "category", "source"):  # an id is a number to many
         if type(record.get(key)) is int:
             record[key] = str(record[key])
-    return {"input": record.pop("input"), "label": label, **record}
+    first = {key: record.pop(key) for key in ("input", "label") if key in record}
+    return {**first, **record}
 
 
 def _cell_value(key: str, cell: str) -> object:

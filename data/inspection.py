@@ -48,7 +48,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     is_dialogues = reading.layout == "dialogues"
     good, skipped, problems = _read_all(path, reading)
     read = dialogues_of(path, good) if is_dialogues else good
-    texts, labels = [_text(item) for item in read], [_label(item) for item in read]
+    texts, labels = [_text(item) for item in read], [_label(item) for item in read]  # None without labels
     labels_of = collections.defaultdict(set)
     for text, label in zip(texts, labels):
         labels_of[text.strip()].add(label)
@@ -62,7 +62,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "becomes": "dialogues" if is_dialogues else "records",
         "rows": len(good) + len(skipped) + len(problems),
         "good": len(good),
-        "labels": {"fraud": sum(labels), "non-fraud": len(labels) - sum(labels)},
+        "labels": {"fraud": labels.count(True), "non-fraud": labels.count(False)},
         "label_words": _label_words(sample, reading),
         "lengths": {"min": min(map(len, texts)), "median": statistics.median(map(len, texts)),
                     "max": max(map(len, texts))} if texts else {},
@@ -79,8 +79,8 @@ def _text(item: dict | Dialogue) -> str:
     return item["input"] if isinstance(item, dict) else "\n".join(line.content for line in item.lines)
 
 
-def _label(item: dict | Dialogue) -> bool:
-    return item["label"] if isinstance(item, dict) else any(line.is_fraud for line in item.lines)
+def _label(item: dict | Dialogue) -> bool | None:
+    return item.get("label") if isinstance(item, dict) else any(line.is_fraud for line in item.lines)
 
 
 def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list[str]]:
@@ -102,7 +102,7 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
 
 
 def _is_native(source: Source, reading: Reading) -> bool:
-    kind = {"records": "JSON Lines", "dialogues": "CSV"}.get(reading.layout)
+    kind = {"records": "JSON Lines", "texts": "JSON Lines", "dialogues": "CSV"}.get(reading.layout)
     return source.kind == kind and reading == Reading(reading.layout)
 
 
@@ -192,7 +192,9 @@ def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
         return "messages" if (last.get("role") or last.get("from")) in ANSWERING and not has("label") else "turns"
     if "instruction" in columns and "output" in columns:
         return "alpaca"
-    return "dialogues" if all(map(has, LAYOUTS["dialogues"])) else "records"
+    if all(map(has, LAYOUTS["dialogues"])):
+        return "dialogues"
+    return "texts" if columns and has("input") and not has("label") else "records"
 
 
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
@@ -201,6 +203,8 @@ def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
         last = [row[reading.names["messages"]][-1] for row in sample
                 if isinstance(row.get(reading.names["messages"]), list) and row[reading.names["messages"]]]
         values = [message.get("content", message.get("value")) for message in last if isinstance(message, dict)]
+    elif reading.layout == "texts":
+        values = []
     else:
         name = reading.names["is_fraud" if reading.layout == "dialogues" else "label"]
         values = [row[name] for row in sample if name in row]
@@ -254,7 +258,8 @@ def _numbers(report: dict) -> list[str]:
         lines.append(f"  labels as written, in the first {SAMPLE_ROWS} rows: {words}")
     if report["read"]:
         lines += [f"  labels as read: {labels['fraud']} fraud, {labels['non-fraud']} non-fraud "
-                  f"({labels['fraud'] / len(report['read']):.1%} fraud)",
+                  f"({labels['fraud'] / len(report['read']):.1%} fraud)" if report["reading"].layout != "texts" else
+                  "  no labels: only for evaluate.py --predict",
                   f"  characters: {lengths['min']} to {lengths['max']}, median {lengths['median']:g}",
                   f"  repeated: {report['duplicates']}; with both labels: {report['contradictions']}"]
     return lines
@@ -262,7 +267,8 @@ def _numbers(report: dict) -> list[str]:
 
 def _row_text(row: dict | tuple) -> str:
     if isinstance(row, dict):
-        return f"{'fraud    ' if row['label'] else 'non-fraud'}  {short(row['input'], SHOWN_CHARACTERS)}"
+        label = {True: "fraud    ", False: "non-fraud", None: "no label "}[row.get("label")]
+        return f"{label}  {short(row['input'], SHOWN_CHARACTERS)}"
     case, line = row
     said = short(f"{case} | {line.speaker}: {line.content}", SHOWN_CHARACTERS)
     return f"{'fraud    ' if line.is_fraud else 'non-fraud'}  {said}"

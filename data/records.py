@@ -84,6 +84,8 @@ def read_numbered_records(path: str | Path, skipped: Skipped | None = None, read
     Raises:
         DataError: the file is missing, empty, of another format, or a row is not a good record.
     """
+    if reading is not None and reading.layout == "texts":
+        raise DataError(f"{path}: --layout texts gives dialogues without labels, for evaluate.py --predict")
     skipped_rows = Skipped()
     records = []
     for number, record in record_rows(path, reading):
@@ -114,10 +116,12 @@ def record_rows(path: str | Path, reading: Reading | None = None) -> Iterator[tu
     if reading.layout == "dialogues":
         raise DataError(f"{path}: --layout dialogues gives dialogues, records are expected here; cut them into records "
                         "with python -m data.prepare --source")
+    required = {"input": str} if reading.layout == "texts" else REQUIRED_KEYS
     source = _opened(path, reading)
     for number, row in source.rows:
         if isinstance(row, dict):
-            row = _tried(f"{path}:{number}", lambda row: _checked(record_of(row, reading, source.is_table)), row)
+            row = _tried(f"{path}:{number}",
+                         lambda row: _checked(record_of(row, reading, source.is_table), required), row)
         yield number, row
 
 
@@ -143,13 +147,13 @@ def _tried(place: str, read: Callable[[object], object], row: object) -> object:
         return DataError(f"{place}: {error}")
 
 
-def _checked(value: object) -> dict:
+def _checked(value: object, required: Mapping[str, type] = MappingProxyType(REQUIRED_KEYS)) -> dict:
     """The record that `value` is.
 
     Raises:
         DataError: it is none; without a place.
     """
-    record = _check_object(value, REQUIRED_KEYS, OPTIONAL_KEYS)
+    record = _check_object(value, required, OPTIONAL_KEYS)
     if "line_labels" in record:
         _check_line_labels(record["line_labels"], record["input"])
     return record

@@ -56,8 +56,19 @@ def test_finds_the_layout(tmp_path, content, expected):
     assert report["reading"] == expected and not report["problems"] and report["good"] == 1
 
 
+def test_texts_without_labels_are_for_predict_alone(tmp_path):
+    path = written(tmp_path, "f.csv", "id,text\n1,转账\n")
+    report = inspect(path)
+    assert report["reading"] == Reading("texts", {"input": "text"}) and report["labels"] == {"fraud": 0, "non-fraud": 0}
+    assert main(["--inspect", str(path), "--convert", str(tmp_path / "f.jsonl")]) == 0
+    assert json.loads((tmp_path / "f.jsonl").read_text(encoding="utf-8")) == {"input": "转账", "id": "1"}
+    with pytest.raises(DataError):
+        read_records(path, None, report["reading"])
+
+
 def test_its_own_formats_need_no_options(tmp_path):
     assert inspect(written(tmp_path, "a", '{"input": "a", "label": true}'))["options"] == []
+    assert inspect(written(tmp_path, "t", '{"input": "a", "id": 1}'))["options"] == []
     assert inspect(written(tmp_path, "b", "case,speaker,content,is_fraud\n1,a,b,True"))["options"] == []
     assert inspect(written(tmp_path, "c", [{"input": "a", "label": True}]))["options"] == ["--layout", "records"]
 
@@ -202,7 +213,7 @@ def test_every_example_of_the_page_is_one_of_these():
     text = PAGE.read_text(encoding="utf-8")
     assert len(EXAMPLES) == text.count("\ngives\n") + 2  # two are of the own formats and give themselves
     assert {shlex.split(example["options"])[1] for example in EXAMPLES if example["options"]} == \
-        {"records", "alpaca", "messages", "turns", "dialogues"}
+        {"records", "texts", "alpaca", "messages", "turns", "dialogues"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["name"])
