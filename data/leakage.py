@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
+from .normalise import normalise
 from .speakers import split_lines
 
 LINE_OF_SOME_LENGTH = 10  # characters; everybody says 好的，谢谢, and it gives nothing away
@@ -45,7 +46,7 @@ def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], thres
 
 
 def _shingles(text: str, length: int = SHINGLE) -> set[str]:
-    said = "".join(content for _, content in split_lines(text))
+    said = "".join(content for _, content in split_lines(normalise(text)))
     return {said[i:i + length] for i in range(max(1, len(said) - length + 1))}
 
 
@@ -84,7 +85,7 @@ def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list
 
 def whole_lines(text: str) -> set[str]:
     """What is said in a dialogue's lines of at least 10 characters."""
-    return {content for _, content in split_lines(text) if len(content) >= LINE_OF_SOME_LENGTH}
+    return {content for _, content in split_lines(normalise(text)) if len(content) >= LINE_OF_SOME_LENGTH}
 
 
 def overlap(records: Sequence[dict], others: Sequence[dict]) -> dict:

@@ -20,7 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from data.files import DataError
-from data.speakers import neutral_speakers, split_lines
+from data.prompt import canonical
+from data.speakers import split_lines
 
 from ..checkpoint import lineage_of
 from ..evaluation.early_warning import GrowingDialogue
@@ -77,10 +78,9 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
     """
     if not dialogue.strip():
         return []
-    lines = dialogue.strip().split("\n")
     growing = GrowingDialogue(model, tokenizer)
-    neutral = growing.encoder.task.neutral_speakers
-    seen = split_lines(neutral_speakers("\n".join(lines)) if neutral else "\n".join(lines))
+    lines = canonical(dialogue.strip(), growing.encoder.task).split("\n")
+    seen = split_lines("\n".join(lines))
     turns, start = {}, 0
     for number, line in enumerate(lines, start=1):
         if line.strip():  # a blank line is no turn; it comes with the next
