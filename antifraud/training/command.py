@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -45,6 +46,7 @@ class Parser(HfArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+@functools.cache
 def parser() -> Parser:
     made = Parser(FraudTrainingArguments, prog="trainer.py", description=DESCRIPTION, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -121,8 +123,10 @@ def check_settings(build, *args, **given) -> TrainingArguments:
     """
     try:
         made = build(*args, **given)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, OSError) as error:
-        raise error if isinstance(error, DataError) else DataError(one_line(error)) from None
+    except DataError:
+        raise
+    except Exception as error:  # transformers checks a hundred fields, each in its own way
+        raise DataError(one_line(error)) from None
     require_honoured(made)
     require_usable(made)
     return made

@@ -1,0 +1,112 @@
+"""A folder holds one run, of one process, and a run goes on only with what it began with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, concatenate_datasets
+from helpers import make_records, train_briefly
+
+import trainer as trainer_module
+from antifraud.checkpoint import checkpoints_in, find_checkpoint
+from antifraud.training.run_folder import owned
+from data.files import DataError
+from data.records import write_records
+from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
+
+
+@pytest.fixture(scope="module")
+def finished(base, train_file, eval_file, tmp_path_factory) -> Path:
+    """A run of two steps, made by the command."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    assert trainer_module.main(arguments(base, train_file, eval_file, output)) == 0
+    return output
+
+
+def arguments(base, train_file, eval_file, output, *more: str) -> list[str]:
+    return ["--model", base, "--train", str(train_file), "--eval", str(eval_file), "--output", str(output),
+            "--device", "cpu", "--max-steps", "2", "--eval-steps", "2", "--save-steps", "2", "--disable-tqdm", "true",
+            *more]
+
+
+@pytest.fixture
+def not_loaded(monkeypatch):
+    """Ends a test in an error where a model would be loaded."""
+    def load_model(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+    monkeypatch.setattr(trainer_module, "load_model", load_model)
+
+
+@pytest.mark.parametrize("more, field", [
+    (("--instruction", "是不是诈骗？", "--answers", "是", "否"), "instruction"), (("--quantization", "none"), "type"),
+    (("--lora-r", "8"), "lora.r"), (("--lora-dropout", "0"), "dropout"), (("--seed", "7"), "seed"),
+    (("--keep-speaker-names",), "neutral_speakers")])
+def test_a_run_does_not_go_on_with_other_settings(base, train_file, eval_file, finished, not_loaded, capsys, more,
+                                                  field):
+    assert trainer_module.main(arguments(base, train_file, eval_file, finished, "--resume", *more)) == 2
+    assert field in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_does_not_go_on_with_other_files_or_another_base(base, train_file, eval_file, finished, not_loaded,
+                                                               tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    write_records(other, make_records(24, first_case=7))
+    for files, field in (((other, eval_file), "train"), ((train_file, other), "eval")):
+        assert trainer_module.main(arguments(base, *files, finished, "--resume")) == 2
+        assert field in capsys.readouterr().err.splitlines()[-1]
+    changed = Path(shutil.copytree(base, tmp_path / "base"))
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    assert trainer_module.main(arguments(str(changed), train_file, eval_file, finished, "--resume")) == 2
+    assert "base" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_another_process_trains_into_is_refused(base, train_file, eval_file, finished, not_loaded):
+    with owned(finished):
+        assert trainer_module.main(arguments(base, train_file, eval_file, finished, "--resume")) == 2
+
+
+def test_an_output_that_is_a_file_and_files_that_are_not_there_are_refused(base, train_file, eval_file, not_loaded,
+                                                                          tmp_path):
+    (tmp_path / "file").touch()
+    fraud = tmp_path / "fraud.jsonl"
+    write_records(fraud, [record for record in make_records(20) if record["label"]])
+    for files, output in (((train_file, eval_file), "file"), (("none.jsonl", eval_file), "a"),
+                          ((train_file, "none.jsonl"), "b"), ((fraud, eval_file), "c")):
+        assert trainer_module.main(arguments(base, *files, tmp_path / output)) == 2
+    assert trainer_module.main(arguments(base, train_file, eval_file, tmp_path / "d", "--max-length", "5")) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fraud.jsonl"]
+
+
+def test_a_second_shorter_run_in_a_notebook_leaves_nothing_of_the_first_to_be_evaluated(base, train_file, eval_file,
+                                                                                      tmp_path):
+    train_briefly(base, train_file, eval_file, tmp_path, max_steps=4)
+    second = train_briefly(base, train_file, eval_file, tmp_path, max_steps=2)
+    assert str(find_checkpoint(tmp_path)) == second.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-2"]
+    assert {folder.name for folder in checkpoints_in(tmp_path / "earlier-1")} == {"checkpoint-2", "checkpoint-4"}
+    with pytest.raises(DataError):
+        second.train(resume_from_checkpoint=str(tmp_path / "no-such"))
+
+
+def test_something_is_saved_whatever_the_strategy(base, train_file, eval_file, tmp_path):
+    output = tmp_path / "输出 一"
+    command = arguments(base, train_file, eval_file, output, "--save-strategy", "no", "--load-best-model-at-end",
+                        "false", "--label-smoothing-factor", "0.1")
+    assert trainer_module.main(command) == 0
+    assert [folder.name for folder in checkpoints_in(output)] == ["checkpoint-2"]
+    assert json.loads((output / "stamp.json").read_text())["seed"] == 42
+
+
+def test_a_dataset_that_does_not_say_its_task_is_refused(base, train_file, eval_file, tmp_path):
+    model, tokenizer = load_model(base, "cpu")
+    train, held_out = load_dataset(train_file, eval_file, tokenizer)
+    args = build_train_arguments(str(tmp_path), use_cpu=True)
+    for unknown in (concatenate_datasets([train, held_out]), Dataset.from_list(train.to_list())):
+        with pytest.raises(DataError):
+            build_trainer(model, tokenizer, args, build_loraconfig(), unknown, held_out)
+    with pytest.raises(DataError):
+        build_trainer(model, tokenizer, args, build_loraconfig(), train.filter(lambda row: row["labels"][-5:] ==
+                      train[0]["labels"][-5:]), held_out)
