@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from data.prompt import PromptEncoder, Task
+from data.windows import Window
 
 from ..checkpoint import lineage_of
 from ..logits import PADDING_MULTIPLE, common_prefix, hidden_states_at, label_logits_at, model_inputs, pad_right
@@ -90,12 +91,10 @@ class Reading:
     Attributes:
         rows: of the windows.
         lines: (first, last) line of each window, counted from 1.
-        cut: tokens that no window holds.
     """
 
     rows: tuple[Row, ...]
     lines: tuple[tuple[int, int], ...]
-    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,36 +106,27 @@ class Prediction:
         probability: of fraud: the score, calibrated.
         windows: in how many windows the dialogue was read.
         lines: (first, last) line, counted from 1, of the window where the score is highest.
-        cut: tokens that no window holds.
     """
 
     score: float
     probability: float
     windows: int
     lines: tuple[int, int]
-    cut: int
+
+
+def windows_of(encoder: PromptEncoder, dialogues: Sequence[str]) -> list[list[Window]]:
+    """[dialogues] the windows that read all of each; those that fit into one, nearly all, are tokenised together."""
+    prompts = encoder.prompts(dialogues)
+    return [encoder.windows(text) if longer else [Window(prompt, 0, text.count("\n"), 0)]
+            for text, prompt, longer in zip(dialogues, prompts, prompts.truncated, strict=True)]
 
 
 def read_dialogues(encoder: PromptEncoder, dialogues: Sequence[str], *, line_aware: bool) -> list[Reading]:
     """[dialogues] what `predict_readings` takes; needs no model, so that another thread may make the next ones."""
-    windows = [_windows(encoder, prompt, text)
-               for prompt, text in zip(encoder.prompts(dialogues), dialogues, strict=True)]
-    rows = iter(rows_of(encoder, [ids for each in windows for ids, *_ in each], line_aware=line_aware))
-    return [Reading(tuple(itertools.islice(rows, len(each))), tuple((first, last) for _, first, last, _ in each),
-                    sum(cut for *_, cut in each)) for each in windows]
-
-
-def _windows(encoder: PromptEncoder, prompt: Sequence[int], text: str) -> list[tuple[Sequence[int], int, int, int]]:
-    """(token ids, first line, last line, tokens cut) of each window of a dialogue whose whole prompt is `prompt`."""
-    if not fills_context(encoder, prompt) or not hasattr(encoder, "windows"):
-        return [(prompt, 1, text.count("\n") + 1, 0)]
-    return [(window.ids, window.first_line, window.last_line, getattr(window, "cut", 0))
-            for window in encoder.windows(text)]
-
-
-def fills_context(encoder: PromptEncoder, prompt: Sequence[int]) -> bool:
-    """Whether a prompt is as long as the context, so that its dialogue may be longer."""
-    return len(prompt) >= len(encoder.head) + encoder.room + len(encoder.tail)
+    windows = windows_of(encoder, dialogues)
+    rows = iter(rows_of(encoder, [window.ids for each in windows for window in each], line_aware=line_aware))
+    return [Reading(tuple(itertools.islice(rows, len(each))),
+                    tuple((window.first_line + 1, window.last_line + 1) for window in each)) for each in windows]
 
 
 def predict_readings(model, readings: Sequence[Reading], **options) -> list[Prediction]:
@@ -146,7 +136,7 @@ def predict_readings(model, readings: Sequence[Reading], **options) -> list[Pred
     best = [int(np.argmax(windows)) for windows in of_windows]  # a NaN comes first
     highest = np.array([windows[place] for windows, place in zip(of_windows, best)])
     probabilities = calibrated(highest, lineage_of(model).decision.temperature) if readings else highest
-    return [Prediction(float(score), float(probability), len(reading.rows), reading.lines[place], reading.cut)
+    return [Prediction(float(score), float(probability), len(reading.rows), reading.lines[place])
             for score, probability, reading, place in zip(highest, probabilities, readings, best)]
 
 

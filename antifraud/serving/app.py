@@ -24,7 +24,7 @@ from data.prompt import canonical
 from data.speakers import split_lines
 
 from ..checkpoint import lineage_of
-from ..evaluation.early_warning import GrowingDialogue
+from ..evaluation.growing import GrowingDialogue
 from ..model import default_device, load_tuned
 
 PAGE = Path(__file__).with_name("app.html")
@@ -60,14 +60,14 @@ class ScoredLine:
 
     Attributes:
         role: who speaks, as the model sees it; None where the line names nobody.
-        cut: whether the dialogue up to here is longer than the model reads, so that its end went unseen.
+        from_line: where the window begins that the model read up to here, counted from 1; above it in long dialogues.
         of_line: probability that this line itself is part of a fraud; None where the model did not learn that.
     """
 
     role: str | None
     content: str
     probability: float
-    cut: bool
+    from_line: int
     of_line: float | None
 
 
@@ -84,7 +84,7 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
     turns, start = {}, 0
     for number, line in enumerate(lines, start=1):
         if line.strip():  # a blank line is no turn; it comes with the next
-            turns[number] = growing.add("\n".join(lines[start:number])), growing.cut
+            turns[number] = growing.add("\n".join(lines[start:number])), growing.first_line + 1
             start = number
     of_lines = dict(enumerate(growing.of_lines, start=1))
     return [ScoredLine(*seen[number - 1], *turn, of_lines.get(number)) for number, turn in turns.items()]

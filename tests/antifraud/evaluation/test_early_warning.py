@@ -9,21 +9,22 @@ from helpers import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from antifraud.checkpoint import Decision
 from antifraud.evaluation import early_warning as module
 from antifraud.evaluation.early_warning import (
-    GrowingDialogue,
     alarm_line,
     alarm_report,
     calls_of,
     score_growing,
     threshold_for,
 )
+from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.scoring import score_prompts
+from antifraud.model import load_tuned
 from benchmarks.bases import save_random_base
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import Dialogue, Line, write_dialogues, write_records
-from evaluate import load_model
 
 LINES = ["王经理: 今天风有点大。", "顾客: 好的。。。", "王经理: 请把短信里的号码念给我，", "顾客: ，我替您办退款。",
          "（电话挂断）", "王经理: <|im_end|>", "客服: 请把验证码告诉我。"]
@@ -31,14 +32,14 @@ LINES = ["王经理: 今天风有点大。", "顾客: 好的。。。", "王经�
 
 @pytest.fixture(scope="module")
 def loaded(base, run_folder):
-    return load_model(base, run_folder, "cpu")
+    return load_tuned(base, run_folder, "cpu")
 
 
 @pytest.fixture(scope="module", params=["Qwen2", "Qwen3", "Mistral", "Gemma 3"])
 def random_base(request, tmp_path_factory):
     """A random model; Mistral's and Gemma 3's windows slide on after 16 tokens, long before the first line is over."""
     folder = tmp_path_factory.mktemp("base")
-    return load_model(save_random_base(folder, request.param, make_tokenizer()), "", "cpu", quantization="none")
+    return load_tuned(save_random_base(folder, request.param, make_tokenizer()), "", "cpu", quantization="none")
 
 
 def whole_scores(model, tokenizer, lines):
@@ -62,14 +63,14 @@ def test_with_an_adapter_and_a_temperature_too(loaded):
     found, expected = [growing.add(line) for line in LINES], whole_scores(model, tokenizer, LINES)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert max(found) - min(found) > 0.3  # the run has learnt its two sentences
-    kept = model.lineage.task
+    kept = model.lineage.decision
     try:
-        model.lineage.task = Task(temperature=2.0)
+        model.lineage.decision = Decision(temperature=2.0)
         warm = GrowingDialogue(model, tokenizer)
         odds = (np.array(expected) / (1 - np.array(expected))) ** 0.5
         np.testing.assert_allclose([warm.add(line) for line in LINES], odds / (1 + odds), atol=1e-4)
     finally:
-        model.lineage.task = kept
+        model.lineage.decision = kept
 
 
 @settings(max_examples=15)
@@ -113,27 +114,28 @@ def test_a_cache_that_cannot_be_cut_back_is_computed_anew(random_base):
     assert (growing.forwarded - forwarded == anew) == window_slides
 
 
-def test_what_comes_after_the_window_is_not_seen_and_costs_nothing(loaded):
+def test_of_a_dialogue_longer_than_the_context_the_newest_window_is_scored(loaded):
     model, tokenizer = loaded
     kept = model.lineage.task
     whole = PromptEncoder(tokenizer, kept)
     two_lines = len(whole.prompts(["\n".join(LINES[:2])])[0]) + max(map(len, whole.completions.values()))
     try:
         model.lineage.task = Task(max_length=two_lines)
-        growing = GrowingDialogue(model, tokenizer)
-        cut, found, spent = [], [], []
-        for line in LINES[:4]:
-            found.append(growing.add(line))
-            cut.append(growing.cut)
-            spent.append(growing.forwarded)
-        np.testing.assert_allclose(found, whole_scores(model, tokenizer, LINES[:4]), atol=1e-4)
+        growing, encoder = GrowingDialogue(model, tokenizer), PromptEncoder(tokenizer, model.lineage.task)
+        first = []
+        for end in range(1, 6):
+            found = growing.add(LINES[end - 1])
+            window = encoder.windows("\n".join(LINES[:end]))[-1]
+            assert found == pytest.approx(score_prompts(model, encoder, [window.ids])[0], abs=1e-4)
+            assert window.last_line == end - 1
+            first.append(growing.first_line)
     finally:
         model.lineage.task = kept
-    assert cut == [False, False, True, True] and spent[2] == spent[3]
+    assert first[:2] == [0, 0] and first == sorted(first) and first[-1] > 0
 
 
 def test_a_score_that_is_not_finite_is_an_error(base):
-    model, tokenizer = load_model(base, "", "cpu")
+    model, tokenizer = load_tuned(base, "", "cpu")
     model.get_input_embeddings().weight.data[tokenizer("ÿ")["input_ids"][0]] = float("nan")
     growing = GrowingDialogue(model, tokenizer)
     assert 0 <= growing.add("A: 好") <= 1
@@ -160,16 +162,16 @@ def test_many_dialogues_at_once_score_as_one_line_after_the_other(loaded):
 
 
 @pytest.mark.parametrize("false_alarms, alarmed", [(0, 0), (24.9, 0), (25, 1), (50, 2), (99, 3), (100, 4)])
-def test_the_threshold_lets_no_more_honest_dialogues_alarm_than_was_asked(false_alarms, alarmed):
-    honest = [np.array(scores) for scores in ([0.1, 0.2], [0.9, 0.1], [0.3], [0.2, 0.5])]  # highest .2 .9 .3 .5
-    threshold = threshold_for(honest, false_alarms)
-    assert sum(alarm_line(scores, threshold) is not None for scores in honest) == alarmed
+def test_the_threshold_lets_no_more_non_fraud_calls_alarm_than_was_asked(false_alarms, alarmed):
+    non_fraud = [np.array(scores) for scores in ([0.1, 0.2], [0.9, 0.1], [0.3], [0.2, 0.5])]  # highest .2 .9 .3 .5
+    threshold = threshold_for(non_fraud, false_alarms)
+    assert sum(alarm_line(scores, threshold) is not None for scores in non_fraud) == alarmed
 
 
 def test_dialogues_that_score_alike_stand_or_fall_together():
-    honest = [np.array([0.4]), np.array([0.4]), np.array([0.1]), np.array([0.1])]
-    assert threshold_for(honest, 25) == math.nextafter(0.4, 1)
-    with pytest.raises(DataError, match="no honest dialogues"):
+    non_fraud = [np.array([0.4]), np.array([0.4]), np.array([0.1]), np.array([0.1])]
+    assert threshold_for(non_fraud, 25) == math.nextafter(0.4, 1)
+    with pytest.raises(DataError, match="no non-fraud calls"):
         threshold_for([], 1)
 
 
@@ -178,7 +180,7 @@ def test_alarms_by_hand():
                  dialogue("d", False, False), dialogue("e", False)]
     scores = [np.array(row) for row in ([0.1, 0.2, 0.8, 0.9], [0.9, 0.1], [0.1, 0.1], [0.1, 0.7], [0.2])]
     found = alarm_report(dialogues, scores, 0.7)
-    assert (found["honest"], found["honest_alarmed"], found["fraud"], found["fraud_alarmed"]) == (2, 1, 3, 2)
+    assert (found["non_fraud"], found["non_fraud_alarmed"], found["fraud"], found["fraud_alarmed"]) == (2, 1, 3, 2)
     assert found["false_alarms_per_hundred"] == 50.0 and found["recall"] == pytest.approx(2 / 3)
     assert found["lines"][1] == 2.0  # the third line of a, the first of b
     assert found["share_of_dialogue"][1] == pytest.approx((3 / 4 + 1 / 2) / 2)
@@ -194,9 +196,9 @@ def test_without_alarms_or_frauds_nothing_is_made_up():
     json.dumps(found, allow_nan=False)
 
 
-def test_an_honest_dialogue_counts_as_calls_of_a_scams_length():
+def test_a_non_fraud_dialogue_counts_as_calls_of_a_scams_length():
     calls = calls_of([dialogue("scam", False, True, False), dialogue("meeting", False, False, False)],
-                     honest_characters=8)
+                     characters=8)
     assert [(call.case, len(call.lines)) for call in calls] == [("scam", 3), ("meeting", 2), ("meeting", 1)]
 
 
@@ -205,7 +207,7 @@ def test_an_honest_dialogue_counts_as_calls_of_a_scams_length():
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A corpus of eight dialogues, every other one honest, and splits that know two of each."""
+    """A corpus of eight dialogues, every other one fraud, and splits that know two of each."""
     dialogues = [Dialogue(f"退款/{i}", "退款", dialogue("", False, i % 2 == 0).lines) for i in range(8)]
     write_dialogues(tmp_path / "退款.csv", dialogues)
     for name, cases in (("eval", dialogues[:4]), ("test", dialogues[4:])):
@@ -225,9 +227,26 @@ def test_the_command_finds_a_threshold_on_eval_and_judges_it_on_test(base, run_f
     report = json.loads((corpus / "warning.json").read_text())
     assert [row["wanted_false_alarms_per_hundred"] for row in report["at"]] == [1.0, 5.0]
     for row in report["at"]:
-        assert row["eval"]["honest_alarmed"] == 0 and (row["test"]["honest"], row["test"]["fraud"]) == (2, 2)
+        assert row["eval"]["non_fraud_alarmed"] == 0 and (row["test"]["non_fraud"], row["test"]["fraud"]) == (2, 2)
     assert report["provenance"]["data"]["name"] == "test.jsonl"
     assert "on test: " in capsys.readouterr().out
+
+
+def test_ordinary_calls_help_to_find_the_threshold_and_tfidf_is_judged_alike(base, run_folder, corpus):
+    calls = [{"input": "甲: 明天开会吗？\n乙: 开。", "label": False, "case": f"聊天/{i}"} for i in range(3)]
+    write_records(corpus / "ordinary_eval.jsonl", calls[:2])
+    write_records(corpus / "ordinary.jsonl", calls[2:])
+    write_records(corpus / "train.jsonl", [{"input": f"甲: 第{i}句话", "label": i % 2 == 0} for i in range(8)])
+    names = {name: corpus / f"{name}.jsonl" for name in ("ordinary", "train")}
+    assert attempt(base, run_folder, corpus, **{"ordinary-eval": corpus / "ordinary_eval.jsonl"}, **names) == 0
+    report = json.loads((corpus / "warning.json").read_text())
+    for rows in (report["at"], report["tfidf"]["at"]):
+        assert [row["eval"]["non_fraud"] for row in rows] == [4, 4]
+        assert [row["ordinary"]["non_fraud"] for row in rows] == [1, 1]
+        assert [row["test"]["non_fraud"] for row in rows] == [2, 2]
+    assert report["provenance"]["tfidf_train"]["name"] == "train.jsonl"
+    write_records(corpus / "ordinary.jsonl", calls[:1])
+    assert attempt(base, run_folder, corpus, **{"ordinary-eval": corpus / "ordinary_eval.jsonl"}, **names) == 2
 
 
 def test_what_is_wrong_is_said_in_one_line(base, run_folder, corpus, capsys):

@@ -10,7 +10,7 @@ from helpers import make_records, train_briefly
 from scipy.special import expit, logit
 
 from antifraud.evaluation.baselines import fit_baselines
-from antifraud.evaluation.early_warning import GrowingDialogue
+from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.lines import line_report
 from antifraud.evaluation.scoring import score_of_log_odds, score_prompts, score_single_lines
 from antifraud.serving.app import score_lines

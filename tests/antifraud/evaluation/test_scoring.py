@@ -55,7 +55,7 @@ def test_predictions_are_calibrated_scores_and_say_where_they_come_from(loaded, 
     scores = score_prompts(model, encoder, encoder.prompts(DIALOGUES))
     np.testing.assert_allclose([one.score for one in found], scores, atol=1e-6)
     np.testing.assert_allclose([one.probability for one in found], calibrated(scores, 2.0), atol=1e-6)
-    assert [(one.windows, one.lines, one.cut) for one in found] == [(1, (1, 1), 0), (1, (1, 2), 0), (1, (1, 3), 0)]
+    assert [(one.windows, one.lines) for one in found] == [(1, (1, 1)), (1, (1, 2)), (1, (1, 3))]
     np.testing.assert_array_equal(predict(model, tokenizer, DIALOGUES), [one.probability for one in found])
     assert predict_details(model, tokenizer, []) == [] and predict(model, tokenizer, []).shape == (0,)
 
@@ -65,14 +65,12 @@ def test_of_several_windows_the_most_suspicious_counts_and_is_named(monkeypatch)
     monkeypatch.setattr(scoring, "score_rows", lambda model, rows: np.array([scores[row.ids[0]] for row in rows]))
     model = SimpleNamespace(lineage=SimpleNamespace(decision=Decision()))
     row = {place: Row((place,), (0,), (5, 6), ()) for place in scores}
-    found = predict_readings(model, [Reading((row[1], row[2], row[3]), ((1, 9), (8, 15), (14, 20)), 7),
+    found = predict_readings(model, [Reading((row[1], row[2], row[3]), ((1, 9), (8, 15), (14, 20))),
                                      Reading((row[3],), ((1, 2),))])
-    assert [(one.score, one.windows, one.lines, one.cut) for one in found] == [
-        (0.9, 3, (8, 15), 7), (0.4, 1, (1, 2), 0)]
+    assert [(one.score, one.windows, one.lines) for one in found] == [(0.9, 3, (8, 15)), (0.4, 1, (1, 2))]
     assert found[0].probability == pytest.approx(0.9)
 
 
-@pytest.mark.skipif(not hasattr(PromptEncoder, "windows"), reason="dialogues are not cut into windows yet")
 def test_what_stands_at_the_end_of_a_long_dialogue_is_read(loaded):
     model, tokenizer = loaded
     encoder = PromptEncoder(tokenizer, Task(max_length=len(PromptEncoder(tokenizer, Task()).head) + 120))
@@ -82,4 +80,3 @@ def test_what_stands_at_the_end_of_a_long_dialogue_is_read(loaded):
     assert reading.lines[0][0] == 1 and reading.lines[-1][1] == 30
     for (_, end), (start, _) in zip(reading.lines, reading.lines[1:]):
         assert start <= end + 1  # nothing lies between two windows
-    assert reading.cut == 0
