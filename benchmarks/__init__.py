@@ -1,19 +1,125 @@
-"""Measurements that anyone with a GPU can repeat; each writes one JSON under results/."""
+"""Measurements that anyone can repeat; each module answers one question and writes one JSON under results/.
 
-import functools
+Here is what they share: a folder with weights, free memory, and one training step measured by itself.
+"""
+
+import contextlib
+import gc
+import shlex
+import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from antifraud.model import compute_dtype
+from antifraud.training.recipes import CHECKPOINTING
 from data.files import DataError
+from trainer import build_loraconfig
+
+ANSWER_TOKENS = 7  # with labels, at the end of a row
+WARM_UP, TIMED = 1, 3  # steps of a point
+GIB = 2**30
 
 
-def refusing_in_a_line(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
-    """`main`, with a DataError as one line on standard error and exit code 2."""
-    @functools.wraps(main)
-    def refusing(argv: Sequence[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except DataError as error:
-            print(error, file=sys.stderr)
-            return 2
-    return refusing
+def folder_with_weights(model: str, scratch: str, device: str) -> str:
+    """`model`, or a copy of it with random 16-bit weights where it holds none."""
+    if not (Path(model) / "config.json").is_file() or any(Path(model).glob("*.safetensors")):
+        return model
+    torch.manual_seed(0)
+    with torch.device(device):
+        random = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16)
+    random.save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(model).save_pretrained(scratch)
+    return scratch
+
+
+def free_memory() -> None:
+    """Gives back what nothing refers to any more, and starts the peaks anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextlib.contextmanager
+def replaced(module, name: str, value) -> Iterator[None]:
+    """Within this context `module` has `value` under `name`."""
+    kept = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, kept)
+
+
+def with_adapters(model: nn.Module) -> nn.Module:
+    """`model` with the article's LoRA and checkpointed activations, ready to train."""
+    model = get_peft_model(model, build_loraconfig())
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
+    return model.train()
+
+
+def all_logits_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The model's own loss, for which it computes the logits of every token: what the article's recipe does."""
+    return model(input_ids=input_ids, labels=labels, use_cache=False).loss
+
+
+def measure_step(model: nn.Module, loss: Callable[..., torch.Tensor], rows: int, tokens: int) -> dict | None:
+    """Peak memory and time of forward and backward over random rows with labels on the last few tokens.
+
+    Returns:
+        ``peak_gib``: allocated at most, weights included, in GiB (None on a CPU); ``seconds``: the median of the
+        timed steps. None where the memory does not suffice.
+    """
+    free_memory()
+    try:
+        input_ids = torch.randint(model.config.vocab_size, (rows, tokens), device=model.device)
+        labels = input_ids.clone()
+        labels[:, :-ANSWER_TOKENS] = -100
+        seconds = [_step_seconds(model, loss, input_ids, labels) for _ in range(WARM_UP + TIMED)]
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        model.zero_grad()
+    on_gpu = model.device.type == "cuda"
+    return {"peak_gib": torch.cuda.max_memory_allocated() / GIB if on_gpu else None,
+            "seconds": statistics.median(seconds[WARM_UP:])}
+
+
+def _step_seconds(model: nn.Module, loss: Callable[..., torch.Tensor], input_ids: torch.Tensor,
+                  labels: torch.Tensor) -> float:
+    model.zero_grad()
+    dtype = compute_dtype(str(model.device))
+    wait_for(model.device)
+    started = time.perf_counter()
+    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        value = loss(model, input_ids, labels)
+    value.backward()
+    wait_for(model.device)
+    return time.perf_counter() - started
+
+
+def wait_for(device: str | torch.device) -> None:
+    """Until the device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def execute(*words: object) -> str:
+    """Runs a Python command of this project, in its root; returns what it printed.
+
+    Raises:
+        DataError: it failed; with the last line that it wrote on standard error.
+    """
+    done = subprocess.run([sys.executable, *map(str, words)], text=True, encoding="utf-8", capture_output=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing on standard error"]
+        raise DataError(f"exit code {done.returncode} from python {shlex.join(map(str, words))}: {said[-1]}")
+    return done.stdout

@@ -13,7 +13,6 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from sklearn.metrics import precision_recall_curve
 from antifraud.evaluation.metrics import average_precision
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, describe_base, device_name, file_sha256
+from benchmarks import execute
 from data.command import command
 from data.files import DataError, require_input, write_json
 from data.records import Skipped, read_records, write_records
@@ -163,19 +163,6 @@ def prepared(job: Job, name: str, seed: int) -> Path:
         execute("-m", "data.prepare", "--source", job.source, "--output", folder, "--seed", seed, *job.prepare,
                 *shlex.split(variant.prepare), *ordinary)
     return folder
-
-
-def execute(*words: object) -> None:
-    """Runs a Python command of this project, in its root.
-
-    Raises:
-        DataError: it failed; with the last line that it wrote on standard error.
-    """
-    done = subprocess.run([sys.executable, *map(str, words)], text=True, encoding="utf-8", stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing on standard error"]
-        raise DataError(f"exit code {done.returncode} from python {shlex.join(map(str, words))}: {said[-1]}")
 
 
 def _trainer_state(folder: Path) -> dict:

@@ -62,7 +62,7 @@ model_of() {
         done
         [[ -e $run ]] || "$python" -m antifraud.training.average --checkpoints "${runs[@]}" --output "$run"
     fi
-    "$python" evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate --cost-ratio 1 \
+    "$python" evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate --best-f1 \
         --output "$run.calibrated.json"
 }
 

@@ -1,6 +1,6 @@
-"""Ways to score the same dialogues with one model, side by side: rows a second, and whether they agree.
+"""How many dialogues a second does each way of scoring make, and do all of them agree?
 
-    python -m benchmarks.scoring --model MODEL [--checkpoint DIR] --data F --output results/scoring_benchmark.json
+    python -m benchmarks.scoring --model MODEL [--checkpoint DIR] --data F --output results/speed/scoring.json
 
 MODEL may be config and tokenizer alone, as for `benchmarks.training`; the adapter is then random too, and what is
 measured is speed. Tokenising is part of every figure. ``generate`` is the article's way; it runs on a few rows.
@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,18 +24,20 @@ from datasets import disable_progress_bars
 from peft import PeftModel, get_peft_model
 from tqdm.auto import tqdm
 
+from antifraud import model as models
 from antifraud.checkpoint import lineage_of, read_checkpoint
 from antifraud.compiling import compile_layers
+from antifraud.evaluation import scoring
 from antifraud.evaluation.scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
 from antifraud.model import compute_dtype, default_device
 from antifraud.provenance import code_provenance, device_name
-from benchmarks import refusing_in_a_line
-from benchmarks.training import folder_with_weights, free_memory, whole_rows
+from benchmarks import folder_with_weights, free_memory, replaced
+from benchmarks.training import whole_rows
+from data.command import command
 from data.files import write_json
 from data.prompt import PromptEncoder
 from data.records import Skipped, read_records
-from evaluate import load_model
-from trainer import build_loraconfig
+from trainer import build_loraconfig, load_model
 
 GENERATED_ROWS = 32
 RUNS = 3
@@ -94,7 +95,7 @@ def computing_in(dtype: torch.dtype | None):
     if dtype is None:
         yield
         return
-    with patch("models.compute_dtype", return_value=dtype), patch("scoring.compute_dtype", return_value=dtype):
+    with (replaced(models, "compute_dtype", lambda _: dtype), replaced(scoring, "compute_dtype", lambda _: dtype)):
         yield
 
 
@@ -173,7 +174,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-@refusing_in_a_line
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with a model, or with its config and tokenizer")
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compute-dtype", choices=("bfloat16", "float16", "float32"), help="default: the device's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--device", default=default_device())
-    parser.add_argument("--output", default="results/scoring_benchmark.json")
+    parser.add_argument("--output", default="results/speed/scoring.json")
     args = parser.parse_args(argv)
     disable_progress_bars()
     report = run(args.model, args.checkpoint, args.data, methods=args.methods, device=args.device,

@@ -1,6 +1,6 @@
-"""One GPU and several, the same rows a step: do they learn the same?
+"""Do several GPUs learn the same as one, and how much faster?
 
-    python -m benchmarks.several_gpus --model MODEL --train F --eval F --output results/several_gpus.json
+    python -m benchmarks.several_gpus --model MODEL --train F --eval F --output results/speed/several_gpus.json
 
 Each layout is a command of the README in processes of its own: one GPU, a copy of the model on each of several
 (``configs/ddp.yaml``), one model sharded over them (``configs/fsdp.yaml``). All take the recipe ``plain`` and 16 rows a
@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 from antifraud.checkpoint import checkpoints_in
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, device_name
-from benchmarks import refusing_in_a_line
-from benchmarks.training import ROWS_A_STEP, folder_with_weights
+from benchmarks import folder_with_weights
+from benchmarks.training import ROWS_A_STEP
+from data.command import command
 from data.files import DataError, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ LAYOUTS = {"one": None, "ddp": ROOT / "configs" / "ddp.yaml", "fsdp": ROOT / "co
 STEPS = 24
 
 
-def command(layout: str, processes: int, options: Sequence[str]) -> list[str]:
+def words_of(layout: str, processes: int, options: Sequence[str]) -> list[str]:
     """What a user types to train in `layout`, with 16 rows a step."""
     config = LAYOUTS[layout]
     launch = [] if config is None else ["-m", "accelerate.commands.launch", "--config_file", str(config),
@@ -53,7 +54,7 @@ def train(layout: str, processes: int, options: Sequence[str], output: str, devi
     """
     began = time.time()
     on_cpu = {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
-    done = subprocess.run(command(layout, processes, [*options, "--output", output, "--device", device]),
+    done = subprocess.run(words_of(layout, processes, [*options, "--output", output, "--device", device]),
                           capture_output=True, text=True, env={**os.environ, **on_cpu})
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
@@ -104,7 +105,7 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-@refusing_in_a_line
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.several_gpus", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="a folder, or one with config and tokenizer alone")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2, help="GPUs; 16 is a multiple of it")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default=default_device())
-    parser.add_argument("--output", default="results/several_gpus.json")
+    parser.add_argument("--output", default="results/speed/several_gpus.json")
     args = parser.parse_args(argv)
     if ROWS_A_STEP % args.processes:
         parser.error(f"--processes: {ROWS_A_STEP} rows a step cannot be dealt to {args.processes} evenly")

@@ -1,12 +1,28 @@
 """What several tests build: a small tokenizer and model that behave like Qwen2's, records, short runs."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048, "initializer_range": 0.2}
+ARCHITECTURES = {  # name: (model class, what its configuration has of its own)
+    "Qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "Qwen2.5": ("Qwen2ForCausalLM", {"tie_word_embeddings": False}),  # the same class; larger sizes do not tie
+    "Qwen3": ("Qwen3ForCausalLM", {}),
+    "Llama": ("LlamaForCausalLM", {}),
+    "Mistral": ("MistralForCausalLM", {"sliding_window": 16}),
+    "Gemma 3": ("Gemma3ForCausalLM", {"final_logit_softcapping": 5.0, "sliding_window": 16,
+                                      "layer_types": ["sliding_attention", "full_attention"],
+                                      "query_pre_attn_scalar": 16}),
+}
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -46,6 +62,19 @@ def save_tiny_qwen2(folder: str | Path, *, seed: int = 0) -> str:
     return str(folder)
 
 
+def save_random_base(folder: str | Path, architecture: str, tokenizer) -> str:
+    """Saves a random two-layer model of one of `ARCHITECTURES`, and the tokenizer; returns the folder."""
+    model_name, options = ARCHITECTURES[architecture]
+    model_class = getattr(transformers, model_name)
+    set_seed(0)
+    config = model_class.config_class(
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **SIZES, **options)
+    model_class(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def make_records(n: int, *, first_case: int = 0) -> list[dict]:
     """`n` short dialogues, every other one a fraud, of different lengths; two pieces a case."""
     records = []
@@ -72,3 +101,22 @@ def train_briefly(base: str, train_file: str, eval_file: str, output: str | Path
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+@contextlib.contextmanager
+def keeping(counted: dict[str, int], but: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Within this context what autograd keeps counts, in bytes by dtype, each storage once and none of `but`."""
+    seen = {tensor.untyped_storage().data_ptr() for tensor in but}
+    held = []  # so that no other tensor gets the place of one that was counted
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            held.append(tensor)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            counted[dtype] = counted.get(dtype, 0) + storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield

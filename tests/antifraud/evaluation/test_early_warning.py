@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import make_tokenizer
+from helpers import make_tokenizer, save_random_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,6 @@ from antifraud.evaluation.early_warning import (
 from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.scoring import score_prompts
 from antifraud.model import load_tuned
-from benchmarks.bases import save_random_base
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import Dialogue, Line, write_dialogues, write_records

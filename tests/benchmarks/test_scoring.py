@@ -1,0 +1,40 @@
+"""The scoring benchmark compares every method with the plain one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import scoring
+
+
+def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, run_folder, eval_file, tmp_path):
+    output = tmp_path / "scoring.json"
+    methods = ["generate", "score", "score_smaller_batches", "score_whole_rows", "score_dequantized", "score_merged"]
+    report = scoring.run(base, f"{run_folder}/checkpoint-80", eval_file, methods=methods, device="cpu",
+                         output=str(output))
+    assert json.loads(output.read_text()) == report and list(report["methods"]) == methods
+    assert report["methods"]["score"]["max_probability_difference"] == 0
+    assert report["methods"]["score_smaller_batches"]["max_probability_difference"] < 1e-5
+    assert report["methods"]["score_whole_rows"]["max_probability_difference"] < 1e-5
+    assert report["methods"]["score_dequantized"]["max_probability_difference"] < 1e-6
+    assert 0 < report["methods"]["score_merged"]["max_probability_difference"] < 1e-3
+
+
+def test_16_bit_arithmetic_is_what_tells_plain_scores_from_those_in_32_bit(base, eval_file, tmp_path):
+    found = {}
+    for dtype in (None, torch.bfloat16):
+        report = scoring.run(base, "", eval_file, methods=["score", "score_32_bit"], device="cpu",
+                             output=str(tmp_path / "scoring.json"), rows=6, dtype=dtype)
+        assert report["methods"]["score"]["rows"] == 6
+        found[report["provenance"]["compute_dtype"]] = report["methods"]["score_32_bit"]["max_probability_difference"]
+    assert found["torch.float32"] < 1e-6 < 1e-5 < found["torch.bfloat16"] < 0.1
+
+
+def test_flipped_labels_are_counted_beyond_the_borderline():
+    plain = np.array([0.1, 0.495, 0.6, 0.9, 0.48])
+    scores = np.array([0.1, 0.505, 0.4, 0.9, 0.52])
+    found = scoring.agreement(scores, plain)
+    assert found["labels_flipped"] == 3 and found["labels_flipped_beyond_borderline"] == 2
+    assert found["max_probability_difference"] == pytest.approx(0.2)
