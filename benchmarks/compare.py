@@ -4,8 +4,8 @@
         --other encoder-0.jsonl encoder-1.jsonl [--thresholds T ...] [--output compared.json]
 
 --data names one file of records a seed; --model and --other name the probabilities for each, as ``evaluate.py
---predict`` and the encoder write them. Differences are paired, and dialogues are resampled for all seeds together, since
-one dialogue may be in the test splits of several.
+--predict`` and the encoder write them. Differences are paired, and dialogues are resampled for all seeds together,
+since one dialogue may be in the test splits of several.
 """
 
 import argparse

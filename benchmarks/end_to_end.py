@@ -37,8 +37,8 @@ def of_training(run: Path, printed: str) -> dict:
     """What a training says of its inside.
 
     Returns:
-        ``steps``, ``evaluations``, ``evaluating_seconds``, and ``steps_seconds``: those of `Trainer.train` less those of
-        the evaluations in it, checkpoints included.
+        ``steps``, ``evaluations``, ``evaluating_seconds``, and ``steps_seconds``: those of `Trainer.train` less those
+        of the evaluations in it, checkpoints included.
     """
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))

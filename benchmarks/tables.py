@@ -140,8 +140,9 @@ def ordinary() -> str | None:
         for said, found in judged.items():
             for source in (found[0]["by_source"] if found else ()):
                 of_source = _all_seeds(found, "by_source", source)
-                rows.append([source, said, *(spread((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
-                                             for what in ("calls", "segments"))])
+                figures = (spread((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
+                           for what in ("calls", "segments"))
+                rows.append([source, said, *figures])
     return rows_of(rows, "source", "model", "false alarms per 100 calls", "per 100 segments")
 
 
@@ -188,7 +189,7 @@ def quantization_table(report: dict) -> str:
     return rows_of([[name, f"{row['bits_per_weight']:.2f}", f"{row['relative_error']:.1%}", f"{row['weights_gib']:.2f}",
                      f"{row['load_seconds']:.1f}", _peak(row), _seconds(row)]
                     for name, row in report["quantization"].items()],
-                   "base weights", "bits a weight", "error", "weights, GiB", "load, s", "peak of a step, GiB", "step, s")
+                   "base weights", "bits a weight", "error", "weights, GiB", "load, s", "peak of a step, GiB", "s")
 
 
 def lengths_table(report: dict) -> str:

@@ -124,7 +124,7 @@ class Recipe:
     package: str | None = None
 
 
-PLAIN = {"recipe": "plain", "tokens_per_pass": 0}
+PLAIN = {"recipe": "plain", "tokens_per_micro_batch": 0}
 GROUPED = {**PLAIN, "optim": "adamw_torch_fused", "gradient_checkpointing": False,
            "train_sampling_strategy": "group_by_length"}
 FAST = {"recipe": "fast", "compile_layers": True}
@@ -144,13 +144,13 @@ RECIPES = {
     "fast_not_compiled": Recipe({"recipe": "fast", "compile_layers": False}),
     "fast_dequantized": Recipe(FAST, loading={"dequantize": True}),
     "fast_paged": Recipe({**FAST, "optim": "paged_adamw_32bit"}),
-    "fast_recomputing": Recipe({**FAST, "keep_fewer_activations": True}),
-    "fast_6_gb": Recipe({**FAST, "tokens_per_pass": 1024}),
+    "fast_recomputing": Recipe({**FAST, "selective_recomputation": True}),
+    "fast_6_gb": Recipe({**FAST, "tokens_per_micro_batch": 1024}),
     "fast_longest_rows": Recipe(FAST, longest=True),
     "fast_whole_rows": Recipe(FAST, whole_rows=True),
 }
 MAIN_RECIPES = ("article", "small", "fast")  # measured in every round, the others in the first
-OF_GPUS = ("recipe", "compile_layers", "keep_fewer_activations", "optim")  # left out on a CPU
+OF_GPUS = ("recipe", "compile_layers", "selective_recomputation", "optim")  # left out on a CPU
 
 
 class Clock(TrainerCallback):
