@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from antifraud.evaluation.metrics import average_precision_of, bootstrap, confusion_counts, rates
+from antifraud.evaluation.metrics import average_precision_of, bootstrap, confusion_counts, none_if_nan, rates
 from antifraud.provenance import code_provenance, file_sha256
 from data.command import command
 from data.files import DataError, write_json
@@ -58,18 +58,19 @@ def compare(seeds: Sequence[tuple[list[dict], list[np.ndarray]]],
     measures = [[_measure(records, of_one, threshold) for of_one, threshold in zip(scores, of_seed, strict=True)]
                 for (records, scores), of_seed in zip(seeds, thresholds, strict=True)]
 
-    def differences(weights: np.ndarray) -> dict[str, float]:
+    def differences(weights: np.ndarray) -> dict[str, np.ndarray]:
         found = {}
         for seed, (first, second) in enumerate(measures):
-            part = weights[ends[seed]:ends[seed + 1]]
+            part = weights[..., ends[seed]:ends[seed + 1]]
             one, other = first(part), second(part)
             found |= {f"{name} {seed}": one[name] - other[name] for name in COMPARED}
-        return {**found, **{name: float(np.mean([found[f"{name} {seed}"] for seed in range(len(measures))]))
+        return {**found, **{name: np.mean([found[f"{name} {seed}"] for seed in range(len(measures))], axis=0)
                             for name in COMPARED}}
 
-    values, intervals = differences(np.ones(ends[-1])), bootstrap(differences, int(ends[-1]), groups)
+    values = {name: float(value) for name, value in differences(np.ones(ends[-1])).items()}
+    intervals = bootstrap(differences, int(ends[-1]), groups)
     ones = [np.ones(len(records)) for records, _ in seeds]
-    return {"seeds": [{"model": first(one), "other": second(one),
+    return {"seeds": [{"model": _plain(first(one)), "other": _plain(second(one)),
                        "difference": {name: {"value": values[f"{name} {seed}"], "interval": intervals[f"{name} {seed}"]}
                                       for name in COMPARED}}
                       for seed, ((first, second), one) in enumerate(zip(measures, ones, strict=True))],
@@ -81,6 +82,10 @@ def _measure(records: Sequence[dict], scores: np.ndarray, threshold: float):
     y_true, y_pred = np.array([record["label"] for record in records]), scores >= threshold
     area = average_precision_of(y_true, scores)
     return lambda weights: {**rates(confusion_counts(y_true, y_pred, weights)), "average_precision": area(weights)}
+
+
+def _plain(figures: dict) -> dict:
+    return {name: none_if_nan(float(value)) for name, value in figures.items()}
 
 
 def table(found: dict) -> str:

@@ -75,8 +75,9 @@ judge() {
 
 # full RUN-NAME DATA SET SEED: the whole report, beside the encoder that was trained on the same split
 full() {
-    local data=$out/data-$1-$4 peer=$out/encoder-$1-$4 options=(--full --ordinary "$out/data-$1-$4/ordinary.jsonl")
-    if [[ $encoder ]]; then options+=(--peer "encoder=$peer/$(basename "$2")"); fi
+    local data=$out/data-$1-$4 options=(--full)
+    options+=(--train "$data/train.jsonl" --eval "$data/eval.jsonl" --ordinary "$data/ordinary.jsonl")
+    if [[ $encoder ]]; then options+=(--peer "encoder=$out/encoder-$1-$4"); fi
     judge "$out/run-$1-$4" "$2" "$3" "$4" "${options[@]}"
 }
 

@@ -1,10 +1,7 @@
 """What several tests build: a small tokenizer and model that behave like Qwen2's, records, short runs."""
 
-import contextlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
@@ -101,22 +98,3 @@ def train_briefly(base: str, train_file: str, eval_file: str, output: str | Path
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-@contextlib.contextmanager
-def keeping(counted: dict[str, int], but: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Within this context what autograd keeps counts, in bytes by dtype, each storage once and none of `but`."""
-    seen = {tensor.untyped_storage().data_ptr() for tensor in but}
-    held = []  # so that no other tensor gets the place of one that was counted
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            held.append(tensor)
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            counted[dtype] = counted.get(dtype, 0) + storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield
