@@ -8,11 +8,9 @@ pickle: a folder that came with somebody's data runs no code.
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
-import pickle
 import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -255,17 +253,12 @@ class Shelf:
 
     def write(self, name: str, arrays: Mapping) -> None:
         """Keeps arrays; where the folder cannot be written to, that is noted and nothing else."""
-        import io
-
         file = io.BytesIO()
         np.savez(file, **arrays)
         try:
             write_bytes(self._path(name), file.getvalue())
         except DataError as error:
             self.note = str(error)
-
-
-# ------------------------------------------------------------------------------------------- in a process of their own
 
 
 def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str | None = None) -> dict:
@@ -296,36 +289,6 @@ def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str |
         lines = fitted["tfidf_line_labels"].score_single_lines(texts[lines_of])
     return {"probabilities": probabilities, "rule": fitted["one_word"].rule() if "one_word" in fitted else None,
             "lines": lines, "note": shelf.note}
-
-
-def call_in_process(module: str, function: str, *args) -> object:
-    """What a function of a module returns, computed by a process of its own, so that a GPU need not wait for it.
-
-    Raises:
-        DataError, RuntimeError: what the function raised, in one line.
-    """
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import _serve; _serve()"
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((module, function, args)),
-                          capture_output=True)
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(lines[-1] if lines else f"the process ended with exit code {done.returncode}")
-    error, result = pickle.loads(done.stdout)
-    if error is not None:
-        raise DataError(error)
-    return result
-
-
-def _serve() -> None:
-    """The other end of `call_in_process`: both ends are this code, so a pickle between them is safe."""
-    import importlib
-
-    module, function, args = pickle.load(sys.stdin.buffer)
-    try:
-        result = None, getattr(importlib.import_module(module), function)(*args)
-    except DataError as error:
-        result = str(error), None
-    sys.stdout.buffer.write(pickle.dumps(result))
 
 
 def char_tfidf(ngram_range: tuple[int, int], vocabulary: Sequence[str] | None = None) -> TfidfVectorizer:

@@ -33,6 +33,7 @@ from .metrics import (
     threshold_table,
 )
 from .probes import probe_report, probed_texts
+from .processes import call, call_in_process
 from .scoring import generate_answers, parse_answer, score_prompts, score_single_lines
 
 NOT_ASKED = "not asked for; add --full (in Python, full=True)"
@@ -46,7 +47,7 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
     """
     lineage = lineage_of(model)
     encoder = PromptEncoder(tokenizer, lineage.task)
-    beside = _start_cpu_work(encoder, inputs, lineage)
+    beside = _start_cpu_work(encoder, inputs, lineage, model.device.type)
     threshold = lineage.decision.threshold if inputs.threshold is None else inputs.threshold
     prompts = encoder.prompts([record["input"] for record in inputs.records])
     truncated = sum(prompts.truncated)
@@ -126,26 +127,24 @@ def _attempt(not_made: dict, name: str, make: Callable[[], object], unless: str 
     return made
 
 
-def _start_cpu_work(encoder: PromptEncoder, inputs: Inputs, lineage: Lineage) -> dict[str, Future]:
-    """Starts what needs no model, in processes beside it: ``opinion``, ``overlap`` and ``answers`` of baselines."""
+def _start_cpu_work(encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, device: str) -> dict[str, Future]:
+    """Starts what needs no model: ``opinion``, ``overlap`` and ``answers`` of the baselines; beside a GPU, at once."""
     if not inputs.full:
         return {}
-    from .baselines import call_in_process  # imports scikit-learn
+    run = call_in_process if device == "cuda" else call
+    pool = ThreadPoolExecutor(4 if device == "cuda" else 1)
 
-    def overlap(train_path: str) -> dict:
-        train = read_records(train_path, Skipped())
-        return call_in_process("data.leakage", "overlap", inputs.records, train)
+    def overlap() -> dict:
+        return run("data.leakage", "overlap", inputs.records, read_records(train_path.result(), Skipped()))
 
-    def answers(train_path: str) -> dict:
+    def answers() -> dict:
         probed = probed_texts(encoder, inputs.texts["data"])
         texts = {**inputs.texts, **{f"probe {name}": rows for name, rows in probed.items()}}
-        return call_in_process("antifraud.evaluation.baselines", "answers", train_path, texts, "data")
+        return run("antifraud.evaluation.baselines", "answers", train_path.result(), texts, "data")
 
-    pool = ThreadPoolExecutor()
     train_path = pool.submit(_train_path, inputs.train_path, lineage)
-    beside = {"opinion": pool.submit(call_in_process, "antifraud.evaluation.labels", "second_opinion", inputs.records),
-              "overlap": pool.submit(lambda: overlap(train_path.result())),
-              "answers": pool.submit(lambda: answers(train_path.result()))}
+    beside = {"answers": pool.submit(answers), "overlap": pool.submit(overlap),
+              "opinion": pool.submit(run, "antifraud.evaluation.labels", "second_opinion", inputs.records)}
     pool.shutdown(wait=False)
     return beside
 

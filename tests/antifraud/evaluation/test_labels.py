@@ -16,8 +16,8 @@ from antifraud.evaluation.labels import (
     trace,
 )
 from data.files import DataError
-from data.segments import cut_dialogue
 from data.records import Dialogue, Line, Skipped, read_records, write_records
+from data.segments import cut_dialogue
 
 
 def corpus(n: int = 120) -> list[dict]:

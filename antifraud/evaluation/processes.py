@@ -1,0 +1,52 @@
+"""Work for the CPU beside that of a GPU, in a process of its own.
+
+Not in a thread: a GPU is fed one small kernel after the other, and would wait for the interpreter's lock at each.
+"""
+
+import importlib
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+from data.files import DataError
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(module: str, function: str, *args) -> object:
+    """What a function of a module returns."""
+    return getattr(importlib.import_module(module), function)(*args)
+
+
+def call_in_process(module: str, function: str, *args) -> object:
+    """What a function of a module returns, computed by another process.
+
+    Raises:
+        DataError: as the function did.
+        RuntimeError: anything else, in one line.
+    """
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import _serve; _serve()"
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((module, function, args)),
+                          capture_output=True)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else f"the process ended with exit code {done.returncode}")
+    error, result = pickle.loads(done.stdout)
+    if error is not None:
+        raise DataError(error)
+    return result
+
+
+def _serve() -> None:
+    """The other end of `call_in_process`: both ends are this code, so a pickle between them is safe."""
+    try:
+        answer = None, call(*_read())
+    except DataError as error:
+        answer = str(error), None
+    sys.stdout.buffer.write(pickle.dumps(answer))
+
+
+def _read() -> tuple:
+    module, function, args = pickle.load(sys.stdin.buffer)
+    return module, function, *args
