@@ -15,9 +15,8 @@ from data.prompt import PromptEncoder
 from data.speakers import NARRATOR, join_lines, map_speakers, split_lines, swap_speakers
 
 from ..checkpoint import lineage_of
-from .calibration import calibrated
 from .metrics import classification_metrics, rate_differences
-from .scoring import score_prompts
+from .scoring import Reading, predict_readings, read_dialogues
 
 # In the article's manner, in our words: it trains with one of the two and evaluates with the other.
 ARTICLE_INSTRUCTION = "请分析下面这段对话的内容有没有诈骗风险，{}以json格式给出判断(is_fraud: true/false)。\n\n"
@@ -68,26 +67,27 @@ def _with_last_words(text: str, words: str) -> str:
     return join_lines([*lines, (next((name for name, _ in lines if name is not None), NARRATOR), words)])
 
 
-def probe_prompts(encoder: PromptEncoder, dialogues: Sequence[str]) -> dict[str, list[list[int]]]:
-    """The prompts of all dialogues under each probe, by its name."""
-    changes = {**dialogue_probes(encoder), **dict.fromkeys(INSTRUCTIONS, str)}
-    return {name: encoder_under(name, encoder).prompts([change(text) for text in dialogues])
-            for name, change in changes.items()}
+def probe_readings(encoder: PromptEncoder, dialogues: Sequence[str], *, line_aware: bool = False
+                   ) -> dict[str, list[Reading]]:
+    """The dialogues as the model reads them under each probe, by its name."""
+    texts = {**probed_texts(encoder, dialogues), **dict.fromkeys(INSTRUCTIONS, dialogues)}
+    return {name: read_dialogues(encoder_under(name, encoder), changed, line_aware=line_aware)
+            for name, changed in texts.items()}
 
 
 def encoder_under(probe: str, encoder: PromptEncoder) -> PromptEncoder:
-    """Whose prompts those of a probe are; one of its own, since what it truncates is not the report's."""
+    """Whose prompts those of a probe are."""
     instruction = INSTRUCTIONS.get(probe, encoder.task.instruction)
     return PromptEncoder(encoder.tokenizer, dataclasses.replace(encoder.task, instruction=instruction))
 
 
-def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts: Sequence[list[int]],
+def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], readings: Sequence[Reading],
                  scores: np.ndarray, *, threshold: float, groups: Sequence[Hashable] | None = None,
                  progress: str | None = None) -> dict[str, dict]:
-    """Each probe's metrics and their change from the unprobed ones.
+    """Each probe's metrics and their change from the unprobed ones; all probes are scored in one pass.
 
     Args:
-        prompts, scores: [records] unprobed token ids and calibrated probabilities.
+        readings, scores: [records] unprobed, as the model read them, and calibrated probabilities.
         groups: [records] the dialogue of each, resampled as a whole; None to resample rows.
 
     Returns:
@@ -95,27 +95,24 @@ def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], prompts
         differ at all), and ``change`` with the probed minus the unprobed precision, recall and F1, each with the 95 %
         interval of the paired bootstrap.
     """
-    probed = probe_prompts(encoder, [record["input"] for record in records])
-    score_of = dict(zip(map(tuple, prompts), scores.tolist()))
-    # One pass a question, since prompts share what all begin with: all changes of dialogues are scored together.
-    for names in ([name for name in probed if name not in INSTRUCTIONS], *([name] for name in INSTRUCTIONS)):
-        keys = (key for name in names for key in map(tuple, probed.get(name, ())))
-        new = list(dict.fromkeys(key for key in keys if key not in score_of))
-        if new:
-            raw_scores = score_prompts(model, encoder_under(names[0], encoder), [list(key) for key in new],
-                                       progress=progress)
-            score_of.update(zip(new, calibrated(raw_scores, lineage_of(model).decision.temperature).tolist()))
+    probed = probe_readings(encoder, [record["input"] for record in records],
+                            line_aware=lineage_of(model).decision.line_aware)
+    score_of = {reading.rows: score for reading, score in zip(readings, scores.tolist())}
+    new = list({reading.rows: reading for of_probe in probed.values() for reading in of_probe
+                if reading.rows not in score_of}.values())
+    score_of |= {reading.rows: one.probability
+                 for reading, one in zip(new, predict_readings(model, new, progress=progress))}
 
     y_true = [record["label"] for record in records]
     y_pred = scores >= threshold
     report = {}
-    for name, rows in probed.items():
-        probed_scores = np.array([score_of[tuple(row)] for row in rows])
+    for name, of_probe in probed.items():
+        probed_scores = np.array([score_of[reading.rows] for reading in of_probe])
         probed_pred = probed_scores >= threshold
         report[name] = {
             **classification_metrics(y_true, probed_pred, probed_scores),
             "max_probability_change": float(np.abs(probed_scores - scores).max()),
-            "changed_rows": sum(row != unprobed for row, unprobed in zip(rows, prompts)),
+            "changed_rows": sum(one.rows != other.rows for one, other in zip(of_probe, readings)),
             "change": rate_differences(y_true, probed_pred, y_pred, groups),
         }
     return report

@@ -7,10 +7,12 @@ cannot be fitted on six records costs the baselines and nothing else.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
+from scipy.special import expit
 
 from data.files import DataError, one_line
 from data.prompt import PromptEncoder
@@ -18,7 +20,7 @@ from data.records import Skipped, groups_of, read_records
 
 from ..checkpoint import Lineage, lineage_of, provenance_of
 from ..provenance import file_sha256
-from .calibration import at_prevalence, calibrated, choose_threshold, reliability
+from .calibration import at_prevalence, choose_threshold, reliability
 from .calls import call_report, ordinary_report, paired_by_call
 from .errors import error_report
 from .inputs import Inputs
@@ -34,9 +36,32 @@ from .metrics import (
 )
 from .probes import probe_report, probed_texts
 from .processes import call, call_in_process
-from .scoring import generate_answers, parse_answer, score_prompts, score_single_lines
+from .scoring import Reading, Row, generate_answers, parse_answer, predict_readings, read_dialogues
 
 NOT_ASKED = "not asked for; add --full (in Python, full=True)"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model said of the dialogues to judge.
+
+    Attributes:
+        encoder: of the model's task.
+        readings: [records] as the model read them.
+        odds: log-odds at each place of their rows.
+        answers: [records] None where a generated answer was not readable.
+        scores: [records] calibrated probabilities.
+        of_ordinary: the same of the ordinary dialogues.
+        threshold: probability from which on a dialogue is fraud.
+    """
+
+    encoder: PromptEncoder
+    readings: list[Reading]
+    odds: dict[Row, np.ndarray]
+    answers: list[bool | None]
+    scores: np.ndarray
+    of_ordinary: np.ndarray
+    threshold: float
 
 
 def make_report(model, tokenizer, inputs: Inputs) -> dict:
@@ -49,39 +74,43 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
     encoder = PromptEncoder(tokenizer, lineage.task)
     beside = _start_cpu_work(encoder, inputs, lineage, model.device.type)
     threshold = lineage.decision.threshold if inputs.threshold is None else inputs.threshold
-    prompts = encoder.prompts([record["input"] for record in inputs.records])
-    truncated = sum(prompts.truncated)
-    every = [*prompts, *encoder.prompts([record["input"] for record in inputs.ordinary])]
-
+    readings, of_ordinary = (read_dialogues(encoder, [record["input"] for record in rows],
+                                            line_aware=lineage.decision.line_aware)
+                             for rows in (inputs.records, inputs.ordinary))
+    odds: dict[Row, np.ndarray] = {}
     started = time.perf_counter()
-    raw = score_prompts(model, encoder, every, progress="scoring" if inputs.progress else None)
-    rows_per_second = len(every) / (time.perf_counter() - started)
-    scores = calibrated(raw, lineage.decision.temperature)
-    (raw, scores), of_ordinary = (raw[:len(prompts)], scores[:len(prompts)]), scores[len(prompts):]
+    predictions = predict_readings(model, [*readings, *of_ordinary], odds_of=odds,
+                                   progress="scoring" if inputs.progress else None)
+    rows_per_second = len(predictions) / (time.perf_counter() - started)
+    judged = predictions[:len(readings)]
+    raw, scores = (np.array([getattr(one, name) for one in judged]) for name in ("score", "probability"))
     answers: list[bool | None] = (scores >= threshold).tolist()
     agreement = None
     if inputs.method == "generate":
         started = time.perf_counter()
-        answers, agreement = _generated(model, encoder, prompts, inputs, answers)
-        rows_per_second = len(prompts) / (time.perf_counter() - started)
+        answers, agreement = _generated(model, encoder, inputs, answers)
+        rows_per_second = len(judged) / (time.perf_counter() - started)
+    scored = Scored(encoder, readings, odds, answers, scores,
+                    np.array([one.probability for one in predictions[len(readings):]]), threshold)
 
     return {
         **_core(inputs, answers, raw, scores, threshold, lineage),
         "method": inputs.method,
         "agreement_of_methods": agreement,
-        "truncated": truncated,
-        **error_report(inputs.numbered, answers, scores, [len(prompt) for prompt in prompts],
+        "in_windows": sum(one.windows > 1 for one in judged),
+        "truncated": sum(one.cut > 0 for one in judged),
+        **error_report(inputs.numbered, answers, scores, [sum(len(row.ids) for row in one.rows) for one in readings],
                        with_text=inputs.with_text),
-        **_side_dishes(model, encoder, inputs, prompts, answers, scores, of_ordinary, threshold, beside),
+        **_side_dishes(model, inputs, scored, beside),
         "rows_per_second": rows_per_second,
-        "provenance": {**provenance_of(model, inputs.path, len(prompts)), "ordinary": inputs.ordinary_files,
-                       "reading": inputs.reading and inputs.reading.options()},
+        "provenance": {**provenance_of(model, inputs.path, len(judged)), "ordinary": inputs.ordinary_files},
     }
 
 
-def _generated(model, encoder: PromptEncoder, prompts, inputs: Inputs, scored: Sequence[bool]
+def _generated(model, encoder: PromptEncoder, inputs: Inputs, scored: Sequence[bool]
                ) -> tuple[list[bool | None], dict]:
     """The generated answers, and how often they agree with those by score."""
+    prompts = encoder.prompts([record["input"] for record in inputs.records])
     texts = generate_answers(model, encoder, prompts, rows_a_batch=inputs.rows_a_batch,
                              progress="generating" if inputs.progress else None)
     answers = [parse_answer(text, encoder.task) for text in texts]
@@ -159,21 +188,17 @@ def _train_path(train_path: str | None, lineage: Lineage) -> str:
     return path
 
 
-def _side_dishes(model, encoder: PromptEncoder, inputs: Inputs, prompts, answers: Sequence[bool | None],
-                 scores: np.ndarray, of_ordinary: np.ndarray, threshold: float, beside: Mapping[str, Future]) -> dict:
+def _side_dishes(model, inputs: Inputs, scored: Scored, beside: Mapping[str, Future]) -> dict:
     """What a report holds besides its core; what is not wanted or fails is None, and named in ``not_made``."""
-    records, not_made = inputs.records, {}
+    records, answers, scores, threshold = inputs.records, scored.answers, scored.scores, scored.threshold
+    not_made: dict[str, str] = {}
     not_full = None if inputs.full else NOT_ASKED
-    progress = "probing" if inputs.progress else None
 
     # The model's work first; the processes go on meanwhile.
     probes = _attempt(not_made, "probes", lambda: probe_report(
-        model, encoder, records, prompts, scores, threshold=threshold, groups=groups_of(records), progress=progress),
-        not_full)
-    untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(model, encoder, prompts), not_full)
-    of_lines = _attempt(not_made, "lines", lambda: score_single_lines(model, encoder, prompts),
-                        _why_no_lines(model, records))
-
+        model, scored.encoder, records, scored.readings, scores, threshold=threshold, groups=groups_of(records),
+        progress="probing" if inputs.progress else None), not_full)
+    untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(model, scored.readings), not_full)
     fitted = _attempt(not_made, "tfidf", lambda: beside["answers"].result(), not_full) or {
         "probabilities": {}, "rule": None, "lines": None, "note": None}
     if fitted["note"]:
@@ -193,10 +218,10 @@ def _side_dishes(model, encoder: PromptEncoder, inputs: Inputs, prompts, answers
             records, answers, scores, others, thresholds, fitted["rule"]), None if others else not_made.get("tfidf")),
         "label_audit": opinion and _label_audit(records, answers, *opinion),
         "overlap_with_train": _attempt(not_made, "overlap_with_train", lambda: beside["overlap"].result(), not_full),
-        "lines": of_lines and _attempt(not_made, "lines", lambda: line_report(
-            records, of_lines, fitted["lines"], task=encoder.task)),
+        "lines": _attempt(not_made, "lines", lambda: line_report(
+            records, _line_scores(scored), fitted["lines"], task=scored.encoder.task), _why_no_lines(model, records)),
         "ordinary": _attempt(not_made, "ordinary", lambda: _ordinary(
-            inputs.ordinary, of_ordinary, threshold, others, thresholds),
+            inputs.ordinary, scored.of_ordinary, threshold, others, thresholds),
             None if inputs.ordinary else "no file of ordinary dialogues given; name one with --ordinary"),
         "calls": _attempt(not_made, "calls", lambda: _calls(records, scores, threshold, others, thresholds),
                           None if groups_of(records) else "the records do not say which dialogue they are from"),
@@ -204,11 +229,18 @@ def _side_dishes(model, encoder: PromptEncoder, inputs: Inputs, prompts, answers
     }
 
 
-def _untuned_scores(model, encoder: PromptEncoder, prompts) -> np.ndarray:
+def _untuned_scores(model, readings: Sequence[Reading]) -> np.ndarray:
     if not isinstance(model, PeftModel):
         raise DataError("the model has no adapter to leave out")
+    answers_only = [replace(reading, rows=tuple(replace(row, places=row.places[-1:]) for row in reading.rows))
+                    for reading in readings]
     with model.disable_adapter():
-        return score_prompts(model, encoder, prompts, line_aware=False)
+        return np.array([one.score for one in predict_readings(model, answers_only)])
+
+
+def _line_scores(scored: Scored) -> list[np.ndarray]:
+    """[records] of each line in the first window the probability that it is part of a fraud."""
+    return [expit(scored.odds[reading.rows[0]][:-1]) for reading in scored.readings]
 
 
 def _why_no_lines(model, records: Sequence[dict]) -> str | None:

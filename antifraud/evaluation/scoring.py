@@ -53,18 +53,21 @@ def rows_of(encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *, line_aw
 
 
 def score_rows(model, rows: Sequence[Row], *, tokens_a_batch: int | None = None, progress: str | None = None,
-               require_finite: bool = True) -> np.ndarray:
+               require_finite: bool = True, odds_of: dict[Row, np.ndarray] | None = None) -> np.ndarray:
     """[rows] score: the probability of "fraud" against "not fraud", before any temperature.
 
     One forward pass a row, a softmax over the two tokens that may follow. Of rows with several places, the mean of the
     log-odds of the last and of the highest of the others. Rows of several prompts, instructions and answers may be
     mixed. They are sorted by length, padded on the right without a mask (exact in a causal model), and batched to
     `tokens_a_batch` padded tokens; equal rows are scored once, and what those of one prompt begin with once a batch.
+    Into `odds_of`, if given, go the log-odds of each row, [places].
 
     Raises:
         FloatingPointError: a score is not finite, unless `require_finite` is off.
     """
     odds = _log_odds(model, rows, tokens_a_batch, progress)
+    if odds_of is not None:
+        odds_of.update(odds)
     scores = np.array([score_of_log_odds(odds[row]) for row in rows])
     if require_finite and not np.isfinite(scores).all():
         remedy = "; a GPU with bf16, or --device cpu, has room for larger numbers than fp16"

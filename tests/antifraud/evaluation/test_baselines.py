@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 
-from antifraud.evaluation.baselines import (
-    against_baselines,
-    build_baselines,
-    describe_one_word_rule,
-    fit_baselines,
-    fraud_probability,
-)
+from antifraud.evaluation import baselines
+from antifraud.evaluation.baselines import answers, build_baselines, fit_baselines, fraud_probability
+from data.files import DataError
+from data.records import write_records
 
 
 def records(name_of, sentence_of, n=60):
@@ -25,7 +22,7 @@ def test_speaker_names_give_the_label_away_to_the_names_baseline_and_not_to_tfid
     named = records(lambda i: "骗子" if i % 2 == 0 else "同事", lambda i: f"今天第{i // 2}件事。")
     fitted = fit_baselines(named)
     assert accuracy(fitted, "speaker_names", named) == 1.0
-    assert accuracy(fitted, "one_word", named) == 1.0 and "骗子" in describe_one_word_rule(fitted["one_word"])
+    assert accuracy(fitted, "one_word", named) == 1.0
     assert accuracy(fitted, "tfidf", named) == 0.5  # pairs with the same words and opposite labels
 
 
@@ -48,13 +45,13 @@ def test_what_lines_say_of_themselves_helps_where_a_long_dialogue_drowns_them():
 
     train, test = [record(i) for i in range(60)], [record(i) for i in range(60)]
     fitted = fit_baselines(train)
-    assert accuracy(fitted, "tfidf", test) < accuracy(fitted, "tfidf_with_lines", test) == 1.0
-    assert "tfidf_with_lines" not in fit_baselines([*train, {"input": "甲: 您好", "label": False}])
+    assert accuracy(fitted, "tfidf", test) < accuracy(fitted, "tfidf_line_labels", test) == 1.0
+    assert "tfidf_line_labels" not in fit_baselines([*train, {"input": "甲: 您好", "label": False}])
     scores = {name: fraud_probability(fitted[name], [test[0]["input"], test[1]["input"]])
-              for name in ("tfidf", "tfidf_with_lines")}
-    alone = [fraud_probability(fitted["tfidf_with_lines"], [test[i]["input"]])[0] for i in (0, 1)]
-    assert scores["tfidf_with_lines"] == pytest.approx(alone)  # whatever else is scored
-    assert (scores["tfidf_with_lines"] != scores["tfidf"]).all()
+              for name in ("tfidf", "tfidf_line_labels")}
+    alone = [fraud_probability(fitted["tfidf_line_labels"], [test[i]["input"]])[0] for i in (0, 1)]
+    assert scores["tfidf_line_labels"] == pytest.approx(alone)  # whatever else is scored
+    assert (scores["tfidf_line_labels"] != scores["tfidf"]).all()
 
 
 def test_the_majority_is_the_more_frequent_label_of_train():
@@ -70,18 +67,63 @@ def test_every_baseline_gives_a_probability_for_unknown_text():
         assert probability.shape == (2,) and ((0 <= probability) & (probability <= 1)).all()
 
 
-def test_the_model_is_compared_by_its_answers_and_by_its_scores():
-    train = records(lambda i: "甲", lambda i: "把钱转来" if i % 2 == 0 else "钱别转来")
-    labels = np.array([record["label"] for record in train])
-    # The threshold is the model's own affair: its order is perfect, but it calls nothing a fraud.
-    fitted = fit_baselines(train)
-    found = against_baselines(train, np.zeros(60, dtype=bool), fitted, scores=0.1 + 0.1 * labels, untuned=1.0 - labels)
-    assert found["tfidf"]["model_average_precision_minus_this"] == {"value": 0.0, "interval": [0.0, 0.0]}
-    assert found["tfidf"]["model_f1_minus_this"]["value"] == -1.0
-    of_majority = found["majority"]["model_average_precision_minus_this"]  # one score for all: an area of 1/2
-    assert of_majority["value"] == pytest.approx(0.5) and of_majority["interval"][0] > 0.3
-    assert found["untuned"]["model_average_precision_minus_this"]["interval"][0] > 0
-    answers_only = against_baselines(train, labels, fitted)
-    assert {name: row["model_average_precision_minus_this"] for name, row in answers_only.items()} == \
-        dict.fromkeys(build_baselines())
-    assert against_baselines(train, labels, {}) is None
+LABELLED = [{"input": f"{('同事', '骗子')[i % 2]}{i % 5}: {('钱别转来', '把钱转来')[i % 2]}。\n乙: 好{'啊' * (i % 4)}。",
+             "label": bool(i % 2), "line_labels": [bool(i % 2), False]} for i in range(60)]
+UNKNOWN = ["同事1: 钱转来\n乙: 好啊。", "甲: 从没见过的一句话", "骗子3: 钱别转来。"]
+
+
+@pytest.fixture
+def train_file(tmp_path):
+    write_records(tmp_path / "train.jsonl", LABELLED)
+    return tmp_path / "train.jsonl"
+
+
+def test_what_is_kept_beside_a_train_file_answers_alike_and_nothing_is_fitted_again(train_file, monkeypatch):
+    first = answers(train_file, {"data": UNKNOWN}, "data")
+    fitted = fit_baselines(LABELLED)
+    assert first["probabilities"]["data"].keys() == fitted.keys()
+    assert first["rule"] == fitted["one_word"].rule()
+    for name, classifier in fitted.items():
+        assert first["probabilities"]["data"][name] == pytest.approx(fraud_probability(classifier, UNKNOWN)), name
+    monkeypatch.setattr(baselines, "fit_baselines", None)
+    others = [UNKNOWN[2], UNKNOWN[0], UNKNOWN[2]]
+    again = answers(train_file, {"data": UNKNOWN, "others": others}, "data")  # one set kept, one computed anew
+    for name in fitted:
+        assert again["probabilities"]["data"][name].tolist() == first["probabilities"]["data"][name].tolist()
+        assert again["probabilities"]["others"][name] == pytest.approx(first["probabilities"]["data"][name][[2, 0, 2]])
+    assert [of_lines.tolist() for of_lines in again["lines"]] == [of_lines.tolist() for of_lines in first["lines"]]
+    assert again["rule"] == first["rule"] and again["note"] is None
+
+
+def test_another_train_file_is_fitted_anew(train_file):
+    before = answers(train_file, {"data": UNKNOWN})["probabilities"]["data"]
+    write_records(train_file, [{**record, "label": not record["label"]} for record in LABELLED])
+    after = answers(train_file, {"data": UNKNOWN})["probabilities"]["data"]
+    assert after["tfidf"][2] > 0.5 > before["tfidf"][2]
+
+
+def test_a_kept_file_that_is_damaged_or_a_pickle_is_passed_over(train_file, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "mark").touch, ()
+
+    before = answers(train_file, {"data": UNKNOWN})["probabilities"]["data"]
+    kept = sorted((tmp_path / "train.jsonl.baselines").iterdir())
+    assert len(kept) == 2
+    kept[0].write_bytes(b"PK\x03\x04")
+    np.savez(kept[1], trap=np.array([Trap()], dtype=object))
+    after = answers(train_file, {"data": UNKNOWN})["probabilities"]["data"]
+    assert after["tfidf"] == pytest.approx(before["tfidf"]) and not (tmp_path / "mark").exists()
+
+
+def test_where_nothing_can_be_kept_the_answers_come_all_the_same_and_it_is_said(train_file):
+    (train_file.parent / "train.jsonl.baselines").write_text("a file where the folder would be")
+    found = answers(train_file, {"data": UNKNOWN})
+    assert found["note"] and len(found["probabilities"]["data"]["tfidf"]) == 3
+
+
+@pytest.mark.parametrize("rows", [[{"input": "甲: 您好", "label": True}] * 6,
+                                  [{"input": text, "label": label} for text, label in (("甲", True), ("乙", False))]])
+def test_records_that_teach_nothing_are_refused_in_a_line(rows):
+    with pytest.raises(DataError):
+        fit_baselines(rows)

@@ -10,7 +10,7 @@ from helpers import make_records
 from scipy.special import expit, logit
 
 import evaluate as evaluate_module
-from antifraud.checkpoint import find_checkpoint, require_complete
+from antifraud.checkpoint import Decision, find_checkpoint, require_complete
 from antifraud.evaluation.calibration import (
     at_prevalence,
     calibrate,
@@ -22,12 +22,11 @@ from antifraud.evaluation.calibration import (
 )
 from antifraud.evaluation.scoring import score_prompts
 from antifraud.serving.app import probabilities_by_line
-from antifraud.serving.export import score_model
 from antifraud.serving.predict import predict_file
 from data.files import DataError
-from data.prompt import PromptEncoder, Task
+from data.prompt import PromptEncoder
 from data.records import write_records
-from evaluate import evaluate, load_model
+from evaluate import evaluate, load_model, predict
 
 TRUE = np.array([True, True, False, True, False, False])
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.1])
@@ -43,11 +42,11 @@ def test_a_temperature_divides_the_log_odds():
 
 def test_the_temperature_that_spoilt_the_probabilities_is_found():
     generator = np.random.default_rng(0)
-    honest = generator.uniform(0.02, 0.98, 20_000)
-    y_true = generator.random(20_000) < honest
-    assert fit_temperature(y_true, honest) == pytest.approx(1.0, abs=0.05)
-    assert fit_temperature(y_true, expit(logit(honest) * 3)) == pytest.approx(3.0, abs=0.15)
-    assert fit_temperature(y_true, expit(logit(honest) / 2)) == pytest.approx(0.5, abs=0.03)
+    right = generator.uniform(0.02, 0.98, 20_000)
+    y_true = generator.random(20_000) < right
+    assert fit_temperature(y_true, right) == pytest.approx(1.0, abs=0.05)
+    assert fit_temperature(y_true, expit(logit(right) * 3)) == pytest.approx(3.0, abs=0.15)
+    assert fit_temperature(y_true, expit(logit(right) / 2)) == pytest.approx(0.5, abs=0.03)
 
 
 def test_scores_of_exactly_zero_and_one_are_no_obstacle():
@@ -73,17 +72,18 @@ def test_the_calibration_error_by_hand():
 # ---------------------------------------------------------------------------------------------- the threshold
 
 
-@pytest.mark.parametrize("wish, threshold", [
-    ({"wanted_precision": 1.0}, 0.75),  # between 0.7, honest, and 0.8
+@pytest.mark.parametrize("target, threshold", [
+    ({"wanted_precision": 1.0}, 0.75),  # between 0.7, not fraud, and 0.8
     ({"wanted_precision": 0.75}, 0.5),  # three of the four above it are fraud
     ({"wanted_precision": 0.5}, 0.05),  # everything is called fraud
     ({"wanted_recall": 1.0}, 0.5),
     ({"wanted_recall": 0.6}, 0.75),
     ({"cost_ratio": 0.5}, 0.75),  # missing 0.6 costs a half, finding it one false alarm
     ({"cost_ratio": 2.0}, 0.5),
+    ({"best_f1": True}, 0.5),  # three of four found right, none missed: 6/7; at 0.75 two of three found: 4/5
 ])
-def test_a_threshold_does_what_was_asked_for_by_hand(wish, threshold):
-    assert choose_threshold(TRUE, SCORES, **wish) == pytest.approx(threshold)
+def test_a_threshold_does_what_was_asked_for_by_hand(target, threshold):
+    assert choose_threshold(TRUE, SCORES, **target) == pytest.approx(threshold)
 
 
 def test_equal_scores_stand_or_fall_together():
@@ -96,14 +96,14 @@ def test_a_precision_out_of_reach_says_what_is_in_reach():
         choose_threshold([False, True, True], np.array([0.9, 0.8, 0.7]), wanted_precision=0.9)
 
 
-def test_without_a_wish_the_threshold_moves_with_the_temperature_and_no_answer_changes():
+def test_without_a_target_the_threshold_moves_with_the_temperature_and_no_answer_changes():
     y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.02, 0.97])
-    before = Task(threshold=0.65)
-    task, found = calibrate(y_true, scores, before)
-    assert task.temperature == found["temperature"] > 1.5
-    assert ((calibrated(scores, task.temperature) >= task.threshold) == (scores >= 0.65)).all()
-    again, _ = calibrate(y_true, scores, task)  # from one temperature to the same: nothing moves
-    assert again.threshold == pytest.approx(task.threshold)
+    before = Decision(threshold=0.65)
+    decision, found = calibrate(y_true, scores, before)
+    assert decision.temperature == found["temperature"] > 1.5
+    assert ((calibrated(scores, decision.temperature) >= decision.threshold) == (scores >= 0.65)).all()
+    again, _ = calibrate(y_true, scores, decision)  # from one temperature to the same: nothing moves
+    assert again.threshold == pytest.approx(decision.threshold)
     assert found["ece_after"] < found["ece_before"]
 
 
@@ -135,7 +135,7 @@ def test_no_false_alarm_among_few_dialogues_is_no_perfect_precision():
     assert high == pytest.approx(1.0) and 0.08 < low < 0.13
 
 
-def test_without_honest_dialogues_nothing_is_said_of_false_alarms():
+def test_without_non_fraud_dialogues_nothing_is_said_of_false_alarms():
     found = at_prevalence([True, True], [True, False])
     assert found["false_positive_rate"] is None and found["false_positive_rate_interval"] is None
     assert found["prevalences"][0]["precision"] is None and found["prevalences"][0]["precision_interval"] is None
@@ -162,20 +162,19 @@ def noisy_eval_file(tmp_path_factory) -> str:
 
 
 def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, checkpoint, noisy_eval_file, eval_file,
-                                                                       tmp_path, capsys):
+                                                                       tmp_path):
     before = evaluate(base, str(checkpoint), noisy_eval_file, "cpu", progress=False)
     kept = json.loads((checkpoint / "fraud_task.json").read_text())
     found = calibrate_checkpoint(base, str(checkpoint), noisy_eval_file, "cpu", progress=False, wanted_recall=0.8)
-    assert found["temperature"] > 1 and found["wish"] == {"wanted_recall": 0.8} and found["recall"] >= 0.8
+    assert found["temperature"] > 1 and found["target"] == {"wanted_recall": 0.8} and found["recall"] >= 0.8
     require_complete(checkpoint)
     changed = json.loads((checkpoint / "fraud_task.json").read_text())
-    assert {key for key in changed if changed[key] != kept[key]} == {"task", "calibration"} and changed["files"]
+    assert {key for key in changed if changed[key] != kept[key]} == {"decision", "calibration"} and changed["files"]
 
     model, tokenizer = load_model(base, str(checkpoint), "cpu")
-    task = model.lineage.task
-    assert (task.temperature, task.threshold) == (found["temperature"], found["threshold"])
-    report = evaluate_module.evaluate_with_model(model, tokenizer, noisy_eval_file, "cpu", progress=False)
-    assert "these are the dialogues that temperature and threshold were found on" in capsys.readouterr().out
+    task, decision = model.lineage.task, model.lineage.decision
+    assert (decision.temperature, decision.threshold) == (found["temperature"], found["threshold"])
+    report = evaluate_module.evaluate_with_model(model, tokenizer, noisy_eval_file, "cpu", full=True, progress=False)
     assert report["threshold"] == found["threshold"] and report["temperature"] == found["temperature"]
     assert report["recall"] == found["recall"] and report["average_precision"] == before["average_precision"]
     assert report["calibration"]["before"] == before["calibration"]["after"]
@@ -190,7 +189,7 @@ def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, che
     row = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[0])
     assert row["probability"] == pytest.approx(expit(logit(raw[0]) / found["temperature"]), abs=2e-6)
     assert row["is_fraud"] == (row["probability"] >= found["threshold"])
-    assert score_model(model, tokenizer, task, [first["input"]])[0] == pytest.approx(row["probability"], abs=2e-6)
+    assert predict(model, tokenizer, [first["input"]])[0] == pytest.approx(row["probability"], abs=2e-6)
     assert probabilities_by_line(model, tokenizer, first["input"])[-1] == pytest.approx(row["probability"], abs=1e-4)
 
 
@@ -202,10 +201,10 @@ def test_the_command_calibrates_and_says_what_it_found(base, checkpoint, noisy_e
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(f"temperature {found['temperature']:.4f}: calibration error ")
     assert printed[1].startswith(f"threshold {found['threshold']:.6f}: precision ")
-    assert load_model(base, str(checkpoint), "cpu")[0].lineage.task.threshold == found["threshold"]
+    assert load_model(base, str(checkpoint), "cpu")[0].lineage.decision.threshold == found["threshold"]
 
 
-def test_what_it_was_trained_on_and_an_unreachable_wish_are_refused_and_change_nothing(base, checkpoint, train_file,
+def test_what_it_was_trained_on_and_an_unreachable_target_are_refused_and_change_nothing(base, checkpoint, train_file,
                                                                                       tmp_path, capsys):
     kept = (checkpoint / "fraud_task.json").read_bytes()
 

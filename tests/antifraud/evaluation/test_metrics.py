@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from antifraud.evaluation.metrics import (
+    against_scores,
     average_precision,
     average_precision_difference,
     bootstrap,
@@ -14,6 +15,7 @@ from antifraud.evaluation.metrics import (
     f1_difference,
     metrics_by,
     rates,
+    recall_at_false_alarms_of,
     threshold_table,
 )
 
@@ -111,7 +113,7 @@ def test_average_precision_difference_is_paired_and_resampled_by_dialogue():
 
 
 def test_bootstrap_of_nothing_is_none():
-    assert bootstrap(lambda weights: {"mean": float(weights.sum())}, 0) == {"mean": None}
+    assert bootstrap(lambda weights: {"mean": weights.sum(-1)}, 0) == {"mean": None}
 
 
 def test_metrics_by_group_and_by_threshold():
@@ -121,3 +123,35 @@ def test_metrics_by_group_and_by_threshold():
     table = {row["threshold"]: row for row in threshold_table(TRUE, [0.9, 0.5, 0.1, 0.7, 0.2])}
     assert (table[0.5]["tp"], table[0.5]["fp"]) == (2, 1)  # a score equal to the threshold is called fraud
     assert table[0.95]["recall"] == 0.0 and table[0.95]["precision"] is None
+
+
+def test_resamples_at_once_are_those_one_by_one():
+    rng = np.random.default_rng(0)
+    y_true, y_score, weights = rng.random(50) < 0.4, rng.integers(0, 9, 50) / 8, rng.integers(0, 3, (7, 50))
+    y_pred = y_score > 0.5
+    together = rates(confusion_counts(y_true, y_pred, weights))
+    for row, alone in enumerate(weights):
+        for name, value in rates(confusion_counts(y_true, y_pred, alone)).items():
+            assert together[name][row] == pytest.approx(value)
+        assert average_precision(y_true, y_score, weights)[row] == pytest.approx(
+            average_precision(y_true, y_score, alone))
+
+
+def test_recall_where_false_alarms_are_rare_by_hand():
+    y_true = np.array([True, True, False, True, False, False, False])
+    y_score = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4])
+    assert [recall_at_false_alarms_of(y_true, y_score, share)(None) for share in (0.0, 0.24, 0.25, 1.0)] == [
+        pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0, 1.0]
+    assert recall_at_false_alarms_of(y_true, np.zeros(7), 0.5)(None) == 0.0  # whoever alarms at one alarms at all
+
+
+def test_another_classifier_is_compared_at_a_half_and_at_its_own_threshold():
+    y_true = np.arange(60) % 2 == 0
+    scores, other = 0.1 + 0.1 * y_true, np.where(y_true, 0.3, 0.1)
+    found = against_scores(y_true, scores >= 0.15, scores, other, threshold=0.2)
+    assert found["recall"] == 0.0 and found["model_f1_minus_this"]["value"] == 1.0
+    assert found["at_threshold"]["threshold"] == 0.2 and found["at_threshold"]["recall"] == 1.0
+    assert found["at_threshold"]["model_f1_minus_this"] == {"value": 0.0, "interval": [0.0, 0.0]}
+    assert found["model_average_precision_minus_this"] == {"value": 0.0, "interval": [0.0, 0.0]}
+    answers_only = against_scores(y_true, y_true, None, other)
+    assert answers_only["model_average_precision_minus_this"] is answers_only["at_threshold"] is None
