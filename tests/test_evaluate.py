@@ -1,6 +1,7 @@
 """Evaluation: scores are what the model says, reports are what the contract says, bad checkpoints are refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from antifraud.evaluation.scoring import generate_answers, parse_answer, score_p
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import write_records
-from evaluate import evaluate, evaluate_with_model, load_model
+from evaluate import evaluate, evaluate_with_model, load_model, predict
 
 ROOT = Path(__file__).parents[1]
 REPORT_KEYS = {
@@ -216,6 +217,104 @@ def test_a_model_loaded_by_other_means_is_judged_with_the_default_task(base, eva
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     report = evaluate_with_model(model, tokenizer, eval_file, "cpu", progress=False)
     assert report["provenance"]["model"]["quantization"]["type"] == "none" and report["n"] == 20
+
+
+# ------------------------------------------------------------------- the core, and what never costs it
+
+
+@pytest.fixture
+def ordinary_file(tmp_path) -> str:
+    rows = [{**row, "label": False, "source": "闲聊"} for row in make_records(12, first_case=700)]
+    write_records(tmp_path / "ordinary.jsonl", rows)
+    return str(tmp_path / "ordinary.jsonl")
+
+
+def test_the_core_names_what_was_not_asked_for_and_gives_the_figures_of_the_full_report(loaded, eval_file, report):
+    core = evaluate_with_model(*loaded, eval_file, "cpu", progress=False)
+    absent = {"probes", "baselines", "label_audit", "overlap_with_train", "ordinary", "lines"}
+    assert [core[name] for name in sorted(absent)] == [None] * len(absent)
+    assert core["not_made"].keys() >= absent and "baselines" not in report["not_made"]
+    for name in ("tp", "fp", "intervals", "thresholds", "at_prevalence"):
+        assert core[name] == report[name], name
+    assert core["calls"]["recall"] == report["calls"]["recall"]
+
+
+def test_ordinary_dialogues_are_judged_by_the_model_and_the_baselines(loaded, eval_file, train_file, ordinary_file):
+    found = evaluate_with_model(*loaded, eval_file, "cpu", full=True, eval_path=train_file, ordinary=ordinary_file,
+                                progress=False)
+    alone = predict(*loaded, [row["input"] for row in make_records(12, first_case=700)])
+    assert found["ordinary"]["by_source"]["闲聊"]["alarmed_segments"] == int((alone >= found["threshold"]).sum())
+    of_tfidf = found["ordinary"]["baselines"]["tfidf"]
+    assert of_tfidf["all"]["calls"] == found["ordinary"]["all"]["calls"] == 3
+    chosen = found["baselines"]["tfidf"]["at_threshold"]["threshold"]
+    assert of_tfidf["at_threshold"]["threshold"] == chosen == found["calls"]["baselines"]["tfidf"]["threshold"]
+    assert found["provenance"]["ordinary"][0]["rows"] == 12
+
+
+def test_a_peer_is_joined_by_line_and_judged_beside_the_model(loaded, eval_file, train_file, tmp_path):
+    def predictions(path, of):
+        path.parent.mkdir(exist_ok=True)
+        rows = [json.loads(line) for line in Path(of).read_text().splitlines()]
+        lines = [{"line": number, "probability": 0.4 if row["label"] else 0.1} for number, row in enumerate(rows, 1)]
+        path.write_text("\n".join(map(json.dumps, reversed(lines))))
+        return str(path)
+
+    of_data = predictions(tmp_path / "peer" / Path(eval_file).name, eval_file)
+    of_eval = predictions(tmp_path / "other.jsonl", train_file)
+    found = evaluate_with_model(*loaded, eval_file, "cpu", eval_path=train_file, progress=False,
+                                peers=[f"encoder={of_data},{of_eval}", f"folder={tmp_path / 'peer'}"])
+    assert found["baselines"].keys() == {"encoder", "folder"}
+    assert found["baselines"]["encoder"]["recall"] == 0.0 and found["baselines"]["encoder"]["average_precision"] == 1.0
+    assert found["baselines"]["encoder"]["at_threshold"]["f1"] == 1.0
+    (tmp_path / "short.jsonl").write_text('{"line": 1, "probability": 0.4}')
+    for peer in (f"encoder={tmp_path / 'short.jsonl'}", "encoder", f"encoder={of_data},{of_eval},{of_data}"):
+        with pytest.raises(DataError):
+            evaluate_with_model(*loaded, eval_file, "cpu", eval_path=train_file, peers=[peer])
+
+
+@pytest.mark.parametrize("rows", [make_records(6), [row for row in make_records(12) if row["label"]]])
+def test_six_rows_and_rows_of_one_label_cost_the_baselines_and_nothing_else(loaded, rows, tmp_path):
+    write_records(tmp_path / "few.jsonl", rows)
+    found = evaluate_with_model(*loaded, str(tmp_path / "few.jsonl"), "cpu", full=True, progress=False,
+                                train_path=str(tmp_path / "few.jsonl"))
+    json.dumps(found, allow_nan=False)
+    assert found["n"] == 6 and found["probes"] and found["not_made"]["label_audit"]
+    assert set(found["baselines"]) >= {"untuned"}
+
+
+def test_a_side_dish_that_fails_is_named_and_the_report_is_there(loaded, eval_file, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("no such luck\nat all")
+
+    for name in ("probe_report", "call_report"):
+        monkeypatch.setattr(f"antifraud.evaluation.report.{name}", fail)
+    found = evaluate_with_model(*loaded, eval_file, "cpu", full=True, progress=False)
+    assert found["probes"] is found["calls"] is found["speakers_renamed"] is None and found["baselines"]["tfidf"]
+    assert found["not_made"]["probes"] == found["not_made"]["calls"] == "no such luck"
+
+
+def test_the_report_is_there_when_neither_picture_nor_printing_works(base, run_folder, eval_file, tmp_path):
+    output = tmp_path / "report.json"
+    code = ("import sys, evaluate\nevaluate.save_report_figure = None\n"
+            "sys.exit(evaluate.main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", code, "--model", base, "--checkpoint", run_folder, "--data", eval_file,
+                           "--device", "cpu", "--output", str(output)], capture_output=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0 and json.loads(output.read_text())["n"] == 20
+    assert done.stdout.isascii() and not output.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("options", [["--threshold", "60"], ["--threshold", "nan"], ["--output", "{tmp}"],
+                                     ["--output", "{data}/under/report.json"], ["--train", "{tmp}/none"],
+                                     ["--ordinary", "{data}"], ["--peer", "x"], ["--eval", "{tmp}/none"]])
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(options, eval_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_module, "load_model", None)
+    options = [option.format(tmp=tmp_path, data=eval_file) for option in options]
+    try:
+        code = evaluate_module.main(["--model", "none", "--data", eval_file, *options])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2 and capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------ bad checkpoints

@@ -85,10 +85,12 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
     judged = predictions[:len(readings)]
     raw, scores = (np.array([getattr(one, name) for one in judged]) for name in ("score", "probability"))
     answers: list[bool | None] = (scores >= threshold).tolist()
-    agreement = None
+    agreement, truncated = None, 0  # scores are of windows, which read all; generating reads what fits into one
     if inputs.method == "generate":
         started = time.perf_counter()
-        answers, agreement = _generated(model, encoder, inputs, answers)
+        prompts = encoder.prompts([record["input"] for record in inputs.records])
+        truncated = sum(prompts.truncated)
+        answers, agreement = _generated(model, encoder, prompts, inputs, answers)
         rows_per_second = len(judged) / (time.perf_counter() - started)
     scored = Scored(encoder, readings, odds, answers, scores,
                     np.array([one.probability for one in predictions[len(readings):]]), threshold)
@@ -98,7 +100,7 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
         "method": inputs.method,
         "agreement_of_methods": agreement,
         "in_windows": sum(one.windows > 1 for one in judged),
-        "truncated": sum(one.cut > 0 for one in judged),
+        "truncated": truncated,
         **error_report(inputs.numbered, answers, scores, [sum(len(row.ids) for row in one.rows) for one in readings],
                        with_text=inputs.with_text),
         **_side_dishes(model, inputs, scored, beside),
@@ -107,10 +109,9 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
     }
 
 
-def _generated(model, encoder: PromptEncoder, inputs: Inputs, scored: Sequence[bool]
+def _generated(model, encoder: PromptEncoder, prompts, inputs: Inputs, scored: Sequence[bool]
                ) -> tuple[list[bool | None], dict]:
     """The generated answers, and how often they agree with those by score."""
-    prompts = encoder.prompts([record["input"] for record in inputs.records])
     texts = generate_answers(model, encoder, prompts, rows_a_batch=inputs.rows_a_batch,
                              progress="generating" if inputs.progress else None)
     answers = [parse_answer(text, encoder.task) for text in texts]

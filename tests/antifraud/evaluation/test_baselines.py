@@ -67,9 +67,9 @@ def test_every_baseline_gives_a_probability_for_unknown_text():
         assert probability.shape == (2,) and ((0 <= probability) & (probability <= 1)).all()
 
 
-LABELLED = [{"input": f"{('同事', '骗子')[i % 2]}{i % 5}: {('钱别转来', '把钱转来')[i % 2]}。\n乙: 好{'啊' * (i % 4)}。",
+LABELLED = [{"input": f"{'同骗'[i % 2]}{i % 5}: {('钱别转来', '把钱转来')[i % 2]}。\n乙: 好{'啊' * (i % 4)}。",
              "label": bool(i % 2), "line_labels": [bool(i % 2), False]} for i in range(60)]
-UNKNOWN = ["同事1: 钱转来\n乙: 好啊。", "甲: 从没见过的一句话", "骗子3: 钱别转来。"]
+UNKNOWN = ["同1: 钱转来\n乙: 好啊。", "甲: 从没见过的一句话", "骗3: 钱别转来。"]
 
 
 @pytest.fixture

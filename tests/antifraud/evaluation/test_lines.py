@@ -9,7 +9,6 @@ import torch
 from helpers import make_records, train_briefly
 from scipy.special import expit, logit
 
-from antifraud.evaluation.baselines import fit_baselines
 from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.lines import line_report
 from antifraud.evaluation.scoring import score_of_log_odds, score_prompts, score_single_lines
@@ -41,8 +40,8 @@ def learned(base, files, tmp_path_factory):
     """A checkpoint that learned of lines, as it is loaded, with its tokenizer."""
     run = tmp_path_factory.mktemp("run")
     train_briefly(base, *files, run, max_steps=60, eval_steps=60, save_steps=60, line_loss_weight=1.0)
-    task = json.loads((run / "checkpoint-60" / "fraud_task.json").read_text())["task"]
-    assert task["learned_lines"] is True
+    task = json.loads((run / "checkpoint-60" / "fraud_task.json").read_text())["decision"]
+    assert task["line_aware"] is True
     return load_model(base, str(run), "cpu")
 
 
@@ -51,7 +50,7 @@ def test_a_line_has_the_score_that_the_dialogue_up_to_it_gives_it(learned):
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     prompts = encoder.prompts(DIALOGUES)
     scores = score_single_lines(model, encoder, prompts)
-    assert [len(row) for row in scores] == [3, 1, 3]
+    assert [len(row) for row in scores] == [3, 1, 2]  # a blank line is none
     for prompt, row in zip(prompts, scores):
         for end, score in zip(encoder.line_ends(prompt), row, strict=True):
             with torch.no_grad():
@@ -64,7 +63,7 @@ def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_line(
     model, tokenizer = learned
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     prompts = encoder.prompts(DIALOGUES)
-    answers = score_prompts(model, encoder.heeding_no_lines(), prompts)
+    answers = score_prompts(model, encoder, prompts, line_aware=False)
     lines = np.array([row.max() for row in score_single_lines(model, encoder, prompts)])
     scores = score_prompts(model, encoder, prompts)
     np.testing.assert_allclose(logit(scores), (logit(answers) + logit(lines)) / 2, atol=1e-3)
@@ -105,7 +104,7 @@ def test_lines_that_are_not_read_have_no_score(learned):
 
 def test_the_report_judges_lines_where_they_were_learned_and_are_labelled(learned, files, base, run_folder):
     train, test = files
-    lines = evaluate_with_model(*learned, test, "cpu", progress=False)["lines"]
+    lines = evaluate_with_model(*learned, test, "cpu", full=True, progress=False)["lines"]
     assert lines["n"] == 40 == sum(lines[count] for count in ("tn", "fp", "fn", "tp"))
     assert lines["average_precision"] > 0.9 and lines["most_suspicious_line_is_fraud"] == 1.0
     assert lines["intervals"]["recall"][0] <= lines["recall"] and lines["tfidf"]["average_precision"] > 0.9
@@ -124,8 +123,8 @@ def test_lines_are_counted_as_far_as_they_were_read():
     found = line_report(records, [np.array([0.1, 0.9]), np.array([0.4, 0.6]), np.array([0.2])])
     assert (found["n"], found["tp"], found["fp"], found["fn"], found["tn"]) == (5, 1, 1, 1, 2)
     assert found["most_suspicious_line_is_fraud"] == 0.5 and found["tfidf"] is None
-    fitted = fit_baselines([record for record in records for _ in range(3)])["tfidf_with_lines"]
-    beside = line_report(records, [np.array([0.1, 0.9]), np.array([0.4, 0.6]), np.array([0.2])], fitted)["tfidf"]
+    of_tfidf = [np.array([0.2, 0.3, 0.9]), np.array([0.4, 0.6]), np.array([0.5])]
+    beside = line_report(records, [np.array([0.1, 0.9]), np.array([0.4, 0.6]), np.array([0.2])], of_tfidf)["tfidf"]
     assert sum(beside[count] for count in ("tn", "fp", "fn", "tp")) == 5
     assert beside["model_average_precision_minus_this"]["value"] == pytest.approx(
         found["average_precision"] - beside["average_precision"])
@@ -141,7 +140,7 @@ def test_the_page_marks_lines_where_the_model_learned_of_them(learned, base, run
     shown = score_lines(*learned, dialogue)
     encoder = PromptEncoder(learned[1], learned[0].lineage.task)
     scores = score_single_lines(learned[0], encoder, encoder.prompts([dialogue]))[0]
-    assert [line.of_line for line in shown] == pytest.approx([scores[0], scores[2], scores[3]])  # the second is blank
+    assert [line.of_line for line in shown] == pytest.approx(scores.tolist())
     assert [line.of_line for line in score_lines(*load_model(base, run_folder, "cpu"), dialogue)] == [None] * 3
 
 

@@ -160,7 +160,7 @@ def said(monkeypatch):
 
         def predictions(model, readings, **_):
             asked.extend(reading.rows for reading in readings)
-            return [Prediction(of(reading.rows), of(reading.rows), 1, (1, 1), 0) for reading in readings]
+            return [Prediction(of(reading.rows), of(reading.rows), 1, (1, 1)) for reading in readings]
 
         monkeypatch.setattr(probes, "predict_readings", predictions)
         monkeypatch.setattr(probes, "lineage_of", lambda model: Lineage())
