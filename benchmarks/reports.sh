@@ -6,7 +6,7 @@
 #
 # ORDINARY are folders or CSV files of non-fraud dialogues from elsewhere, to train on and to judge by.
 #
-#   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819
+#   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819, and scams_unseen for SCAMS
 #   apart     trained without the dialogues eval0819 was cut from -> eval0819_apart
 #   onset     labelled from the onset of a fraud, as eval0819 is  -> eval0819_onset
 #   article   the article's recipe, speaker names kept, segments shuffled before the split, generated answers
@@ -16,9 +16,10 @@
 # Reports go to RESULTS/SET/NAME/seed-N.json (RESULTS=results/reports, NAME=the model's folder). What is there is not
 # made again: a script that was stopped goes on. Several GPUs share the seeds. In the environment, with their defaults:
 # SEEDS="0 1 2", PYTHON=python3, TRAIN and PREPARE (below), TRAININGS=1 (more are averaged to one adapter),
-# ORDINARY_JUDGE="" (ordinary talk to judge on only), ENCODER="" (an encoder to fine-tune as a peer),
+# ORDINARY_JUDGE="" (ordinary talk to judge on only), SCAMS="" (records of kinds of scam that the corpus lacks),
+# ENCODER="" (an encoder to fine-tune as a peer),
 # ARTICLE="--keep-speaker-names" (the rest of the article's recipe is what trainer.py does by default),
-# ONLY=prepare (makes all data, without a GPU, and stops).
+# GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and stops).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 out=$5
@@ -31,7 +32,7 @@ read -ra prepare <<<"${PREPARE:---augment 0.5}"
 read -ra train <<<"${TRAIN:---num-train-epochs 1 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 480 --save-steps 480}"
 read -ra article <<<"${ARTICLE:---keep-speaker-names}"
 read -ra judged_only <<<"${ORDINARY_JUDGE:-}"
-gpus=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)
+gpus=${GPUS:-$( (nvidia-smi -L 2>/dev/null || true) | wc -l)}
 
 # data_of NAME SEED OPTIONS: data-NAME-SEED, with ordinary talk in train and apart from it
 data_of() {
@@ -73,10 +74,10 @@ judge() {
         "$python" evaluate.py --model "$model" --checkpoint "$1" --data "$2" --output "$report" "${@:5}"
 }
 
-# full RUN-NAME DATA SET SEED: the whole report, beside the encoder that was trained on the same split
+# full RUN-NAME DATA SET SEED OPTIONS: the whole report, beside the encoder that was trained on the same split
 full() {
-    local data=$out/data-$1-$4 options=(--full)
-    options+=(--train "$data/train.jsonl" --eval "$data/eval.jsonl" --ordinary "$data/ordinary.jsonl")
+    local data=$out/data-$1-$4
+    local options=(--full --train "$data/train.jsonl" --eval "$data/eval.jsonl" "${@:5}")
     if [[ $encoder ]]; then options+=(--peer "encoder=$out/encoder-$1-$4"); fi
     judge "$out/run-$1-$4" "$2" "$3" "$4" "${options[@]}"
 }
@@ -95,8 +96,9 @@ held_out() {
     [[ ${ONLY:-} == prepare ]] && return
     model_of held_out "$1"
     peer_of held_out "$1" "$out/data-held_out-$1/test.jsonl" "$eval0819"
-    full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1"
+    full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1" --ordinary "$out/data-held_out-$1/ordinary.jsonl"
     full held_out "$eval0819" eval0819 "$1"
+    if [[ ${SCAMS:-} ]]; then judge "$out/run-held_out-$1" "$SCAMS" scams_unseen "$1"; fi
 }
 
 apart() {
