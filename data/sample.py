@@ -85,16 +85,84 @@ def dialogues_and_requests(n: int, *, seed: int) -> list[tuple[Dialogue, list[st
     return made
 
 
-class _Writer:
-    """Writes one dialogue between a host (who offers or asks), a guest and, in meetings, a third person."""
+class _Words:
+    """Fills the sentences of one dialogue, and names who is in it."""
 
-    def __init__(self, rng: random.Random, topic: dict, fraud: bool) -> None:
+    def __init__(self, rng: random.Random, topic: dict) -> None:
         self.rng = rng
         self.topic = topic
-        self.fraud = fraud
         self.scene = rng.choice(SCENES) if "turns" not in topic else "call"
         self.you = "大家" if self.scene == "meeting" else topic.get("you", "您")
         self.fixed = {name: rng.choice(phrases()["slots"][name]) for name in FIXED_SLOTS}
+
+    def _maybe(self, probability: float, who: str, table: str) -> list[Spoken]:
+        return [self._line(who, phrases()["talk"][table])] if self.rng.random() < probability else []
+
+    def _line(self, who: str, table: Sequence[str], step: str = "", *, attempt: bool = False,
+              request: str = "") -> Spoken:
+        text = self._fill(self.rng.choice(table), step)
+        if len(text) >= 10 and self.rng.random() < LEAD_SHARE:
+            text = self.rng.choice(phrases()["talk"]["lead"]) + text
+        return who, text, attempt, request
+
+    def _fill(self, text: str, step: str = "") -> str:
+        """`text` with every slot filled, those of the fillings too."""
+        while "{" in text:
+            text = re.sub(r"\{(\w+)\}", lambda match: self._slot(match.group(1), step), text)
+        return text
+
+    def _slot(self, name: str, step: str) -> str:
+        rng = self.rng
+        match name:
+            case "x":
+                return step
+            case "you":
+                return self.you
+            case "adv":
+                return "" if step.startswith(("先", "赶")) else rng.choice(phrases()["talk"]["adv"])
+            case "open" | "who":
+                return rng.choice(phrases()["talk"][name])
+            case "amt":
+                return rng.choice((str(rng.randrange(2, 100) * 100), str(rng.randrange(60, 999)),
+                                   f"{rng.randrange(1, 9)}万"))
+            case "few":
+                return str(rng.randrange(30, 600))
+            case "rent":
+                return str(rng.randrange(7, 60) * 100 + rng.choice((0, 0, 50, 80)))
+            case "num":
+                return str(rng.randrange(1000, 9999))
+            case "dd" | "mm":
+                return str(rng.randrange(1, 29 if name == "dd" else 13))
+            case "subject":
+                return self.topic["subject"]
+            case "tale":
+                return rng.choice(self.topic["tales"]).rstrip("。")
+            case "name":
+                return self._personal_name()
+        return self.fixed.get(name) or rng.choice(phrases()["slots"][name])
+
+    def _personal_name(self) -> str:
+        return self.rng.choice(phrases()["slots"]["surname"]) + self.rng.choice(phrases()["slots"]["given"])
+
+    def _names(self) -> dict[str, str]:
+        """A name for each person, in a style that has nothing to do with the label."""
+        style = self.rng.choice(NAME_STYLES)
+        if style == "numbered":
+            names = [f"发言人{i + 1}" for i in self.rng.sample(range(5), 3)]
+        elif style == "roles":
+            hosts, guests = self.topic["roles"][:2], self.topic["roles"][2:]
+            names = [self.rng.choice(hosts), self.rng.choice(guests), self._personal_name()]
+        else:
+            names = [self._personal_name() for _ in range(3)]
+        return dict(zip(("host", "guest", "third"), names, strict=True))
+
+
+class _Writer(_Words):
+    """Writes one dialogue between a host (who offers or asks), a guest and, in meetings, a third person."""
+
+    def __init__(self, rng: random.Random, topic: dict, fraud: bool) -> None:
+        super().__init__(rng, topic)
+        self.fraud = fraud
         self.steps = {kind: rng.sample(topic.get(kind, ()), 4 if kind in topic else 0) for kind in ("danger", "safe")}
 
     def dialogue(self) -> tuple[tuple[Line, ...], list[str]]:
@@ -103,8 +171,6 @@ class _Writer:
         spoken = [*getattr(self, f"_open_{self.scene}")(), *self._body(), *self._close()]
         lines = tuple(Line(names[who], text, fraud) for who, text, fraud, _ in spoken)
         return lines, [request for *_, request in spoken if request]
-
-    # ------------------------------------------------------------------------------------------------- parts
 
     def _open_call(self) -> list[Spoken]:
         return [self._line("host", self.topic["intros"]), *self._maybe(0.5, "guest", "filler"),
@@ -181,69 +247,6 @@ class _Writer:
     def _close(self) -> list[Spoken]:
         return [*self._maybe(0.6, "guest", self.rng.choice(("agree", "agree", "refuse"))),
                 *self._maybe(0.4, "host", "bye")]
-
-    # ------------------------------------------------------------------------------------------------- words
-
-    def _maybe(self, probability: float, who: str, table: str) -> list[Spoken]:
-        return [self._line(who, phrases()["talk"][table])] if self.rng.random() < probability else []
-
-    def _line(self, who: str, table: Sequence[str], step: str = "", *, attempt: bool = False,
-              request: str = "") -> Spoken:
-        text = self._fill(self.rng.choice(table), step)
-        if len(text) >= 10 and self.rng.random() < LEAD_SHARE:
-            text = self.rng.choice(phrases()["talk"]["lead"]) + text
-        return who, text, attempt, request
-
-    def _fill(self, text: str, step: str = "") -> str:
-        """`text` with every slot filled, those of the fillings too."""
-        while "{" in text:
-            text = re.sub(r"\{(\w+)\}", lambda match: self._slot(match.group(1), step), text)
-        return text
-
-    def _slot(self, name: str, step: str) -> str:
-        rng = self.rng
-        match name:
-            case "x":
-                return step
-            case "you":
-                return self.you
-            case "adv":
-                return "" if step.startswith(("先", "赶")) else rng.choice(phrases()["talk"]["adv"])
-            case "open" | "who":
-                return rng.choice(phrases()["talk"][name])
-            case "amt":
-                return rng.choice((str(rng.randrange(2, 100) * 100), str(rng.randrange(60, 999)),
-                                   f"{rng.randrange(1, 9)}万"))
-            case "few":
-                return str(rng.randrange(30, 600))
-            case "rent":
-                return str(rng.randrange(7, 60) * 100 + rng.choice((0, 0, 50, 80)))
-            case "num":
-                return str(rng.randrange(1000, 9999))
-            case "dd" | "mm":
-                return str(rng.randrange(1, 29 if name == "dd" else 13))
-            case "subject":
-                return self.topic["subject"]
-            case "tale":
-                return rng.choice(self.topic["tales"]).rstrip("。")
-            case "name":
-                return self._personal_name()
-        return self.fixed.get(name) or rng.choice(phrases()["slots"][name])
-
-    def _personal_name(self) -> str:
-        return self.rng.choice(phrases()["slots"]["surname"]) + self.rng.choice(phrases()["slots"]["given"])
-
-    def _names(self) -> dict[str, str]:
-        """A name for each person, in a style that has nothing to do with the label."""
-        style = self.rng.choice(NAME_STYLES)
-        if style == "numbered":
-            names = [f"发言人{i + 1}" for i in self.rng.sample(range(5), 3)]
-        elif style == "roles":
-            hosts, guests = self.topic["roles"][:2], self.topic["roles"][2:]
-            names = [self.rng.choice(hosts), self.rng.choice(guests), self._personal_name()]
-        else:
-            names = [self._personal_name() for _ in range(3)]
-        return dict(zip(("host", "guest", "third"), names, strict=True))
 
 
 def write_sample(output: str | Path, n: int = 2400, *, seed: int = 0) -> list[Path]:
