@@ -1,7 +1,9 @@
 """Checkpoints that are complete or passed over, in a folder that holds one run."""
 
+import contextlib
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import Trainer
 
@@ -40,11 +42,20 @@ class SealedCheckpoints(Trainer):
         """
         output = Path(self.args.output_dir)
         resume = where_to_resume(output, resume_from_checkpoint)
-        with owned(output, first=self.is_world_process_zero()):
-            if self.is_world_process_zero():
-                begun_with(output, self.facts(), resume)
-            self.accelerator.wait_for_everyone()
+        with contextlib.ExitStack() as held:
+            refusal = self._refusal(output, resume, held) if self.is_world_process_zero() else None
+            [refusal] = broadcast_object_list([refusal])  # if the first process stopped alone the rest would wait
+            if refusal:
+                raise refusal
             return super().train(resume_from_checkpoint=str(resume) if resume else None, **kwargs)
+
+    def _refusal(self, output: Path, resume: Path | None, held: contextlib.ExitStack) -> DataError | None:
+        try:
+            held.enter_context(owned(output))
+            begun_with(output, self.facts(), resume)
+        except DataError as error:
+            return error
+        return None
 
     def facts(self) -> dict:
         """What a checkpoint of this run can only be resumed with."""

@@ -33,15 +33,12 @@ def facts_of_run(lineage: Lineage, eval_data: dict, lora: LoraConfig, args: Trai
 
 
 @contextlib.contextmanager
-def owned(output: Path, first: bool = True):
-    """The folder, made if it is not there, for this process alone; of several that train together the first holds it.
+def owned(output: Path):
+    """The folder, made if it is not there, for this process alone.
 
     Raises:
         DataError: it cannot be written, or another process trains into it.
     """
-    if not first:
-        yield
-        return
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
