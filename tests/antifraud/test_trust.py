@@ -131,7 +131,7 @@ def test_a_base_with_pickled_weights_only_is_refused(base_copy, traps, mark):
     traps(base_copy)
     for path in base_copy.glob("*.safetensors"):
         path.unlink()
-    assert said_in_one_line(base_copy).startswith(f"{base_copy}: not a causal language model that loads: ")
+    assert "model.safetensors" in said_in_one_line(base_copy)
     assert not mark.exists()
 
 

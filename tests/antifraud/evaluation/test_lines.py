@@ -13,7 +13,7 @@ from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.lines import line_report
 from antifraud.evaluation.scoring import score_of_log_odds, score_prompts, score_single_lines
 from antifraud.serving.app import score_lines
-from data.prompt import PromptEncoder, Task
+from data.prompt import PromptEncoder
 from data.records import write_records
 from evaluate import evaluate_with_model, load_model
 
@@ -142,7 +142,3 @@ def test_the_page_marks_lines_where_the_model_learned_of_them(learned, base, run
     scores = score_single_lines(learned[0], encoder, encoder.prompts([dialogue]))[0]
     assert [line.of_line for line in shown] == pytest.approx(scores.tolist())
     assert [line.of_line for line in score_lines(*load_model(base, run_folder, "cpu"), dialogue)] == [None] * 3
-
-
-def test_a_task_from_before_lines_could_be_learned_has_learned_none():
-    assert Task(**{key: value for key, value in dataclasses.asdict(Task()).items() if key != "learned_lines"}) == Task()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from scipy.special import logit
 
 import evaluate
-from antifraud.checkpoint import read_checkpoint, require_complete
+from antifraud.checkpoint import Decision, read_checkpoint, require_complete
 from antifraud.evaluation.scoring import score_prompts
 from antifraud.provenance import file_sha256
 from antifraud.serving.export import export
@@ -56,12 +56,12 @@ def test_it_is_a_finished_checkpoint_that_says_what_it_is_made_of_and_is_not_cal
     calibrated = shutil.copytree(runs[0], tmp_path / "calibrated")
     path = calibrated / "fraud_task.json"
     saved = json.loads(path.read_text())
-    saved["task"].update(temperature=2.0, threshold=0.9)
+    saved["decision"].update(temperature=2.0, threshold=0.9)
     path.write_text(json.dumps({**saved, "calibration": {"rows": 3}}))
     assert average.main(["--checkpoints", str(calibrated), str(runs[1]), "--output", str(tmp_path / "averaged")]) == 0
     require_complete(tmp_path / "averaged")
     lineage = read_checkpoint(tmp_path / "averaged")
-    assert (lineage.task, lineage.calibration) == (Task(), {})
+    assert (lineage.task, lineage.decision, lineage.calibration) == (Task(), Decision(), {})
     assert lineage.averaged == [file_sha256(folder / "adapter_model.safetensors") for folder in runs]
     assert lineage.train_data == read_checkpoint(runs[0]).train_data
     config = json.loads((tmp_path / "averaged" / "adapter_config.json").read_text())

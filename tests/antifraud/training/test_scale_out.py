@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,7 @@ def launch_sharded(arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def launch(*more: str) -> subprocess.CompletedProcess:
-        command = [str(ROOT / ".venv" / "bin" / "accelerate"), "launch", "--config_file",
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
                    str(ROOT / "configs" / "fsdp.yaml"), "--main_process_ip", "127.0.0.1", "--main_process_port", "0",
                    str(ROOT / "tests" / "fsdp_on_cpu.py"),
                    *arguments(tmp_path / "run", "--per-device-train-batch-size", "8", *more)]
