@@ -41,8 +41,12 @@ class Decision:
     line_aware: bool = False
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.threshold, (int, float)) and 0 <= self.threshold <= 1):
+            raise DataError(f"threshold must be a number from 0 to 1, not {self.threshold!r}")
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
             raise DataError(f"temperature must be a number above zero, not {self.temperature!r}")
+        if not isinstance(self.line_aware, bool):
+            raise DataError(f"line_aware must be true or false, not {self.line_aware!r}")
 
 
 @dataclasses.dataclass

@@ -118,7 +118,8 @@ def require_model_files(folder: str | Path, *, with_code: bool = False) -> None:
         DataError: an adapter, no causal LM, no tokenizer, no weights, or a file that is cut short or only a pointer.
     """
     folder = Path(folder)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    read = MODEL_FILES + CODE_FILES * with_code  # no file that is not going to be loaded is opened
+    for path in sorted(path for pattern in read for path in folder.glob(pattern) if path.is_file()):
         with open(path, "rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise DataError(f"{path}: a git-lfs pointer, not the file itself; fetch it: "

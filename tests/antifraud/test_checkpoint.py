@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from antifraud.checkpoint import (
     Decision,
@@ -18,8 +20,11 @@ from antifraud.checkpoint import (
     save_calibration,
     seal_checkpoint,
 )
+from antifraud.evaluation.scoring import score_prompts, score_single_lines
 from data.files import DataError
-from data.prompt import Task
+from data.prompt import PromptEncoder, Task
+from data.records import read_records
+from evaluate import evaluate_with_model, load_model, predict
 
 
 @pytest.fixture
@@ -119,25 +124,62 @@ def test_of_several_runs_in_one_folder_only_the_newest_counts(run):
     assert read_checkpoint(run / "checkpoint-20").run == "b" and read_checkpoint(run / "checkpoint-80").run == ""
 
 
-def test_a_task_file_of_an_earlier_version_is_read(run):
-    """As commit acf9a58 wrote it: the decision among the task's fields."""
-    folder = run / "checkpoint-80"
+def as_of_acf9a58(folder: Path) -> None:
+    """Rewrites a checkpoint as that commit left one: the decision among the task's fields, no arguments, no stamp."""
     saved = json.loads((folder / "fraud_task.json").read_text())
-    old = {"task": {"instruction": "是不是诈骗？", "answers": ["是", "否"], "neutral_speakers": True, "max_length": 512,
-                    "threshold": 0.25, "temperature": 1.5, "learned_lines": True},
-           "base": {"name": "Qwen2-1.5B-Instruct", "fingerprint": "00"},
-           "quantization": {"type": "nf4", "double": False}, "train_data": {"name": "train.jsonl", "rows": 48},
-           "calibration": {}, "averaged": [], "adapter_sha256": saved["adapter_sha256"],
-           "versions": {"python": "3.11.0"}, "files": saved["files"]}
+    (folder / "training_args.bin").unlink()
+    (folder.parent / "stamp.json").unlink(missing_ok=True)
+    task = {name: saved["task"][name] for name in ("instruction", "answers", "neutral_speakers", "max_length")}
+    old = {"task": {**task, "threshold": 0.25, "temperature": 1.5, "learned_lines": True},
+           **{name: saved[name] for name in ("base", "quantization", "train_data", "averaged", "adapter_sha256")},
+           "calibration": {}, "versions": {"python": "3.11.0"},
+           "files": {name: sha256 for name, sha256 in saved["files"].items() if name != "training_args.bin"}}
     (folder / "fraud_task.json").write_text(json.dumps(old))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_calibrated_and_found(run, base):
+    folder = run / "checkpoint-80"
+    as_of_acf9a58(folder)
     lineage = read_checkpoint(folder)
-    assert lineage.task == Task(instruction="是不是诈骗？", answers=("是", "否"), max_length=512)
+    assert lineage.task == Task(normaliser=0)  # its texts were asked as they were
     assert lineage.decision == Decision(threshold=0.25, temperature=1.5, line_aware=True)
-    assert (lineage.base["name"], lineage.run, lineage.checkpoint) == ("Qwen2-1.5B-Instruct", "", "checkpoint-80")
+    assert (lineage.base["name"], lineage.run, lineage.checkpoint) == (Path(base).name, "", "checkpoint-80")
     require_complete(folder)
     save_calibration(folder, Decision(threshold=0.5), {"n": 1})
     assert read_checkpoint(folder).decision == Decision(threshold=0.5)
     assert find_checkpoint(run) == folder
+
+
+def test_a_checkpoint_of_an_earlier_version_is_judged_by_its_own_threshold_temperature_and_lines(run, base, eval_file):
+    as_of_acf9a58(run / "checkpoint-80")
+    model, tokenizer = load_model(base, str(run / "checkpoint-80"), "cpu")
+    dialogues = [record["input"] for record in read_records(eval_file)]
+    encoder = PromptEncoder(tokenizer, Task(normaliser=0))
+    prompts = encoder.prompts(dialogues)
+    lines = np.array([scores.max() for scores in score_single_lines(model, encoder, prompts)])
+    answers = score_prompts(model, encoder, prompts, line_aware=False)
+    expected = expit((logit(answers) + logit(lines)) / 2 / 1.5)
+    np.testing.assert_allclose(predict(model, tokenizer, dialogues), expected, atol=1e-4)
+    report = evaluate_with_model(model, tokenizer, eval_file, "cpu", progress=False)
+    assert (report["threshold"], report["temperature"]) == (0.25, 1.5)
+    assert report["tp"] + report["fp"] == int((expected >= 0.25).sum())
+
+
+@pytest.mark.parametrize("field, value", [("temperature", 0), ("temperature", float("inf")), ("temperature", "1"),
+                                          ("threshold", 60), ("threshold", float("nan")), ("threshold", None),
+                                          ("line_aware", "false")])
+def test_a_decision_that_decides_nothing_is_refused_in_memory_and_in_a_task_file(run, field, value):
+    with pytest.raises(DataError, match=field):
+        Decision(**{field: value})
+    path = run / "checkpoint-80" / "fraud_task.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "decision": {**saved["decision"], field: value}}))
+    with pytest.raises(DataError, match=field):
+        read_checkpoint(path.parent)
+
+
+def test_a_decision_may_call_everything_fraud_or_nothing():
+    assert [Decision(threshold=threshold).threshold for threshold in (0, 1.0)] == [0, 1.0]
 
 
 def test_a_run_without_any_finished_checkpoint_is_still_found_for_evaluation(run):
