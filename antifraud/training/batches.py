@@ -1,7 +1,7 @@
 """Examples into batches: rows of similar length, without the prefix that all share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -91,6 +91,29 @@ class RowsAfterPrefix(torch.utils.data.Dataset):
     def most_targets(self, name: str) -> int:
         """The most targets that a row has among its ``labels`` or ``line_targets``."""
         return max(int((row != IGNORED).sum()) for row in self.columns[name]) if name in self.columns else 0
+
+
+def batches_by_tokens(lengths: Sequence[int], width: Callable[[int], int], *, tokens: int, most_rows: int,
+                      processes: int = 1) -> list[list[int]]:
+    """Row numbers from short to long, in as many batches for each process: equal work for models that are sharded.
+
+    Args:
+        lengths: tokens of each row.
+        width: how long the longest row of a batch becomes.
+        tokens: of a batch, at most, padding included; a single row may have more.
+        most_rows: of a batch.
+
+    Returns:
+        batches, of which every `processes`-th is for the same process. The number after the last row is the blank one.
+    """
+    most_rows = min(most_rows, max(1, math.ceil(len(lengths) / processes)))
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        rows = len(batches[-1]) + 1 if batches else math.inf
+        if rows > most_rows or rows * width(lengths[row]) > tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches + [[len(lengths)]] * (-len(batches) % processes)
 
 
 def filled_up(rows: int, batch_size: int) -> int:

@@ -3,6 +3,7 @@
 from functools import cached_property
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from data.prompt import PromptEncoder
@@ -11,16 +12,21 @@ from ..checkpoint import Lineage
 from ..logits import PADDING_MULTIPLE
 from .batches import (
     CAPTURED_MULTIPLE,
+    IGNORED,
     LengthGroupedBatches,
     RightPaddingCollator,
     RowsAfterPrefix,
-    filled_up,
+    batches_by_tokens,
     prefix_of,
 )
 from .checkpoints import SealedCheckpoints
 from .guard import FiniteGuard
 from .loss import LineLoss, label_position_loss
 from .micro_batches import MicroBatches
+
+# Padded tokens of a batch in evaluation, which keeps nothing for a backward pass: as many as scoring takes, ...
+EVAL_TOKENS = {"cuda": 32768, "cpu": 4096}
+EVAL_MICRO_BATCHES = 8  # ... and at most so many times those of a micro-batch, a token of which takes MBs in training
 
 
 class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
@@ -64,18 +70,44 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """Batches of as many tokens as the device has room for; read once, since every evaluation has the same rows."""
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            return self._eval_batches(eval_dataset)
+        return self._own_eval_batches
+
+    @cached_property
+    def _own_eval_batches(self) -> torch.utils.data.DataLoader:
+        return self._eval_batches(self.eval_dataset)
+
+    def _eval_batches(self, dataset) -> torch.utils.data.DataLoader:
+        args = self.args
+        rows = RowsAfterPrefix(dataset, self.prefix.tolist())  # without lines: eval loss is about the answer alone
+        tokens = EVAL_TOKENS[args.device.type]
+        if args.tokens_per_micro_batch:  # which says how much memory there is
+            tokens = min(tokens, EVAL_MICRO_BATCHES * args.tokens_per_micro_batch)
+        batches = batches_by_tokens(rows.lengths, self.data_collator.width, tokens=tokens - len(self.prefix),
+                                    most_rows=args.per_device_eval_batch_size, processes=args.world_size)
+        return torch.utils.data.DataLoader(rows, batch_sampler=batches[args.process_index::args.world_size],
+                                           collate_fn=self.data_collator, pin_memory=args.dataloader_pin_memory)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Adds to the sums of `evaluation_loop`, and never holds logits."""
-        for part in self.micro_batches(self._prepare_inputs(inputs)):
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled for training only
-                loss = label_position_loss(model, part["input_ids"], part["labels"], n_labels=1, prefix=self.prefix)
-            self.eval_sums += torch.stack([loss, (part["labels"] != -100).sum()])
+        """Adds to the sums of `evaluation_loop`, for which nothing waits, and never holds logits."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled for training only
+            loss = label_position_loss(model, inputs["input_ids"], labels, n_labels=1, prefix=self.prefix,
+                                       n_positions=len(labels) * self.most_eval_labels)
+        self.eval_sums += torch.stack([loss, (labels != IGNORED).sum()])
         return None, None, None
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         """Trainer's, with the mean loss over all labels, however rows are spread over batches and processes."""
         self.eval_sums = torch.zeros(2, device=self.args.device)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self.most_eval_labels = dataloader.dataset.most_targets("labels")
+        # PEFT would make the inputs of its 32-bit adapters 32-bit, which autocast undoes at once.
+        with disable_input_dtype_casting(self.model, active=self.args.bf16 or self.args.fp16):
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, n_labels = self.accelerator.reduce(self.eval_sums, "sum").tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = loss / n_labels
         return output
@@ -95,7 +127,7 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         return super().get_batch_samples(*args, **kwargs)
 
     def _get_dataloader(self, dataset, *args, is_training=False, **kwargs):
-        lines = is_training and self.args.line_loss_weight > 0  # eval loss is about the answer alone
+        lines = is_training and self.args.line_loss_weight > 0
         return super()._get_dataloader(RowsAfterPrefix(dataset, self.prefix.tolist(), lines), *args,
                                        is_training=is_training, **kwargs)
 
@@ -105,11 +137,6 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         self.train_rows = train_dataset
         self.train_batches = LengthGroupedBatches(train_dataset.lengths, rows_a_step, self.args.seed)
         return self.train_batches
-
-    def _get_eval_sampler(self, eval_dataset):
-        rows = len(eval_dataset)
-        blank = [rows] * (filled_up(rows, self.args.per_device_eval_batch_size * self.args.world_size) - rows)
-        return torch.tensor(eval_dataset.lengths).argsort(stable=True).tolist() + blank  # any sequence is a sampler
 
     def floating_point_ops(self, inputs) -> int:
         """Trainer's, whose count of the parameters walks through the whole model at every step."""
