@@ -28,7 +28,7 @@ from antifraud.model import load_tuned as load_model
 from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
 from data.command import command
 from data.files import one_line, require_input, require_output, write_json
-from data.formats import add_reading_options, asked, reading_of
+from data.prompt import add_task_options, task_of
 from data.sources import refuse_other
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
@@ -78,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--calibrate needs --data and --checkpoint, and scores only")
     if not args.calibrate and any(getattr(args, target) for target in TARGETS):
         parser.error("--best-f1, --wanted-precision, --wanted-recall and --cost-ratio belong to --calibrate")
-    if asked(args) and (args.predict is not None or args.calibrate):
-        parser.error("the options for other formats belong to a report on --data; convert the file with "
-                     "python -m data.prepare --inspect FILE --convert OUT")
+    if args.calibrate and task_of(args):
+        parser.error("a calibration is kept beside the checkpoint's own question; leave --instruction, --answers, "
+                     "--max-length and --keep-speaker-names out")
     if args.output:
         require_output(args.output)
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
     parser.add_argument("--checkpoint", default="", help="checkpoint-N, or a run's folder for its best one")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="JSONL records to judge")
+    source.add_argument("--data", help="JSONL records to judge; other formats: docs/data.md")
     source.add_argument("--predict", metavar="IN", help="JSONL of any size to score, one line of --output for each")
     parser.add_argument("--threshold", type=_probability,
                         help="probability of fraud to call it one (default: as trained)")
@@ -129,19 +129,19 @@ def _parser() -> argparse.ArgumentParser:
     prediction.add_argument("--batch-rows", type=int, default=BATCH_ROWS,
                             help="rows to read, sort and write at a time (default: %(default)s)")
     prediction.add_argument("--restart", action="store_true", help="throw away what --output already holds")
-    add_reading_options(parser)
+    add_task_options(parser)
     return parser
 
 
 def _load(args: argparse.Namespace):
-    return load_model(args.model, args.checkpoint, args.device, quantization=args.quantization, fast=args.fast,
-                      trust_remote_code=args.trust_remote_code)
+    return load_model(args.model, args.checkpoint, args.device, task=task_of(args), quantization=args.quantization,
+                      fast=args.fast, trust_remote_code=args.trust_remote_code)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     inputs = read_inputs(args.data, full=args.full, method=args.method, batch=True, threshold=args.threshold,
                          train_path=args.train, eval_path=args.eval, ordinary=args.ordinary, peers=args.peer,
-                         with_text=args.show_text, reading=reading_of(args))
+                         with_text=args.show_text)
     report = make_report(*_load(args), inputs)
     if args.output:
         write_json(args.output, report)

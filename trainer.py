@@ -33,7 +33,6 @@ from antifraud.training.command import (
     only_the_first_process_prints,
     parse,
     stopping_explained,
-    task_of,
 )
 from antifraud.training.examples import origin_of, read_examples, require_learnable
 from antifraud.training.loop import EarlyStopping, LabelPositionTrainer
@@ -47,7 +46,7 @@ from antifraud.training.recipes import (
 from antifraud.training.settings import require_honoured
 from data.command import command
 from data.files import DataError
-from data.prompt import Task
+from data.prompt import Task, task_of
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -206,7 +205,7 @@ def train(args: argparse.Namespace, train_options: dict) -> Path:
     model, tokenizer = load_model(args.model, args.device, quantization=args.quantization,
                                   double_quantization=args.double_quantization, dequantize=args.dequantize,
                                   trust_remote_code=args.trust_remote_code)
-    train_dataset, eval_dataset = load_dataset(args.train, args.eval, tokenizer, task=task_of(args))
+    train_dataset, eval_dataset = load_dataset(args.train, args.eval, tokenizer, task=task_of(args) or Task())
     trainer = build_trainer(model, tokenizer, train_args, lora_config, train_dataset, eval_dataset,
                             early_stopping_patience=args.early_stopping_patience)
     trainer.train(resume_from_checkpoint=resume_from)

@@ -6,7 +6,6 @@ Once the folder is finished, the file also lists the sha256 of every other file:
 """
 
 import dataclasses
-import datetime
 import json
 import math
 import os
@@ -63,7 +62,6 @@ class Lineage:
         averaged: sha256 of each adapter that this one is the mean of; empty for one that was trained.
         adapter_sha256: of the saved adapter; empty before it is saved.
         checkpoint: the folder's name; empty for an untuned model.
-        run: id of the training run that wrote it, see `new_run`; empty where none is known.
     """
 
     task: Task = dataclasses.field(default_factory=Task)
@@ -75,12 +73,6 @@ class Lineage:
     averaged: list[str] = dataclasses.field(default_factory=list)
     adapter_sha256: str = ""
     checkpoint: str = ""
-    run: str = ""
-
-
-def new_run() -> str:
-    """An id for a training run that begins now; later ones sort after earlier ones."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
 def lineage_of(model) -> Lineage:
@@ -186,10 +178,12 @@ def read_task_file(path: Path) -> Lineage | None:
         return None
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("versions", "files"):
-            saved.pop(name, None)
         task, decision = _task_and_decision(saved)
-        return Lineage(**{**saved, "task": task, "decision": decision})
+        calibration = dict(saved.get("calibration", {}))
+        if "wish" in calibration:  # what the target was called until November 2026
+            calibration["target"] = calibration.pop("wish")
+        known = {field.name: saved[field.name] for field in dataclasses.fields(Lineage) if field.name in saved}
+        return Lineage(**{**known, "task": task, "decision": decision, "calibration": calibration})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a task file of this project ({error})") from None
 
@@ -229,35 +223,15 @@ def require_same_base(lineage: Lineage, base: dict, folder: str | Path) -> None:
 
 
 def checkpoints_in(output: str | Path) -> list[Path]:
-    """The ``checkpoint-N`` folders of a training run, oldest first; those of an earlier run in that folder before."""
-    runs = _runs_in(output)
-    return sorted(runs, key=lambda folder: (runs[folder], int(folder.name.split("-")[1])))
-
-
-def _of_newest_run(output: str | Path) -> list[Path]:
-    runs = _runs_in(output)
-    return [folder for folder in checkpoints_in(output) if runs[folder] == max(runs.values())]
-
-
-def _runs_in(output: str | Path) -> dict[Path, str]:
-    """The run of each ``checkpoint-N`` folder; one that does not say is taken for the newest run's, half written."""
+    """The ``checkpoint-N`` folders of a training run, oldest first."""
     folders = [path for path in Path(output).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    runs = {folder: _run_of(folder) for folder in folders}
-    newest = max((run for run in runs.values() if run is not None), default="")
-    return {folder: newest if run is None else run for folder, run in runs.items()}
-
-
-def _run_of(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / TASK_FILE).read_text(encoding="utf-8")).get("run", "")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return sorted(folders, key=lambda folder: int(folder.name.split("-")[1]))
 
 
 def newest_complete_checkpoint(output: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest run's newest checkpoint to resume from, and one line for each newer one that is not complete."""
+    """The newest checkpoint to resume from, and one line for each newer one that is not complete."""
     passed_over = []
-    for folder in reversed(_of_newest_run(output)):
+    for folder in reversed(checkpoints_in(output)):
         try:
             require_complete(folder)
             return folder, passed_over
@@ -291,13 +265,12 @@ def _is_sealed(folder: Path) -> bool:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint meant by `path`: itself, or the best one of a training run's output folder.
 
-    What a killed run left half written is passed over, unless there is nothing else. Of several runs in one folder
-    only the newest counts.
+    What a killed run left half written is passed over, unless there is nothing else.
     """
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; a checkpoint is a folder such as outputs/run/checkpoint-100")
-    folders = _of_newest_run(path)
+    folders = checkpoints_in(path)
     if (path / ADAPTER_FILE).is_file() or not folders:
         return path
     for newest in reversed(folders):

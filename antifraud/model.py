@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from data.files import DataError, one_line
+from data.files import DataError, one_line, refuse_lfs_pointer
 from data.prompt import Task
 
 from .checkpoint import (
@@ -43,7 +43,6 @@ OTHER_FORMATS = ["*/*", "consolidated*"]  # in subfolders, and in Mistral's layo
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-LFS_POINTER = b"version https://git-lfs"
 CAUSAL_HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that have one
 
 
@@ -120,10 +119,7 @@ def require_model_files(folder: str | Path, *, with_code: bool = False) -> None:
     folder = Path(folder)
     read = MODEL_FILES + CODE_FILES * with_code  # no file that is not going to be loaded is opened
     for path in sorted(path for pattern in read for path in folder.glob(pattern) if path.is_file()):
-        with open(path, "rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise DataError(f"{path}: a git-lfs pointer, not the file itself; fetch it: "
-                                f"git -C {shlex.quote(str(folder))} lfs pull")
+        refuse_lfs_pointer(path)
     _require_causal_config(folder, with_code)
     if not with_code and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise DataError(f"{folder}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}; copy it from where "

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ def refuse_lfs_pointer(path: str | Path) -> None:
     """Refuses a file of three lines that git-lfs left in the place of the one that is wanted."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(40).startswith(b"version https://git-lfs.github.com/spec"):
-            raise DataError(f"{path}: is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")
+            folder = shlex.quote(str(Path(path).parent))
+            raise DataError(f"{path}: is a git-lfs pointer, not the file itself; fetch it: git -C {folder} lfs pull")
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:

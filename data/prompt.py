@@ -5,6 +5,7 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 ``<|im_end|>`` inside a dialogue stays plain text and can end no turn.
 """
 
+import argparse
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,27 @@ class Task:
         if self.normaliser not in (0, NORMALISER):
             raise DataError(f"normaliser must be 0 (none) or {NORMALISER}, not {self.normaliser}; a checkpoint with a "
                             "later one needs a later version of this project")
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what to ask the model, where no checkpoint does."""
+    group = parser.add_argument_group("the question", "a checkpoint's own is in its fraud_task.json")
+    group.add_argument("--instruction", help="text before the dialogue, instead of the project's own")
+    group.add_argument("--answers", nargs=2, metavar=("FRAUD", "NON_FRAUD"),
+                       help="label words, instead of the JSON; needs an --instruction that asks for them")
+    group.add_argument("--max-length", type=int, help=f"tokens of a prompt (default: {Task.max_length})")
+    group.add_argument("--keep-speaker-names", action="store_true", help="to show why names are made neutral")
+
+
+def task_of(args: argparse.Namespace) -> Task | None:
+    """What these options ask; None where none is given."""
+    if args.answers and not args.instruction:
+        raise DataError("--answers needs an --instruction that asks for them")
+    given = {name: getattr(args, name) for name in ("instruction", "answers", "max_length")
+             if getattr(args, name) is not None}
+    if args.keep_speaker_names:
+        given["neutral_speakers"] = False
+    return Task(**given) if given else None
 
 
 def canonical(text: str, task: Task) -> str:

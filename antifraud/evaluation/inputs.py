@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from data.files import DataError, numbered_lines, require_input
-from data.formats import Reading
 from data.records import Skipped, parse_object, read_numbered_records
 
 from ..checkpoint import anonymous
@@ -37,7 +36,6 @@ class Inputs:
     peers: dict[str, dict[str, np.ndarray]]
     with_text: bool
     progress: bool
-    reading: Reading | None = None
 
     @property
     def records(self) -> list[dict]:
@@ -53,7 +51,7 @@ class Inputs:
 def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: bool = False,
                 threshold: float | None = None, train_path: str | None = None, eval_path: str | None = None,
                 ordinary: str | Sequence[str] = (), peers: Sequence[str] = (), with_text: bool = False,
-                progress: bool = True, reading: Reading | None = None) -> Inputs:
+                progress: bool = True) -> Inputs:
     """Reads and checks what a report is about.
 
     Args:
@@ -70,7 +68,6 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
             ``probability``, as ``--predict`` writes them, for `path`, `eval_path` and the one `ordinary` file; or as
             ``NAME=FOLDER`` that holds them under the names of these files.
         with_text: show the dialogues of the worst errors in the report; without it, it holds none.
-        reading: how `path` is read, where it is not of the project's own format.
 
     Raises:
         DataError: a value or a file is not fit for it.
@@ -83,7 +80,7 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
     for file in (path, *ordinary, *filter(None, (train_path, eval_path))):
         require_input(file)
     skipped = Skipped()
-    numbered = read_numbered_records(path, skipped, reading)
+    numbered = read_numbered_records(path, skipped)
     eval_split = read_numbered_records(eval_path, skipped) if eval_path else []
     ordinary_rows = {}
     for file in ordinary:
@@ -98,7 +95,7 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
         GENERATE_ROWS_A_BATCH if batch else 1, threshold, train_path, [record for _, record in eval_split],
         [record for _, record in sets["ordinary"][1]],
         [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
-        dict(_read_peer(peer, sets) for peer in peers), with_text, progress, reading)
+        dict(_read_peer(peer, sets) for peer in peers), with_text, progress)
 
 
 def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[int, dict]]]]

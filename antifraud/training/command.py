@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
 
 from data.files import DataError, one_line
-from data.prompt import PromptEncoder, Task
+from data.prompt import PromptEncoder, Task, add_task_options, task_of
 from data.records import Skipped, read_records
 
 from ..checkpoint import Lineage, checkpoints_in, newest_complete_checkpoint
@@ -58,7 +58,7 @@ def parser() -> Parser:
             action.type, action.choices, action.help = str, None, argparse.SUPPRESS  # refused, whatever it says
     main = made.add_argument_group("fraud fine-tuning")
     main.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
-    main.add_argument("--train", required=True, help="JSONL records to train on")
+    main.add_argument("--train", required=True, help="JSONL records to train on; other formats: docs/data.md")
     main.add_argument("--eval", required=True, help="JSONL records for eval loss, best checkpoint, early stopping")
     main.add_argument("--output", required=True, help="folder for checkpoints and the loss curve")
     main.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in OUTPUT")
@@ -72,12 +72,8 @@ def parser() -> Parser:
     main.add_argument("--lora-alpha", type=int, default=32)
     main.add_argument("--lora-dropout", type=float, default=0.2)
     main.add_argument("--early-stopping-patience", type=int, default=5, help="evaluations; 0 never stops early")
-    main.add_argument("--instruction", help="text before the dialogue, instead of the project's own")
-    main.add_argument("--answers", nargs=2, metavar=("FRAUD", "NON_FRAUD"),
-                      help="label words, instead of the JSON; needs an --instruction that asks for them")
-    main.add_argument("--max-length", type=int, default=Task.max_length, help="tokens a row; the dialogue is cut")
-    main.add_argument("--keep-speaker-names", action="store_true", help="to show why names are made neutral")
     main.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    add_task_options(made)
     return made
 
 
@@ -92,8 +88,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     for name, instead in COMMAND_ONLY.items():
         if name in given:
             raise DataError(f"{option(name)} cannot be used: {instead}")
-    if args.answers and not args.instruction:
-        raise DataError("--answers needs an --instruction that asks for them")
+    task_of(args)  # refuses one that cannot be asked
     if args.early_stopping_patience < 0:
         raise DataError(f"--early-stopping-patience must be 0 or more, not {args.early_stopping_patience}")
     if args.device == "cpu" or given.get("use_cpu"):
@@ -107,12 +102,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     require_lora(args.lora_r, args.lora_alpha, args.lora_dropout)
     require_strategies(given)
     return args, given
-
-
-def task_of(args: argparse.Namespace) -> Task:
-    """What the options ask the model."""
-    wording = {name: value for name, value in (("instruction", args.instruction), ("answers", args.answers)) if value}
-    return Task(neutral_speakers=not args.keep_speaker_names, max_length=args.max_length, **wording)
 
 
 def check_settings(build, *args, **given) -> TrainingArguments:
@@ -138,7 +127,7 @@ def check_run(args: argparse.Namespace, train_args: TrainingArguments, lora_conf
     Raises:
         DataError: one of them cannot be used.
     """
-    task, lengths = task_of(args), {}
+    task, lengths = task_of(args) or Task(), {}
     for path in (args.train, args.eval):
         labels = [record["label"] for record in read_records(path, Skipped())]
         lengths[path] = len(labels)

@@ -12,13 +12,11 @@ from antifraud.checkpoint import (
     Decision,
     checkpoints_in,
     find_checkpoint,
-    new_run,
     newest_complete_checkpoint,
     read_checkpoint,
     require_complete,
     rotate_checkpoints,
     save_calibration,
-    seal_checkpoint,
 )
 from antifraud.evaluation.scoring import score_prompts, score_single_lines
 from data.files import DataError
@@ -100,30 +98,6 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest_complete_one(run):
     assert find_checkpoint(run) == run / "checkpoint-120"
 
 
-def of_run(folder: Path, run: str) -> None:
-    path = folder / "fraud_task.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "run": run}))
-
-
-def test_of_several_runs_in_one_folder_only_the_newest_counts(run):
-    assert new_run() < new_run()
-    state = json.loads((run / "checkpoint-40" / "trainer_state.json").read_text())
-    for step, name in ((120, "a"), (20, "b"), (10, "b")):
-        folder = Path(shutil.copytree(run / "checkpoint-40", run / f"checkpoint-{step}"))
-        (folder / "trainer_state.json").write_text(json.dumps({**state, "best_global_step": min(step, 10)}))
-        of_run(folder, name)
-        seal_checkpoint(folder)
-    assert [int(folder.name.split("-")[1]) for folder in checkpoints_in(run)] == [40, 80, 120, 10, 20]
-    assert newest_complete_checkpoint(run) == (run / "checkpoint-20", [])
-    assert find_checkpoint(run) == run / "checkpoint-10"
-    shutil.rmtree(run / "checkpoint-10")
-    assert find_checkpoint(run) == run / "checkpoint-20"
-    unfinish(run / "checkpoint-20")
-    assert newest_complete_checkpoint(run)[0] is None  # an earlier run is no beginning of this one
-    assert find_checkpoint(run) == run / "checkpoint-20"
-    assert read_checkpoint(run / "checkpoint-20").run == "b" and read_checkpoint(run / "checkpoint-80").run == ""
-
-
 def as_of_acf9a58(folder: Path) -> None:
     """Rewrites a checkpoint as that commit left one: the decision among the task's fields, no arguments, no stamp."""
     saved = json.loads((folder / "fraud_task.json").read_text())
@@ -132,7 +106,8 @@ def as_of_acf9a58(folder: Path) -> None:
     task = {name: saved["task"][name] for name in ("instruction", "answers", "neutral_speakers", "max_length")}
     old = {"task": {**task, "threshold": 0.25, "temperature": 1.5, "learned_lines": True},
            **{name: saved[name] for name in ("base", "quantization", "train_data", "averaged", "adapter_sha256")},
-           "calibration": {}, "versions": {"python": "3.11.0"},
+           "calibration": {"wish": {"wanted_recall": 0.95}, "n": 9}, "run": "20261101T00",
+           "versions": {"python": "3.11.0"},
            "files": {name: sha256 for name, sha256 in saved["files"].items() if name != "training_args.bin"}}
     (folder / "fraud_task.json").write_text(json.dumps(old))
 
@@ -143,7 +118,8 @@ def test_a_checkpoint_of_an_earlier_version_is_read_calibrated_and_found(run, ba
     lineage = read_checkpoint(folder)
     assert lineage.task == Task(normaliser=0)  # its texts were asked as they were
     assert lineage.decision == Decision(threshold=0.25, temperature=1.5, line_aware=True)
-    assert (lineage.base["name"], lineage.run, lineage.checkpoint) == (Path(base).name, "", "checkpoint-80")
+    assert (lineage.base["name"], lineage.checkpoint) == (Path(base).name, "checkpoint-80")
+    assert lineage.calibration == {"target": {"wanted_recall": 0.95}, "n": 9}
     require_complete(folder)
     save_calibration(folder, Decision(threshold=0.5), {"n": 1})
     assert read_checkpoint(folder).decision == Decision(threshold=0.5)

@@ -1,12 +1,13 @@
-"""What a report is about, read before a model is: files of other formats, as asked for."""
+"""What a report is about, read before a model is; another format is refused with the command that converts it."""
 
 import json
+import shlex
 
 import pytest
 
+import data.inspection
+import trainer
 from antifraud.evaluation.inputs import read_inputs
-from data.files import DataError
-from data.formats import Reading
 from evaluate import main
 
 ALPACA = [{"instruction": "？", "input": "转账", "output": "是"},
@@ -15,31 +16,42 @@ ALPACA = [{"instruction": "？", "input": "转账", "output": "是"},
 
 @pytest.fixture
 def path(tmp_path):
-    (tmp_path / "f.json").write_text(json.dumps(ALPACA, indent=1), encoding="utf-8")
-    return str(tmp_path / "f.json")
+    folder = tmp_path / "我的 数据"
+    folder.mkdir()
+    (folder / "f.json").write_text(json.dumps(ALPACA, indent=1), encoding="utf-8")
+    return str(folder / "f.json")
 
 
-def test_data_of_another_format_is_read_as_asked_and_refused_otherwise(path):
-    inputs = read_inputs(path, reading=Reading("alpaca", label_values={"是": True, "否": False}))
+JOBS = {"report": ["--data", "{path}"], "predict": ["--predict", "{path}", "--output", "{path}.out"],
+        "calibrate": ["--data", "{path}", "--calibrate", "--checkpoint", "none", "--best-f1"]}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_another_format_is_refused_with_a_command_that_leads_to_one_that_converts_it(path, capsys, job):
+    assert main(["--model", "none", *(word.format(path=path) for word in JOBS[job])]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    inspect = shlex.split(said.partition("python -m data.prepare ")[2])
+    assert data.inspection.main(inspect) == 0
+    said = capsys.readouterr().out
+    convert = shlex.split(said.partition("to convert it: python -m data.prepare ")[2])
+    assert data.inspection.main(convert) == 0
+    inputs = read_inputs(convert[-1])
     assert [(record["input"], record["label"]) for record in inputs.records] == [("转账", True), ("爬山", False)]
-    assert [number for number, _ in inputs.numbered] == [2, 7]
-    with pytest.raises(DataError, match="--inspect"):
-        read_inputs(path)
 
 
-@pytest.mark.parametrize("job", [["--predict", "{path}", "--output", "{path}.out"],
-                                 ["--data", "{path}", "--calibrate", "--checkpoint", "none", "--best-f1"]])
-def test_only_a_report_reads_other_formats(path, job):
-    with pytest.raises(SystemExit) as ended:
-        main(["--model", "none", "--layout", "alpaca", *(word.format(path=path) for word in job)])
-    assert ended.value.code == 2
+def test_the_trainer_refuses_another_format_in_the_same_way(path, tmp_path, capsys):
+    assert trainer.main(["--model", "none", "--train", path, "--eval", path, "--output", str(tmp_path / "run")]) == 2
+    assert shlex.join(["--inspect", path]) in capsys.readouterr().err
 
 
-def test_predict_names_the_command_that_converts_another_format(path, capsys):
-    assert main(["--model", "none", "--predict", path, "--output", f"{path}.out"]) == 2
-    assert f"--inspect {path}" in capsys.readouterr().err
-
-
-def test_a_bad_option_ends_before_a_model_is_looked_for(path, capsys):
-    assert main(["--model", "none", "--data", path, "--layout", "alpaca", "--label-values", "是=true"]) == 2
-    assert capsys.readouterr().err.startswith(f"{path}:7: ")
+@pytest.mark.parametrize("options", [["--answers", "是", "否"], ["--max-length", "many"],
+                                     ["--calibrate", "--checkpoint", "none", "--best-f1", "--instruction", "？"]])
+def test_a_question_that_cannot_be_asked_ends_before_a_model_is_looked_for(tmp_path, options, capsys):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"input": "甲: 好", "label": true}\n', encoding="utf-8")
+    try:
+        code = main(["--model", "none", "--data", str(good), *options])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2 and "no such folder" not in capsys.readouterr().err
