@@ -60,12 +60,13 @@ def fine_tune(model_path: str, train_path: str, eval_path: str, *, device: str =
     train, held_out = (_examples(read_records(path, Skipped()), tokenizer) for path in (train_path, eval_path))
     dtype = compute_dtype(device)
     with tempfile.TemporaryDirectory() as scratch:
+        # Rows are not grouped by length: transformers 5.17 would order the predictions so, too.
         arguments = TrainingArguments(
             output_dir=scratch, seed=seed, num_train_epochs=epochs, learning_rate=learning_rate, warmup_steps=0.06,
             weight_decay=0.01, per_device_train_batch_size=ROWS_A_BATCH,
             per_device_eval_batch_size=SCORED_ROWS_A_BATCH, eval_strategy="epoch", save_strategy="epoch",
             save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_loss",
-            train_sampling_strategy="group_by_length", bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16,
+            bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16,
             use_cpu=device == "cpu", report_to="none", logging_steps=50)
         trainer = Trainer(model=model, args=arguments, train_dataset=train, eval_dataset=held_out,
                           data_collator=DataCollatorWithPadding(tokenizer))
