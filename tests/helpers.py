@@ -1,5 +1,8 @@
 """What several tests build: a small tokenizer and model that behave like Qwen2's, records, short runs."""
 
+import os
+import pickletools
+import zipfile
 from pathlib import Path
 
 import transformers
@@ -20,6 +23,7 @@ ARCHITECTURES = {  # name: (model class, what its configuration has of its own)
                                       "layer_types": ["sliding_attention", "full_attention"],
                                       "query_pre_attn_scalar": 16}),
 }
+ARGUMENTS = "antifraud.training.recipes.FraudTrainingArguments"
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -73,7 +77,7 @@ def save_random_base(folder: str | Path, architecture: str, tokenizer) -> str:
 
 
 def make_records(n: int, *, first_case: int = 0) -> list[dict]:
-    """`n` short dialogues, every other one a fraud, of different lengths; two pieces a case."""
+    """`n` short dialogues, every other one a fraud, of different lengths; two segments a case."""
     records = []
     for i in range(n):
         fraud = i % 2 == 0
@@ -82,6 +86,18 @@ def make_records(n: int, *, first_case: int = 0) -> list[dict]:
         records.append({"input": f"王经理: {small_talk}{demand}\n顾客{i}: 好的，第{i}单对吧。", "label": fraud,
                         "case": f"case-{first_case + i // 4}", "category": "退款" if i % 3 else "闲聊"})
     return records
+
+
+def users_environment() -> dict[str, str]:
+    """The environment without what helps tests alone to find the project's modules."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def pickled_classes(path: str | Path) -> set[str]:
+    """The names that a file of `torch.save` would import."""
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    return {argument.replace(" ", ".") for code, argument, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
 
 
 def train_briefly(base: str, train_file: str, eval_file: str, output: str | Path, *, callbacks=(),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
@@ -21,7 +21,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from antifraud.compiling import compile_layers
 from antifraud.evaluation.scoring import last_hidden_states, score_prompts
-from antifraud.logits import ATTENTION, common_prefix, hidden_states_at, logits_only_at, model_inputs, shares_prefix
+from antifraud.logits import (
+    ATTENTION,
+    common_prefix,
+    hidden_states_at,
+    label_logits_at,
+    logits_only_at,
+    model_inputs,
+    shares_prefix,
+)
 from antifraud.model import load_base
 from antifraud.training.batches import RowsAfterPrefix, prefix_of
 from antifraud.training.loss import label_position_loss
@@ -179,3 +187,46 @@ def test_scores_and_hidden_states_do_not_depend_on_what_else_is_scored(base):
     logits = torch.tensor(states) @ model.get_output_embeddings().weight.float().T
     probability = logits[:, encoder.label_ids].softmax(-1)[:, 0]
     torch.testing.assert_close(probability, torch.tensor(scores).float(), rtol=1e-3, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- label logits
+
+
+@pytest.fixture
+def in_16_bit(base):
+    """(model, input ids, positions): a base in bf16, unquantised, and the last token of two rows."""
+    model = load_base(base, "cpu", quantization="none")[0].to(torch.bfloat16)
+    return model, torch.randint(100, (2, 6), generator=torch.Generator().manual_seed(0)), torch.tensor([5, 11])
+
+
+def test_label_logits_are_those_of_the_words_asked_for_without_16_bit_rounding(in_16_bit):
+    model, input_ids, positions = in_16_bit
+    with torch.no_grad():
+        all_logits = model(input_ids=input_ids).logits[:, -1]
+        hidden = model.model(input_ids=input_ids).last_hidden_state[:, -1]
+        with label_logits_at(model, positions, (7, 3)), torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(input_ids=input_ids).logits
+    head = model.get_output_embeddings()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, hidden.float() @ head.weight[[7, 3]].float().T)
+    assert all_logits.dtype == torch.bfloat16 and not torch.equal(found, all_logits[:, [7, 3]].float())
+    assert model(input_ids=input_ids).logits.shape == (2, 6, head.out_features)  # the head is its own again
+
+
+def test_label_logits_of_a_head_with_an_adapter_pass_through_it(in_16_bit):
+    model, input_ids, positions = in_16_bit
+    model = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False)).eval()
+    with torch.no_grad():
+        all_logits = model(input_ids=input_ids).logits[:, -1]
+        with label_logits_at(model, positions, (7, 3)):
+            found = model(input_ids=input_ids).logits
+    torch.testing.assert_close(found, all_logits[:, [7, 3]])
+
+
+def test_a_head_that_somebody_else_changed_is_left_as_he_changed_it(in_16_bit):
+    model, input_ids, positions = in_16_bit
+    head = model.get_output_embeddings()
+    head.forward = theirs = lambda hidden: torch.zeros(1)
+    with label_logits_at(model, positions, (7, 3)):
+        assert model(input_ids=input_ids).logits.shape == (2, 2)
+    assert head.forward is theirs

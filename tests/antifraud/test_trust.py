@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_records
+from helpers import make_records, users_environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +81,7 @@ def test_the_traps_of_these_tests_go_off(mark, traps, tmp_path):
 # Python reports every file it opens and every name it unpickles to an audit hook; a hook stays, hence the process.
 WATCHED = """
 import sys
+sys.path.insert(0, sys.argv.pop(1))
 import evaluate
 seen = []
 sys.addaudithook(lambda event, args: event in ("open", "pickle.find_class") and seen.append((event, str(args[0]))))
@@ -95,10 +96,10 @@ def test_an_evaluation_opens_json_and_safetensors_and_unpickles_nothing(base_cop
     traps(checkpoint)
     traps(base_copy)
     write_records(tmp_path / "in.jsonl", make_records(4))
-    done = subprocess.run([sys.executable, "-c", WATCHED, str(tmp_path / "seen"), "--model", str(base_copy),
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(ROOT), str(tmp_path / "seen"), "--model", str(base_copy),
                            "--checkpoint", str(checkpoint), "--device", "cpu", "--predict",
                            str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")],
-                          capture_output=True, text=True, cwd=ROOT)
+                          capture_output=True, text=True, cwd=tmp_path, env=users_environment())
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.jsonl").read_text().count('"probability"') == 4
     seen = [line.split(" ", 1) for line in (tmp_path / "seen").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""The article's notebook runs on these helpers with only its paths changed, in a fresh kernel, cell after cell."""
+"""The article's notebook runs on these helpers with only its paths changed, in a fresh kernel in another folder."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from helpers import ARGUMENTS, pickled_classes
 
 ROOT = Path(__file__).parents[2]
 
 # What the article does, in its order. Only sizes (steps, batches) are our own: the machine has no GPU.
 CELLS = {
-    "run trainer": "%run trainer.py",
+    "run trainer": "%run {trainer}",
     "paths": """
 traindata_path = {train!r}
 evaldata_path = {eval!r}
@@ -54,7 +55,7 @@ trainer = build_trainer(model, tokenizer, train_args, lora_config, train_dataset
 trainer.model.print_trainable_parameters()
 """,
     "train": "trainer.train()",
-    "run evaluate": "%run evaluate.py",
+    "run evaluate": "%run {evaluate}",
     "checkpoint": "checkpoint_path = trainer.state.best_model_checkpoint",
     "evaluate": "report = evaluate(model_path, checkpoint_path, evaldata_path, device, batch=True, debug=True)",
     "evaluate with model": """
@@ -68,18 +69,24 @@ print(type(model.model.layers[0].mlp.up_proj.base_layer).__name__, type(optimize
       trainer.state.global_step, trainer.model.peft_config["default"].r,
       report["provenance"]["checkpoint"]["name"] in checkpoint_path)
 """,
+    "ours: probabilities": "print(predict(trainer.model, tokenizer, ['王经理: 请把短信里的号码念给我。'])[0] > 0.5)",
 }
 
 
 @pytest.fixture(scope="module")
-def outputs(base, train_file, eval_file, tmp_path_factory) -> dict[str, dict[str, str]]:
+def outputs(base, train_file, eval_file, tmp_path_factory) -> dict:
     """Cell -> what it printed (``stdout``, ``stderr``); a cell that raises fails here."""
-    paths = {"train": train_file, "eval": eval_file, "base": base, "output": str(tmp_path_factory.mktemp("article"))}
-    sources = [source.strip().format(**paths) if name == "paths" else source.strip() for name, source in CELLS.items()]
+    elsewhere = tmp_path_factory.mktemp("article")
+    paths = {"train": train_file, "eval": eval_file, "base": base, "output": str(elsewhere / "run"),
+             "trainer": ROOT / "trainer.py", "evaluate": ROOT / "evaluate.py"}
+    sources = [source.strip().format(**paths) if name == "paths" or name.startswith("run ") else source.strip()
+               for name, source in CELLS.items()]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3",
-                            resources={"metadata": {"path": str(ROOT)}}).execute()
-    printed = {}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("PYTHONPATH", raising=False)  # `%run` finds the library by itself
+        nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3",
+                                resources={"metadata": {"path": str(elsewhere)}}).execute()
+    printed = {"classes": pickled_classes(elsewhere / "run" / "checkpoint-32" / "training_args.bin")}
     for name, cell in zip(CELLS, notebook.cells, strict=True):
         streams = [output for output in cell.outputs if output.output_type == "stream"]
         printed[name] = {kind: "".join(stream.text for stream in streams if stream.name == kind)
@@ -97,6 +104,11 @@ def test_the_notebooks_own_model_is_trained_with_the_fields_assigned(outputs):
     # r 8 times inputs plus outputs of q, k, v, o, gate, up, down, in two layers
     parameters = 8 * (128 + 96 + 96 + 128 + 192 + 192 + 192) * 2
     assert outputs["build"]["stdout"].startswith(f"trainable params: {parameters:,} ")
+
+
+def test_what_a_kernel_pickles_is_of_the_library_and_it_predicts(outputs):
+    assert ARGUMENTS in outputs["classes"] and not [name for name in outputs["classes"] if "__main__" in name]
+    assert outputs["ours: probabilities"]["stdout"] == "True\n"
 
 
 def test_cuda_without_a_gpu_falls_back_to_the_cpu_with_a_notice(outputs):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_records, train_briefly
+from helpers import ARGUMENTS, make_records, pickled_classes, train_briefly, users_environment
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, TrainerCallback
@@ -239,6 +239,7 @@ def test_resuming_after_an_interruption_gives_the_uninterrupted_run_bit_by_bit(b
     train_briefly(base, train_file, eval_file, tmp_path / "cut", max_steps=8, resume=str(folder))
     whole, resumed = (load_file(tmp_path / name / "checkpoint-8" / "adapter_model.safetensors")
                       for name in ("whole", "cut"))
+    assert ARGUMENTS in pickled_classes(tmp_path / "whole" / "checkpoint-8" / "training_args.bin")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -268,10 +269,6 @@ def test_training_stops_early_when_the_eval_loss_no_longer_falls(base, train_fil
 # ------------------------------------------------------------------------------------- the command line
 
 
-def command(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "trainer.py"), *args], capture_output=True, text=True)
-
-
 @pytest.fixture
 def in_process(capsys):
     """Runs the command line in this process: (exit code, standard error's last line)."""
@@ -287,7 +284,8 @@ def test_the_command_trains_saves_and_resumes(base, train_file, eval_file, tmp_p
     args = ["--model", base, "--train", train_file, "--eval", eval_file, "--output", str(output), "--device", "cpu",
             "--max-steps", "2", "--eval-steps", "1", "--save-steps", "1", "--learning-rate", "2e-4",
             "--per-device-train-batch-size", "4"]
-    done = command(*args)
+    done = subprocess.run([sys.executable, str(ROOT / "trainer.py"), *args], capture_output=True, text=True,
+                          cwd=tmp_path, env=users_environment())
     assert done.returncode == 0, done.stderr
     assert f"best checkpoint: {output}/checkpoint-" in done.stdout
     assert (output / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -295,6 +293,8 @@ def test_the_command_trains_saves_and_resumes(base, train_file, eval_file, tmp_p
     assert {"adapter_model.safetensors", "adapter_config.json", "fraud_task.json", "trainer_state.json"} <= written
     saved = json.loads((output / "checkpoint-2" / "fraud_task.json").read_text())
     assert saved["quantization"] == {"type": "nf4", "double": False} and saved["train_data"]["rows"] == 48
+    classes = pickled_classes(output / "checkpoint-2" / "training_args.bin")
+    assert ARGUMENTS in classes and not [name for name in classes if "__main__" in name]
     state = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["train_batch_size"] == 4 and state["max_steps"] == 2
 

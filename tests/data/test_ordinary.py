@@ -1,0 +1,110 @@
+"""Ordinary talk: which of it goes to train, to the threshold and to the judge, and what is refused."""
+
+import json
+import random
+
+import pytest
+from corpora import dialogue, read_splits, write_corpus
+
+from data.files import DataError
+from data.ordinary import OrdinarySettings
+from data.prepare import Settings, main, prepare
+from data.records import read_records, write_dialogues
+
+
+def write_talk(path, n, *, seed):
+    """Ordinary dialogues of two lines of twelve characters, none resembling another."""
+    rng = random.Random(seed)
+    write_dialogues(path, [dialogue(*((who, "".join(chr(rng.randrange(0x4E00, 0x9FA5)) for _ in range(12)), False)
+                                      for who in "甲乙"), case=f"{path.stem}/{i}", category=path.stem)
+                           for i in range(n)])
+    return path
+
+
+def read_ordinary_files(folder):
+    return {path.stem: read_records(path) for path in sorted(folder.glob("ordinary*.jsonl"))}
+
+
+def test_ordinary_dialogues_go_to_train_to_the_threshold_and_to_the_judge(tmp_path):
+    write_corpus(tmp_path)
+    chat = write_talk(tmp_path / "a" / "聊天.csv", 20, seed=20)
+    write_talk(tmp_path / "b" / "客服.csv", 5, seed=5)
+    options = ["--lengths", "13", "100", "--ordinary-share", "1"]
+    assert main(["--source", str(tmp_path), "--output", str(tmp_path / "out"), "--ordinary", str(chat),
+                 "--ordinary-judge", str(tmp_path / "b"), *options]) == 0
+    # A dialogue gives three segments: of 20, 14 go to train, 2 to the threshold, 4 to the judge; of the other 5 all.
+    files = read_ordinary_files(tmp_path / "out")
+    assert {name: len(records) for name, records in files.items()} == {
+        "ordinary": 27, "ordinary_calls": 9, "ordinary_eval": 6, "ordinary_eval_calls": 2}
+    train = read_records(tmp_path / "out" / "train.jsonl")
+    talk = [r for r in train if "source" in r]
+    assert len({r["case"] for r in talk}) == 14 and len(talk) == 32  # all negatives: 32 of 42 segments
+    cases = [{r["case"] for r in records} for records in (talk, files["ordinary"], files["ordinary_eval"])]
+    assert sum(map(len, cases)) == 25 == len(set.union(*cases))
+    assert {(r["source"], r["category"]) for r in files["ordinary"]} == {("聊天", "聊天"), ("b", "客服")}
+    assert {(r["label"], tuple(r["line_labels"])) for r in files["ordinary_calls"]} == {(False, (False, False))}
+    assert not any("source" in r for name in ("eval", "test") for r in read_records(tmp_path / "out" / f"{name}.jsonl"))
+    report = json.loads((tmp_path / "out" / "leakage.json").read_text(encoding="utf-8"))
+    assert report["balance"]["ordinary"] == {"found": 42, "kept": 32}
+    assert report["leakage"]["ordinary against train"]["shared_cases"] == 0
+    assert report["settings"]["ordinary"]["sources"] == ["聊天.csv"]
+
+
+def test_files_of_an_earlier_run_with_ordinary_talk_do_not_stay(tmp_path):
+    write_corpus(tmp_path)
+    chat = write_talk(tmp_path / "a" / "聊天.csv", 10, seed=1)
+    prepare(tmp_path, tmp_path / "out", Settings(ordinary=OrdinarySettings([chat])))
+    assert len(read_ordinary_files(tmp_path / "out")) == 4
+    prepare(tmp_path, tmp_path / "out")
+    assert read_ordinary_files(tmp_path / "out") == {}
+
+
+def test_train_gives_way_to_ordinary_talk_that_is_judged(tmp_path):
+    write_corpus(tmp_path)
+    judge = write_talk(tmp_path / "b" / "客服.csv", 5, seed=5)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "聊天.csv").write_text(judge.read_text(encoding="utf-8"), encoding="utf-8")
+    report = prepare(tmp_path, tmp_path / "out", Settings(ordinary=OrdinarySettings([tmp_path / "a"], [judge], 0, 0)))
+    assert report["balance"]["ordinary"]["found"] == 0 and report["splits"]["train"]["removed_as_repeats"] == 5
+
+
+def test_more_dialogues_may_be_for_train_alone(tmp_path):
+    write_corpus(tmp_path)
+    prepare(tmp_path, tmp_path / "plain")
+    more = [dialogue(("客服", chr(0x5000 + i) * 20, True), case=f"中奖/{i}", category="中奖") for i in range(4)]
+    write_dialogues(tmp_path / "more" / "中奖.csv", more)
+    report = prepare(tmp_path, tmp_path / "out", Settings(train_only=[tmp_path / "more"], negatives_per_positive=None))
+    splits, plain = read_splits(tmp_path / "out"), read_splits(tmp_path / "plain")
+    assert splits["eval"] == plain["eval"] and splits["test"] == plain["test"]
+    assert sum(r["category"] == "中奖" for r in splits["train"]) == 4 and report["settings"]["train_only"] == ["more"]
+
+
+def test_a_fraud_in_ordinary_talk_is_refused_with_its_place(tmp_path, capsys):
+    write_corpus(tmp_path)
+    (tmp_path / "a").mkdir()
+    content = "case,speaker,content,is_fraud\n7,甲,您好,False\n7,乙,转钱,True\n"
+    (tmp_path / "a" / "聊天.csv").write_text(content, encoding="utf-8")
+    for option in ("--ordinary", "--ordinary-judge"):
+        assert main(["--source", str(tmp_path), "--output", str(tmp_path / "out"), option, str(tmp_path / "a")]) == 2
+        err = capsys.readouterr().err
+        assert f"{tmp_path}/a: case '聊天/7', line 2" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ordinary_talk_that_is_given_twice_or_is_in_the_corpus_is_refused(tmp_path):
+    write_corpus(tmp_path)
+    chat = write_talk(tmp_path / "a" / "聊天.csv", 5, seed=1)
+    for ordinary in (OrdinarySettings([chat], [chat]), OrdinarySettings([tmp_path / "会议.csv"])):
+        with pytest.raises(DataError, match="rename one of the files"):
+            prepare(tmp_path, tmp_path / "out", Settings(ordinary=ordinary))
+
+
+def test_balancing_that_throws_much_away_and_few_dialogues_are_warned_of(tmp_path):
+    write_corpus(tmp_path, fraud=4, harmless=60)
+    report = prepare(tmp_path, tmp_path / "out")
+    assert any("--negatives-per-positive" in warning for warning in report["warnings"])
+    assert sum("fraud dialogues" in warning for warning in report["warnings"]) == 4  # of each label, in eval and test
+    for everything in ("0", "all"):
+        main(["--source", str(tmp_path), "--output", str(tmp_path / "all"), "--negatives-per-positive", everything])
+        balance = json.loads((tmp_path / "all" / "leakage.json").read_text(encoding="utf-8"))["balance"]
+        assert all(counts["found"] == counts["kept"] for counts in (balance["fraud"], balance["non_fraud"]))
