@@ -420,7 +420,7 @@ def keeping(counted: dict[str, int], but):
 def test_selective_recomputation_keeps_what_dropout_drew_and_gives_the_same_gradients(monkeypatch):
     # The partition of forward and backward is the same as the usual backend's, which takes a minute to write kernels.
     monkeypatch.setattr(GradientCheckpointingLayer, "compile", lambda layer, dynamic: torch.nn.Module.compile(
-        layer, backend="aot_eager_decomp_partition", dynamic=dynamic))
+        layer, backend="aot_eager_decomp_partition", dynamic=False))
     model = AutoModelForCausalLM.from_config(Qwen2Config(
         vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.3, pad_token_id=0), dtype=torch.float32)
