@@ -78,7 +78,7 @@ def dialogues_and_requests(n: int, *, seed: int) -> list[tuple[Dialogue, list[st
     made = []
     for i in range(n):
         topic, fraud = topics[i // 2 % len(topics)], i % 2 == 0
-        category = topic["scam" if fraud else "honest"]
+        category = topic["scam" if fraud else "non_fraud"]
         numbers[category] += 1
         lines, requests = _Writer(rng, topic, fraud).dialogue()
         made.append((Dialogue(f"{category}/{numbers[category]}", category, lines), requests))
@@ -268,7 +268,7 @@ def sets_of_kinds(per_kind: int = 40, *, seed: int = 0) -> dict[str, list[Dialog
 
     They are others than those of `sample_dialogues` with the same seed.
     """
-    topics = {topic[name]: (topic, name == "scam") for topic in phrases()["topics"] for name in ("scam", "honest")}
+    topics = {topic[name]: (topic, name == "scam") for topic in phrases()["topics"] for name in ("scam", "non_fraud")}
     topics |= {kind["name"]: (kind, False) for kind in ordinary()["kinds"]}
     sets = {}
     for use, kinds in ordinary()["use"].items():

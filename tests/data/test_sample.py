@@ -33,8 +33,8 @@ def text(dialogue) -> str:
 def test_kinds_and_classes_are_balanced(dialogues):
     kinds = collections.Counter(dialogue.category for dialogue in dialogues)
     scams = {dialogue.category for dialogue in dialogues if is_fraud(dialogue)}
-    honest = {dialogue.category for dialogue in dialogues if not is_fraud(dialogue)}
-    assert len(scams) >= 12 and len(honest) >= 12 and not scams & honest
+    others = {dialogue.category for dialogue in dialogues if not is_fraud(dialogue)}
+    assert len(scams) >= 12 and len(others) >= 12 and not scams & others
     assert max(kinds.values()) - min(kinds.values()) <= 1
     assert sum(map(is_fraud, dialogues)) == 1200
     assert len({dialogue.case for dialogue in dialogues}) == 2400
@@ -94,9 +94,9 @@ def share(dialogues, holds, label: bool) -> float:
 
 @pytest.mark.parametrize("cue", CUES)
 def test_cue_words_stand_in_both_classes(dialogues, cue):
-    fraud, honest = (share(dialogues, lambda dialogue: cue in text(dialogue), label) for label in (True, False))
-    assert min(fraud, honest) > 0.02
-    assert max(fraud, honest) < 4 * min(fraud, honest)
+    fraud, others = (share(dialogues, lambda dialogue: cue in text(dialogue), label) for label in (True, False))
+    assert min(fraud, others) > 0.02
+    assert max(fraud, others) < 4 * min(fraud, others)
 
 
 def test_every_step_of_every_topic_is_spoken_of_in_both_classes():
@@ -105,8 +105,8 @@ def test_every_step_of_every_topic_is_spoken_of_in_both_classes():
         known[is_fraud(dialogue)] += text(dialogue)
     for topic in sample.phrases()["topics"]:
         for step in (*topic["danger"], *topic["safe"]):
-            piece = max(sample.re.split(r"\{\w+\}", step), key=len)
-            assert piece in known[True] and piece in known[False], piece
+            words = max(sample.re.split(r"\{\w+\}", step), key=len)
+            assert words in known[True] and words in known[False], words
 
 
 def test_names_do_not_give_the_label_away(dialogues):
@@ -130,7 +130,7 @@ def test_sets_share_no_kind_and_only_scams_have_frauds():
     sets = sets_of_kinds(3)
     kinds = {use: {dialogue.category for dialogue in dialogues} for use, dialogues in sets.items()}
     topics = sample.phrases()["topics"]
-    known = {name for topic in topics for name in (topic["scam"], topic["honest"])}
+    known = {name for topic in topics for name in (topic["scam"], topic["non_fraud"])}
     assert sum(map(len, kinds.values())) == len(set.union(*kinds.values()))
     assert set.union(*kinds.values()) == known | {kind["name"] for kind in sample.ordinary()["kinds"]}
     for use, dialogues in sets.items():
