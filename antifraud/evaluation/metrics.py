@@ -121,9 +121,9 @@ def interval_text(interval: Sequence[float] | None) -> str:
 
 def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score: Sequence[float] | None = None,
                          groups: Sequence[Hashable] | None = None) -> dict[str, list[float] | None]:
-    """95 % intervals of every rate, resampling `groups` (the dialogues that pieces come from) as a whole.
+    """95 % intervals of every rate, resampling `groups` (the dialogues that segments come from) as a whole.
 
-    Pieces of one dialogue stand or fall together, so resampling single rows would understate the uncertainty.
+    Segments of one dialogue stand or fall together, so resampling single rows would understate the uncertainty.
     Where a proportion is 0 or 1 every resample agrees and the bootstrap knows no uncertainty: there, Wilson's
     interval over the number of dialogues (or rows) stands in.
     """

@@ -1,4 +1,4 @@
-"""The label audit: wrong labels among plain ones are found, and a dialogue is never judged by its own pieces."""
+"""The label audit: wrong labels among plain ones are found, and a dialogue is never judged by its own segments."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from antifraud.evaluation.labels import audit_labels, dialogue_groups, out_of_fo
 
 
 def corpus(n: int = 120) -> list[dict]:
-    """Dialogues that one word decides; two pieces a case."""
+    """Dialogues that one word decides; two segments a case."""
     said = {True: "请把钱转到安全账户", False: "明天下午照常开会"}
     return [{"input": f"甲: 第{i}次，{said[i % 4 < 2]}。\n乙: 好的，我知道了。", "label": i % 4 < 2,
              "case": f"case-{i // 2}"} for i in range(n)]

@@ -1,4 +1,4 @@
-"""Which line is the fraud: learned, scored, judged and shown."""
+"""Line-aware inference: which line is the fraud, scored, judged and shown."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def files(tmp_path_factory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def learned(base, files, tmp_path_factory):
-    """A checkpoint that learned of lines, as it is loaded, with its tokenizer."""
+    """A checkpoint with the auxiliary line loss, as it is loaded, with its tokenizer."""
     run = tmp_path_factory.mktemp("run")
     train_briefly(base, *files, run, max_steps=60, eval_steps=60, save_steps=60, line_loss_weight=1.0)
     task = json.loads((run / "checkpoint-60" / "fraud_task.json").read_text())["decision"]
@@ -79,7 +79,7 @@ def test_log_odds_that_are_not_finite_are_no_score():
         assert np.isnan(score_of_log_odds(odds))
 
 
-def test_a_growing_dialogue_heeds_its_lines_as_the_whole_does(learned):
+def test_line_aware_scores_of_a_growing_dialogue_are_those_of_the_whole(learned):
     model, tokenizer = learned
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     lines = [*DIALOGUES[0].split("\n"), "", "顾客: 好的，第3单对吧。", "王经理: 再见\n", "甲: 好"]
@@ -102,7 +102,7 @@ def test_lines_that_are_not_read_have_no_score(learned):
     assert len(score_single_lines(model, cut, cut.prompts(DIALOGUES[:1]))[0]) < 3
 
 
-def test_the_report_judges_lines_where_they_were_learned_and_are_labelled(learned, files, base, run_folder):
+def test_lines_are_judged_where_the_model_is_line_aware_and_they_are_labelled(learned, files, base, run_folder):
     train, test = files
     lines = evaluate_with_model(*learned, test, "cpu", full=True, progress=False)["lines"]
     assert lines["n"] == 40 == sum(lines[count] for count in ("tn", "fp", "fn", "tp"))
@@ -135,7 +135,7 @@ def test_nothing_to_find_is_no_figure():
     assert found["most_suspicious_line_is_fraud"] is found["recall"] is found["average_precision"] is None
 
 
-def test_the_page_marks_lines_where_the_model_learned_of_them(learned, base, run_folder):
+def test_the_page_marks_lines_of_a_line_aware_model(learned, base, run_folder):
     dialogue = DIALOGUES[0].replace("\n", "\n\n", 1)
     shown = score_lines(*learned, dialogue)
     encoder = PromptEncoder(learned[1], learned[0].lineage.task)
