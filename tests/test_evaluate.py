@@ -62,8 +62,8 @@ def test_a_score_is_the_softmax_over_the_two_words_that_may_follow(loaded, encod
     for prompt, score in zip(prompts, scores):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + encoder.answer_prefix])).logits[0, -1].double()
-        fraud, honest = (logits[id].exp().item() for id in encoder.label_ids)
-        assert score == pytest.approx(fraud / (fraud + honest), abs=1e-5)
+        fraud, other = (logits[id].exp().item() for id in encoder.label_ids)
+        assert score == pytest.approx(fraud / (fraud + other), abs=1e-5)
     assert scores.min() < 0.1 and scores.max() > 0.9  # the run has learnt its two sentences
 
 

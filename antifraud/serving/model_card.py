@@ -130,7 +130,7 @@ def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:
     names = ("Speaker names are replaced by A, B, C, ... in order of appearance before the model sees them."
              if task.neutral_speakers else "Speaker names are left as they are.")
     lines = ("It is averaged, in log-odds, with the highest softmax over the same two tokens where a line of the "
-             "dialogue ends: the model learned of lines, too, whether they are part of a fraud. "
+             "dialogue ends: the model was trained with an auxiliary line loss. "
              if lineage.decision.line_aware else "")
     exact = f"{decode(prompt.head)}DIALOGUE{decode(prompt.tail)}"
     return ("## Prompt\n\nExactly as used, line ends included; `DIALOGUE` stands for one line `name: words` a turn."
@@ -166,20 +166,20 @@ def _baselines(report: dict) -> str:
 
 
 def _rare_fraud(report: dict) -> str:
-    frauds, honest = report["tp"] + report["fn"], report["fp"] + report["tn"]
-    if not frauds or not honest:
+    frauds, others = report["tp"] + report["fn"], report["fp"] + report["tn"]
+    if not frauds or not others:
         return "### Where fraud is rare\n\nThe report holds only one of the two classes: no precision can be computed."
-    recall, rate = report["tp"] / frauds, report["fp"] / honest
-    upper = binomtest(report["fp"], honest).proportion_ci(0.95, method="wilson").high
+    recall, rate = report["tp"] / frauds, report["fp"] / others
+    upper = binomtest(report["fp"], others).proportion_ci(0.95, method="wilson").high
     rows = [(f"{prevalence:.1%}", figure_text(precision_at(prevalence, recall, rate)),
              figure_text(precision_at(prevalence, recall, upper))) for prevalence in PREVALENCES]
-    share = frauds / (frauds + honest)
+    share = frauds / (frauds + others)
     return (f"### Where fraud is rare\n\nOf the rows above {share:.0%} are fraud; in real life few dialogues are. "
             "Where a share *p* is, the share of alarms that are right is "
             "*recall p / (recall p + fpr (1 - p))*, with the report's recall "
-            f"{report['tp']}/{frauds} and its false-positive rate fpr {report['fp']}/{honest}. {honest} honest rows "
+            f"{report['tp']}/{frauds} and its false-positive rate fpr {report['fp']}/{others}. {others} non-fraud rows "
             "leave that rate uncertain: the last column takes the upper end of its 95 % interval (Wilson; "
-            f"{upper:.4f}), which is still too kind where several rows are pieces of one dialogue.\n\n"
+            f"{upper:.4f}), which is still too kind where several rows are segments of one dialogue.\n\n"
             + _table(("share of fraud", "precision", "precision at the upper end"), rows))
 
 

@@ -121,8 +121,8 @@ def test_a_saved_checkpoint_scores_as_the_plain_forward_of_the_tuned_model_does(
     for prompt, score in zip(prompts, scores):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + encoder.answer_prefix])).logits[0, -1].double()
-        fraud, honest = (logits[id].exp().item() for id in encoder.label_ids)
-        assert score == pytest.approx(fraud / (fraud + honest), abs=1e-5)
+        fraud, other = (logits[id].exp().item() for id in encoder.label_ids)
+        assert score == pytest.approx(fraud / (fraud + other), abs=1e-5)
     np.testing.assert_allclose(score_prompts(trainer.model, encoder, prompts), scores, atol=1e-5)
     assert len(set(scores.round(6))) > 1  # they do depend on the dialogue
 

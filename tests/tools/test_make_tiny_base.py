@@ -42,9 +42,9 @@ def test_projections_are_whole_nf4_blocks(model):
 
 def test_the_two_answers_differ_in_one_token(tokenizer):
     encoder = PromptEncoder(tokenizer, Task())
-    fraud, honest = encoder.completions[True], encoder.completions[False]
-    assert len(fraud) == len(honest)
-    assert sum(a != b for a, b in zip(fraud, honest, strict=True)) == 1
+    fraud, other = encoder.completions[True], encoder.completions[False]
+    assert len(fraud) == len(other)
+    assert sum(a != b for a, b in zip(fraud, other, strict=True)) == 1
     assert tokenizer.decode(encoder.label_ids[0]) == " true" and tokenizer.decode(encoder.label_ids[1]) == " false"
 
 
