@@ -23,20 +23,12 @@ from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, save_
 from ..model import load_tuned
 from ..provenance import describe_data
 from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
+from .scoring import calibrated, score_prompts
 
 BINS = 10
 PREVALENCES = (0.01, 0.001)
 SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
 TEMPERATURES = (0.05, 20.0)
-
-
-def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities from what `scoring.score_prompts` returns: the one place where the temperature is applied.
-
-    Log-odds are divided by it (Guo et al., On Calibration of Modern Neural Networks, 2017): the order of the scores
-    stays, 0.5 stays 0.5, and a temperature of 1 changes nothing, not even the last digit.
-    """
-    return scores if temperature == 1.0 else expit(logit(scores) / temperature)
 
 
 def fit_temperature(y_true: Sequence[bool], scores: np.ndarray) -> float:
@@ -213,7 +205,6 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     Raises:
         DataError: the checkpoint or the data is not fit for it, or the target cannot be met.
     """
-    from .scoring import score_prompts  # which takes `calibrated` from here
 
     skipped = Skipped()
     records = read_records(data_path, skipped)

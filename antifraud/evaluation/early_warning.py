@@ -30,9 +30,8 @@ from data.split import is_fraud
 from ..checkpoint import lineage_of, provenance_of
 from ..model import default_device, load_tuned
 from ..provenance import file_sha256
-from .calibration import calibrated
 from .metrics import confidence_intervals
-from .scoring import score_prompts, windows_of
+from .scoring import calibrated, score_prompts, windows_of
 
 FALSE_ALARMS = (1.0, 5.0)  # per hundred non-fraud calls
 CALL_CHARACTERS = 500  # about a scam's length; a meeting of 15,000 is as many calls as it gives segments

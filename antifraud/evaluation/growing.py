@@ -14,8 +14,7 @@ from data.prompt import PromptEncoder
 
 from ..checkpoint import lineage_of
 from ..logits import label_logits_at
-from .calibration import calibrated
-from .scoring import inference, score_of_log_odds, windows_of
+from .scoring import calibrated, inference, score_of_log_odds, windows_of
 
 
 class GrowingDialogue:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from peft.helpers import disable_input_dtype_casting
-from scipy.special import expit
+from scipy.special import expit, logit
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
@@ -20,7 +20,6 @@ from data.windows import Window
 from ..checkpoint import lineage_of
 from ..logits import PADDING_MULTIPLE, common_prefix, hidden_states_at, label_logits_at, model_inputs, pad_right
 from ..model import compute_dtype, compute_in_eval_as_in_training
-from .calibration import calibrated
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 4096}  # padded tokens; enough to fill the device, little enough to fit
 GENERATE_ROWS_A_BATCH = 8  # the article's
@@ -162,6 +161,15 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
         FloatingPointError: a score is not finite.
     """
     return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])
+
+
+def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities from what `score_prompts` returns: the one place where the temperature is applied.
+
+    Log-odds are divided by it (Guo et al., On Calibration of Modern Neural Networks, 2017): the order of the scores
+    stays, 0.5 stays 0.5, and a temperature of 1 changes nothing, not even the last digit.
+    """
+    return scores if temperature == 1.0 else expit(logit(scores) / temperature)
 
 
 def score_of_log_odds(odds: Sequence[float]) -> float:

@@ -32,8 +32,7 @@ from data.stamp import locked, require_same, write_stamp
 from data.windows import Window
 
 from ..checkpoint import Lineage, lineage_of
-from ..evaluation.calibration import calibrated
-from ..evaluation.scoring import score_prompts
+from ..evaluation.scoring import calibrated, score_prompts
 from ..provenance import file_sha256, versions
 from .chunks import Chunk, parse_row, read_chunks
 from .processes import Processes

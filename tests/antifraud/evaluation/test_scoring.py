@@ -7,10 +7,10 @@ import pytest
 
 from antifraud.checkpoint import Decision
 from antifraud.evaluation import scoring
-from antifraud.evaluation.calibration import calibrated
 from antifraud.evaluation.scoring import (
     Reading,
     Row,
+    calibrated,
     predict,
     predict_details,
     predict_readings,
