@@ -38,6 +38,7 @@ from antifraud.training.examples import origin_of, read_examples, require_learna
 from antifraud.training.loop import EarlyStopping, LabelPositionTrainer
 from antifraud.training.recipes import (
     CHECKPOINTING,
+    SHARDED_STORAGE,
     FraudTrainingArguments,
     choose_recipe,
     shardable,
@@ -72,7 +73,7 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=double_quantization,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype if sharded() else None,  # FSDP shards tensors of one dtype
+        bnb_4bit_quant_storage=SHARDED_STORAGE if sharded() else None,
     )
     return load_base(model_path, device, quantization=config, dequantize=dequantize,
                      trust_remote_code=trust_remote_code)
@@ -97,11 +98,11 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
 
     Args:
         recipe: how to compute it; the steps are the same. ``plain``: checkpointed activations and the paged
-            optimiser, for every GPU and several of them. ``fast``: each micro-batch a CUDA graph, fused optimiser; a
-            single GPU with bf16. ``small``: the same with short micro-batches, selective recomputation and the paged
-            optimiser. ``auto``: ``fast`` with micro-batches as large as the free memory allows, and selective
-            recomputation where that is not enough for the largest, or ``small`` where it is little, or ``plain`` where
-            there are several GPUs or no bf16. A line on standard error says what was chosen.
+            optimiser, for every GPU. ``fast``: each micro-batch a CUDA graph, fused optimiser; a GPU with bf16, or
+            several with a copy of the model each. ``small``: the same with short micro-batches, selective recomputation
+            and the paged optimiser. ``auto``: ``fast`` with micro-batches as large as the free memory allows, and
+            selective recomputation where that is not enough for the largest, or ``small`` where it is little, or
+            ``plain`` where the model is sharded or there is no bf16. A line on standard error says what was chosen.
     """
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")

@@ -115,7 +115,9 @@ def seal_checkpoint(folder: str | Path) -> None:
     for path in files:
         with open(path, "rb") as file:
             os.fsync(file.fileno())  # a list that reaches the disk before its files proves nothing
-    saved["files"] = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    known = {ADAPTER_FILE: saved["adapter_sha256"]}
+    names = [path.relative_to(folder).as_posix() for path in files]
+    saved["files"] = {name: known.get(name) or file_sha256(folder / name) for name in names}
     write_json(folder / TASK_FILE, saved)
 
 

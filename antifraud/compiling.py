@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import torch._functorch.config as partitioning
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -12,10 +13,22 @@ NOT_COMPILED = "layers not compiled for want of a C compiler (gcc or clang) or T
 
 
 def compile_layers(model) -> None:
-    """Compiles the decoder layers of `model`, for every length at once; takes effect with the next forward pass."""
+    """Compiles the decoder layers of `model`, for every length at once; takes effect with the next forward pass.
+
+    Kernels are kept in the user's cache folder for the next run, unless ``TORCHINDUCTOR_CACHE_DIR`` names another.
+    """
+    _keep_kernels()
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.compile(dynamic=True)
+
+
+def _keep_kernels() -> None:
+    """Torch itself keeps them in /tmp, which many machines empty."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "antifraud" / "torchinductor"
+    with contextlib.suppress(OSError):  # a home that cannot be written: then in /tmp
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def selective_recomputation(wanted: bool = True) -> contextlib.AbstractContextManager:

@@ -3,14 +3,17 @@
     python -m benchmarks.several_gpus --model MODEL --train F --eval F --output results/speed/several_gpus.json
 
 Each layout is a command of the README in processes of its own: one GPU, a copy of the model on each of several
-(``configs/ddp.yaml``), one model sharded over them (``configs/fsdp.yaml``). All take the recipe ``plain`` and 16 rows a
-step, without LoRA dropout, which each process would draw for itself. MODEL may be config and tokenizer alone, as for
-`benchmarks.training`.
+(``configs/ddp.yaml``), one model sharded over them (``configs/fsdp.yaml``), with the recipe that ``auto`` chooses.
+Losses are those of 16 rows a step, however many GPUs share them, without LoRA dropout, which each process would draw
+for itself. Samples a second are those of 16 rows a step on each GPU, by the difference between a run of many steps
+and one of a third of them, in which start, compiling and capturing cancel out. MODEL may be config and tokenizer
+alone, as for `benchmarks.training`.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,12 +37,12 @@ LAYOUTS = {"one": None, "ddp": ROOT / "configs" / "ddp.yaml", "fsdp": ROOT / "co
 STEPS = 24
 
 
-def words_of(layout: str, processes: int, options: Sequence[str]) -> list[str]:
-    """What a user types to train in `layout`, with 16 rows a step."""
+def words_of(layout: str, processes: int, options: Sequence[str], rows: int | None = None) -> list[str]:
+    """What a user types to train in `layout`, with so many rows a step on each GPU, or 16 on all together."""
     config = LAYOUTS[layout]
     launch = [] if config is None else ["-m", "accelerate.commands.launch", "--config_file", str(config),
                                         "--num_processes", str(processes)]
-    rows = ROWS_A_STEP if config is None else ROWS_A_STEP // processes
+    rows = rows or (ROWS_A_STEP if config is None else ROWS_A_STEP // processes)
     return [sys.executable, *launch, str(ROOT / "trainer.py"), *options, "--per-device-train-batch-size", str(rows)]
 
 
@@ -53,16 +56,39 @@ def train(layout: str, processes: int, options: Sequence[str], output: str, devi
         DataError: the command failed; says what it wrote last.
     """
     began = time.time()
-    on_cpu = {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
-    done = subprocess.run(words_of(layout, processes, [*options, "--output", output, "--device", device]),
-                          capture_output=True, text=True, env={**os.environ, **on_cpu})
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise DataError(f"{layout}: training failed: {said[-1] if said else f'exit code {done.returncode}'}")
+    execute(words_of(layout, processes, [*options, "--output", output, "--device", device]), device, layout)
     history = json.loads((checkpoints_in(output)[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return {"losses": [row["loss"] for row in history if "loss" in row],
             "eval_loss": next(row["eval_loss"] for row in reversed(history) if "eval_loss" in row),
             "seconds": time.time() - began}
+
+
+def samples_per_second(layout: str, processes: int, options: Sequence[str], output: str, device: str,
+                       steps: int) -> float:
+    """Rows that all GPUs of `layout` learn from in a second, 16 a step on each, once everything is compiled."""
+    seconds = []
+    never = [word for name in ("eval", "save") for word in (f"--{name}-strategy", "no")]
+    for n_steps in (steps // 3, steps):
+        words = [*options, *never, "--load-best-model-at-end", "false", "--max-steps", str(n_steps),
+                 "--output", f"{output}-{n_steps}", "--device", device]
+        printed = execute(words_of(layout, processes, words, rows=ROWS_A_STEP), device, layout)
+        seconds.append(float(re.search(r"'train_runtime': '?([0-9.]+)", printed)[1]))
+    rows = ROWS_A_STEP * (1 if LAYOUTS[layout] is None else processes)
+    return (steps - steps // 3) * rows / (seconds[1] - seconds[0])
+
+
+def execute(words: Sequence[str], device: str, layout: str) -> str:
+    """What a command prints.
+
+    Raises:
+        DataError: it failed; says what it wrote last.
+    """
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **on_cpu})
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise DataError(f"{layout}: training failed: {said[-1] if said else f'exit code {done.returncode}'}")
+    return done.stdout
 
 
 def against_one(found: dict, one: dict) -> dict:
@@ -73,23 +99,27 @@ def against_one(found: dict, one: dict) -> dict:
 
 
 def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], processes: int, steps: int,
-        device: str, output: str) -> dict:
+        timed_steps: int, compiled: bool, device: str, output: str) -> dict:
     """The layouts one after the other, ``one`` first; written after each."""
     report = {"layouts": {}, "processes": processes,
               "device": device_name(device),
               "provenance": {"model": Path(model).resolve().name, "train": Path(train_file).name,
-                             "eval": Path(eval_file).name, "steps": steps, **code_provenance()}}
+                             "eval": Path(eval_file).name, "steps": steps, "timed_steps": timed_steps,
+                             "compiled": compiled, **code_provenance()}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(locate_model(model), f"{scratch}/model", device)
         if device != "cpu":
             torch.cuda.empty_cache()  # the processes that follow shall have the GPU's memory
-        options = ["--model", folder, "--train", train_file, "--eval", eval_file,
-                   "--recipe", "plain", "--lora-dropout", "0", "--learning-rate", "1e-3", "--logging-steps", "1",
-                   *(word for name in ("max", "eval", "save") for word in (f"--{name}-steps", str(steps))),
-                   "--disable-tqdm", "true"]
+        options = ["--model", folder, "--train", train_file, "--eval", eval_file, "--disable-tqdm", "true"]
+        alike = ["--lora-dropout", "0", "--learning-rate", "1e-3", "--logging-steps", "1",
+                 *(word for name in ("max", "eval", "save") for word in (f"--{name}-steps", str(steps)))]
         for layout in tqdm(layouts, desc="layouts"):
-            found = train(layout, processes, options, f"{scratch}/{layout}", device)
+            found = train(layout, processes, [*options, *alike], f"{scratch}/{layout}", device)
             report["layouts"][layout] = against_one(found, report["layouts"].get("one", found))
+            if timed_steps:
+                report["layouts"][layout]["samples_per_second"] = samples_per_second(
+                    layout, processes, [*options, *["--compile-layers", "true"] * (compiled and layout != "fsdp")],
+                    f"{scratch}/{layout}-timed", device, timed_steps)
             write_json(output, report)
     return report
 
@@ -97,11 +127,12 @@ def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], 
 def table(report: dict) -> str:
     """The layouts as a Markdown table."""
     lines = ["| layout | processes | loss, first step | last step | eval loss | largest difference of a step's loss to "
-             "that of one process | whole command, s |", "|---|---|---|---|---|---|---|"]
+             "that of one process | whole command, s | samples/s |", "|---|---|---|---|---|---|---|---|"]
     for layout, found in report["layouts"].items():
+        speed = f"{found['samples_per_second']:.0f}" if "samples_per_second" in found else "not measured"
         lines.append(f"| {layout} | {1 if layout == 'one' else report['processes']} | {found['losses'][0]:.4f} "
                      f"| {found['losses'][-1]:.4f} | {found['eval_loss']:.4f} "
-                     f"| {found['largest_loss_difference']:.1e} | {found['seconds']:.0f} |")
+                     f"| {found['largest_loss_difference']:.1e} | {found['seconds']:.0f} | {speed} |")
     return "\n".join(lines)
 
 
@@ -114,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, help="default: all; on a CPU, all but fsdp")
     parser.add_argument("--processes", type=int, default=2, help="GPUs; 16 is a multiple of it")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--timed-steps", type=int, help="0: no samples a second; default: 240, on a CPU 0")
+    parser.add_argument("--compile-layers", action="store_true", help="compiled in the timed runs, but for fsdp")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/speed/several_gpus.json")
     args = parser.parse_args(argv)
@@ -123,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cpu" and "fsdp" in layouts:
         parser.error("--layouts fsdp: Accelerate shards models on GPUs only; on a CPU it would train as ddp does")
     report = run(args.model, args.train, args.eval, layouts=layouts, processes=args.processes,
-                 steps=args.steps, device=args.device, output=args.output)
+                 steps=args.steps, device=args.device, output=args.output, compiled=args.compile_layers,
+                 timed_steps=240 * (args.device != "cpu") if args.timed_steps is None else args.timed_steps)
     print(table(report))
     return 0
 

@@ -1,6 +1,8 @@
 """Checkpoints that are complete or passed over, in a folder that holds one run."""
 
 import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -28,6 +30,8 @@ class CheckpointNotWritten(DataError):
 class SealedCheckpoints(Trainer):
     """Trainer whose checkpoints prove that they are complete, and whose output folder belongs to one run."""
 
+    sealing: tuple[Path, Future] | None = None
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Trainer's, in a folder that no other process writes.
 
@@ -47,7 +51,10 @@ class SealedCheckpoints(Trainer):
             [refusal] = broadcast_object_list([refusal])  # if the first process stopped alone the rest would wait
             if refusal:
                 raise refusal
-            return super().train(resume_from_checkpoint=str(resume) if resume else None, **kwargs)
+            try:
+                return super().train(resume_from_checkpoint=str(resume) if resume else None, **kwargs)
+            finally:
+                self.wait_until_sealed()
 
     def _refusal(self, output: Path, resume: Path | None, held: contextlib.ExitStack) -> DataError | None:
         try:
@@ -65,6 +72,7 @@ class SealedCheckpoints(Trainer):
         """Writes the model as it ended, where no checkpoint was due: a training is never for nothing."""
         if not checkpoints_in(self.args.output_dir):
             self._save_checkpoint(self.model, trial=None)
+            self.wait_until_sealed()
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -72,28 +80,57 @@ class SealedCheckpoints(Trainer):
             save_task_file(output_dir or self.args.output_dir, self.lineage)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Trainer's; then a list of the files proves that none is missing, and only then older checkpoints go."""
+        """Trainer's; then a list of the files proves that none is missing, and only then older checkpoints go.
+
+        The latter two while the training goes on: until the files are on the disk, and read again, takes longer than
+        to hand them to the system.
+        """
         self.guard.read()
+        self.wait_until_sealed()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            if self.args.should_save:
-                remove_checkpoint(folder)  # what a killed run left
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each process writes its own random state
-            if self.args.should_save:
-                seal_checkpoint(folder)
-                rotate_checkpoints(self.args.output_dir, folder, self.state.best_model_checkpoint, limit)
+            with self._said_in_a_line(folder):
+                if self.args.should_save:
+                    remove_checkpoint(folder)  # what a killed run left
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process writes its own random state
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            writer = ThreadPoolExecutor(1)
+            self.sealing = folder, writer.submit(_seal, folder, self.state.best_model_checkpoint, limit)
+            writer.shutdown(wait=False)  # ends with what it was given
+
+    def wait_until_sealed(self) -> None:
+        """Until the last checkpoint is complete.
+
+        Raises:
+            CheckpointNotWritten: it never will be.
+        """
+        if self.sealing:
+            (folder, sealed), self.sealing = self.sealing, None
+            with self._said_in_a_line(folder):
+                sealed.result()
+
+    @contextlib.contextmanager
+    def _said_in_a_line(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
         except (OSError, SafetensorError, DataError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save, on a full disk
                 raise
             raise CheckpointNotWritten(
                 f"{folder}: cannot be written ({one_line(error)}); is the disk full? "
                 f"{what_is_kept(self.args.output_dir)}; make room, then go on with --resume") from error
-        finally:
-            self.args.save_total_limit = limit
 
     def _load_best_model(self) -> None:
+        self.wait_until_sealed()
         read_checkpoint(self.state.best_model_checkpoint)  # a damaged one is refused in one line
         super()._load_best_model()
+
+
+def _seal(folder: Path, best: str | None, limit: int | None) -> None:
+    seal_checkpoint(folder)
+    rotate_checkpoints(folder.parent, folder, best, limit)

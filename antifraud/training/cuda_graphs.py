@@ -86,6 +86,11 @@ class CapturedMicroBatch:
         self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
+    def average_gradients(self, processes: int) -> None:
+        """Makes the gradients the mean over all processes, as DDP does, in one reduction of the whole buffer."""
+        torch.distributed.all_reduce(self.buffer)
+        self.buffer.div_(processes)
+
     def _allocate_inputs(self, names: Sequence[str], tokens: int) -> None:
         self.inputs = {name: torch.full((tokens,), 0 if name == "input_ids" else IGNORED, device=self.buffer.device)
                        for name in names}
@@ -124,12 +129,14 @@ class CapturedMicroBatch:
         inputs = self._inputs(shape)
         kept = self.buffer.cpu()  # where it costs the GPU no memory
         self._lend_gradients()
+        # Of several processes, a thread asks CUDA how far what was sent to the others is.
+        mode = "thread_local" if torch.distributed.is_initialized() else "global"
         # A layer may be compiled anew for reasons that no warm-up foresees (rows beyond a sliding window, say), and a
         # capture is no place for it. What is not compiled by now is captured as it is.
         with (torch.random.fork_rng([self.buffer.device]), without_masks(),
               torch.compiler.set_stance("eager_on_recompile")):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
                 loss = self.loss(inputs, self.n_labels)
                 loss.backward()
         self.buffer.copy_(kept)

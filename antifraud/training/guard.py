@@ -77,6 +77,7 @@ class FiniteGuard(TrainerCallback):
             raise TrainingDiverged(self._message(f"gradient norm {norm}", step))
 
     def _message(self, what: str, step: int) -> str:
+        self.trainer.wait_until_sealed()
         return (f"step {step}: {what} is not finite, training stopped; {what_is_kept(self.args.output_dir)}. "
                 "Try a lower learning rate")
 

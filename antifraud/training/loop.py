@@ -1,9 +1,11 @@
 """The training loop: rows of similar length, the loss at label positions, and what guards it."""
 
+import contextlib
 from functools import cached_property
 
 import torch
 from peft.helpers import disable_input_dtype_casting
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from data.prompt import PromptEncoder
@@ -23,6 +25,7 @@ from .checkpoints import SealedCheckpoints
 from .guard import FiniteGuard
 from .loss import LineLoss, label_position_loss
 from .micro_batches import MicroBatches
+from .recipes import sharded
 
 # Padded tokens of a batch in evaluation, which keeps nothing for a backward pass: as many as scoring takes, ...
 EVAL_TOKENS = {"cuda": 32768, "cpu": 4096}
@@ -42,6 +45,9 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         self.data_collator = RightPaddingCollator(self.processing_class.pad_token_id,
                                                   CAPTURED_MULTIPLE if self.args.cuda_graphs else PADDING_MULTIPLE,
                                                   after=len(self.prefix))
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin:  # or 4-bit weights would be cast, and adapters used in 16 bit; see `autocast`
+            plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of the whole step
         self.guard = FiniteGuard(self)
         self.add_callback(self.guard)
@@ -50,11 +56,16 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
     # ------------------------------------------------------------------------------------------------- the loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = label_position_loss(model, **inputs, n_labels=num_items_in_batch, prefix=self.prefix,
-                                   line_loss=self.line_loss(), label_smoothing=self.args.label_smoothing_factor)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all
+        with self.autocast():
+            loss = label_position_loss(model, **inputs, n_labels=num_items_in_batch, prefix=self.prefix,
+                                       line_loss=self.line_loss(), label_smoothing=self.args.label_smoothing_factor)
+        if num_items_in_batch is not None:
+            loss = self.of_all_processes(loss)
         return (loss, {}) if return_outputs else loss
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The mixed precision of a sharded model; Accelerate gives it to the others."""
+        return self.accelerator.autocast() if sharded() else contextlib.nullcontext()
 
     def line_loss(self, n_positions: int | None = None) -> LineLoss | None:
         """The auxiliary line loss, if there is one."""
@@ -95,7 +106,8 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         """Adds to the sums of `evaluation_loop`, for which nothing waits, and never holds logits."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled for training only
+        # Layers are compiled for training only.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.autocast():
             loss = label_position_loss(model, inputs["input_ids"], labels, n_labels=1, prefix=self.prefix,
                                        n_positions=len(labels) * self.most_eval_labels)
         self.eval_sums += torch.stack([loss, (labels != IGNORED).sum()])

@@ -1,5 +1,6 @@
 """A batch in micro-batches that fit the memory, each compiled or captured as a CUDA graph where that pays."""
 
+import functools
 from functools import cached_property
 
 import torch
@@ -25,6 +26,11 @@ class MicroBatches(Trainer):
     captured: CapturedMicroBatch | None = None
     compiled: bool | None = None  # not known before the first step
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.cuda_graphs and self.args.world_size > 1:  # no DDP: its hooks cannot be captured
+            self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         inputs = self._prepare_inputs(inputs)
         if self.compiled is None:
@@ -32,6 +38,8 @@ class MicroBatches(Trainer):
         one = self._captured_step if self.args.cuda_graphs else super().training_step
         with selective_recomputation(self.args.selective_recomputation):  # a layer is compiled when it first runs
             losses = [one(model, part, num_items_in_batch) for part in self.micro_batches(inputs)]
+        if self.captured and self.args.world_size > 1 and self.accelerator.sync_gradients:
+            self.captured.average_gradients(self.args.world_size)
         loss = torch.stack(losses).sum()
         self.guard.add(loss)
         return loss
@@ -45,10 +53,14 @@ class MicroBatches(Trainer):
     def rows_a_micro_batch(self, rows: int, width: int) -> int:
         """The most rows, of those that divide a batch, with which a micro-batch keeps to its tokens."""
         limit = self.args.tokens_per_micro_batch
-        if not limit or self.args.world_size > 1:  # a sharded model would wait for one that the others don't make
-            return rows
+        if not limit or self.args.world_size > 1 and not self.args.cuda_graphs:
+            return rows  # DDP and a sharded model would wait for a micro-batch that the others don't make
         return next((n for n in range(rows, 0, -1) if rows % n == 0
                      and len(self.prefix) + n * width <= limit), 1)
+
+    def of_all_processes(self, loss: torch.Tensor) -> torch.Tensor:
+        """A loss that was divided by the targets of all processes, before gradients are averaged over them."""
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     @cached_property
     def trained_parameters(self) -> list[torch.nn.Parameter]:
@@ -65,6 +77,7 @@ class MicroBatches(Trainer):
             model.train()
         try:
             if self.captured is None:
+                self._begin_alike()
                 self.captured = self._capture(model, tuple(inputs))
             return self.captured(inputs, num_items_in_batch)
         except RuntimeError as error:
@@ -74,6 +87,12 @@ class MicroBatches(Trainer):
             raise NotCaptured(f"a micro-batch cannot be compiled or captured as a CUDA graph here ({one_line(cause)}); "
                               "take --recipe plain") from error
 
+    def _begin_alike(self) -> None:
+        """Gives all processes the first one's adapters, as DDP does."""
+        if self.args.world_size > 1:
+            for parameter in self.trained_parameters:
+                torch.distributed.broadcast(parameter.data, 0)
+
     def _capture(self, model, names: tuple[str, ...]) -> CapturedMicroBatch:
         batch_size, rows = self.args.per_device_train_batch_size, self.train_rows
         widths = {self.data_collator.width(length) for length in rows.lengths}
@@ -82,9 +101,9 @@ class MicroBatches(Trainer):
 
         def loss(inputs, n_labels):
             n_rows = len(inputs["labels"])
-            return label_position_loss(model, **inputs, n_labels=n_labels, n_positions=n_rows * most_labels,
-                                       prefix=self.prefix, line_loss=self.line_loss(n_rows * most_lines),
-                                       label_smoothing=self.args.label_smoothing_factor)
+            return self.of_all_processes(label_position_loss(
+                model, **inputs, n_labels=n_labels, n_positions=n_rows * most_labels, prefix=self.prefix,
+                line_loss=self.line_loss(n_rows * most_lines), label_smoothing=self.args.label_smoothing_factor))
 
         return CapturedMicroBatch(loss, self.trained_parameters, shapes, names)
 

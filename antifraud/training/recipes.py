@@ -24,6 +24,9 @@ LATE_NAMES = {
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
                      if name in {field.name for field in dataclasses.fields(TrainingArguments)})
 SHARDABLE_OPTIMIZER = "adamw_torch"  # bitsandbytes' optimisers step whole tensors only
+# What 4-bit weights lie in where they are sharded, which takes floating-point numbers. In 16 bit a GPU
+# gathers them through 32 bit, and pairs of bytes that read as NaN come out as another NaN: other weights.
+SHARDED_STORAGE = torch.float32
 # Three ways to compute the same steps: on every GPU, in little memory, or fast.
 RECIPES = {
     "plain": {CHECKPOINTING: True, "optim": "paged_adamw_32bit", "tokens_per_micro_batch": 4096},
@@ -46,7 +49,7 @@ class FraudTrainingArguments(TrainingArguments):
     """
 
     cuda_graphs: bool = field(default=False, metadata={
-        "help": "Replay each micro-batch as a CUDA graph; one GPU, bf16."})
+        "help": "Replay each micro-batch as a CUDA graph; bf16, the model whole on each GPU."})
     compile_layers: bool | None = field(default=None, metadata={
         "help": "Fuse small kernels, which takes a minute to compile; default: with CUDA graphs, in a long run, and "
                 "with selective recomputation."})
@@ -81,9 +84,8 @@ def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None =
     if recipe not in ("auto", *RECIPES):
         raise DataError(f"recipe must be auto, {', '.join(RECIPES)}, not {recipe!r}")
     free, _ = torch.cuda.mem_get_info()
-    one_gpu = os.environ.get("WORLD_SIZE", "1") == "1"
     if recipe == "auto":
-        settings = settings_for(free, compiles) if one_gpu and dtype is torch.bfloat16 else RECIPES["plain"]
+        settings = RECIPES["plain"] if sharded() or dtype is not torch.bfloat16 else settings_for(free, compiles)
     else:
         settings = RECIPES[recipe]
     settings = shardable(settings)

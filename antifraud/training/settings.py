@@ -195,7 +195,7 @@ def require_capturable(args: TrainingArguments) -> None:
         return
     reasons = {"the computation is not on a GPU": args.device.type != "cuda",
                "they compute in bf16 only": not args.bf16,
-               "there are several processes": args.world_size > 1,
+               "the model is sharded": sharded(),
                f"{CHECKPOINTING} draws random numbers anew; give a smaller tokens_per_micro_batch instead":
                    getattr(args, CHECKPOINTING)}
     for reason, holds in reasons.items():

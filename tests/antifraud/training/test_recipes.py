@@ -1,9 +1,11 @@
 """The recipes compute the same steps: micro-batches add up, captured or not, and nothing waits inside one."""
 
 import contextlib
+import os
 
 import pytest
 import torch
+from captured import EagerMicroBatch, capture_on_cpu
 from helpers import make_records, make_tokenizer, train_briefly
 from peft import get_peft_model
 from safetensors.torch import load_file
@@ -13,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import trainer as trainer_module
 from antifraud import compiling
 from antifraud.compiling import compile_layers, selective_recomputation
-from antifraud.training import guard, micro_batches, recipes, settings
+from antifraud.training import guard, micro_batches, recipes
 from antifraud.training.batches import RightPaddingCollator, RowsAfterPrefix
 from antifraud.training.cuda_graphs import CapturedMicroBatch, without_masks
 from antifraud.training.guard import TrainingDiverged
@@ -28,32 +30,10 @@ from trainer import build_loraconfig, build_train_arguments, load_dataset, load_
 GIB = 2**30
 
 
-class EagerMicroBatch(CapturedMicroBatch):
-    """For a machine without a GPU: the same loss and gradients as the captured ones, computed at once."""
-
-    made: list["EagerMicroBatch"] = []
-
-    def __init__(self, loss, parameters, shapes, names):
-        self._allocate_gradients(parameters)
-        self.loss, self.expected, self.shapes = loss, shapes, []
-        EagerMicroBatch.made.append(self)
-
-    def __call__(self, inputs, n_labels):
-        self.shapes.append(tuple(inputs["input_ids"].shape))
-        if self.parameters[0].grad is None:
-            self.buffer.zero_()
-            self._lend_gradients()
-        loss = self.loss(inputs, n_labels)
-        loss.backward()
-        return loss.detach()
-
-
 @pytest.fixture
 def captured_on_cpu(monkeypatch):
     """Lets a run with CUDA graphs take its way through the trainer on a CPU."""
-    monkeypatch.setattr(settings, "require_capturable", lambda args: None)
-    monkeypatch.setattr(micro_batches, "CapturedMicroBatch", EagerMicroBatch)
-    monkeypatch.setattr(micro_batches, "can_compile", lambda: True)
+    capture_on_cpu(monkeypatch.setattr)
     monkeypatch.setattr(EagerMicroBatch, "made", [])
     return EagerMicroBatch.made
 
@@ -326,13 +306,15 @@ def test_the_free_memory_decides_how_large_a_micro_batch_is():
     assert settings_for(1 * GIB) == RECIPES["small"]
 
 
-def test_without_bf16_or_with_several_gpus_the_recipe_is_plain(monkeypatch, capsys):
+def test_without_bf16_or_where_the_model_is_sharded_the_recipe_is_plain(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 * GIB, 80 * GIB))
     assert choose_recipe("auto", torch.float16) == RECIPES["plain"]
     assert choose_recipe("auto", torch.bfloat16)["cuda_graphs"]
     assert "recipe auto, torch.bfloat16, 79 GiB free: " in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert choose_recipe("auto", torch.bfloat16) == RECIPES["plain"]
+    assert choose_recipe("auto", torch.bfloat16)["cuda_graphs"]  # each has the whole model
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert choose_recipe("auto", torch.bfloat16) == {**RECIPES["plain"], "optim": "adamw_torch"}
 
 
 def test_an_unknown_recipe_is_refused():
@@ -389,11 +371,20 @@ def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, e
     assert run(cuda_graphs=True, compile_layers=False) == run() == 0
 
 
-def test_compiling_reaches_the_decoder_layers_and_nothing_else():
+def test_compiling_reaches_the_decoder_layers_and_nothing_else_and_keeps_kernels(monkeypatch, tmp_path):
     config = Qwen2Config(vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=3,
                          num_attention_heads=4, num_key_value_heads=2)
     model = AutoModelForCausalLM.from_config(config)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "before")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     compile_layers(model)
+    kept = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert os.path.isdir(kept) and kept.startswith(str(tmp_path))
+    elsewhere = str(tmp_path / "elsewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", elsewhere)
+    compile_layers(model)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == elsewhere
     compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
     assert len(compiled) == 3 and all(isinstance(module, GradientCheckpointingLayer) for module in compiled)
 

@@ -16,6 +16,7 @@ from processes import ROOT, run, run_together
 from safetensors.torch import load_file
 
 import evaluate
+import trainer as trainer_module
 from antifraud.checkpoint import checkpoints_in, newest_complete_checkpoint
 from antifraud.training.loss import label_position_loss
 from data.records import write_records
@@ -61,6 +62,29 @@ def write_down_rows(folder: str) -> None:
                 file.write(json.dumps([trainer.state.global_step, row]) + "\n")
         return loss
     change_training_step(note)
+
+
+def capture_and_count(folder: str) -> None:
+    """Captured micro-batches without a GPU; what there was of them goes to FOLDER/RANK.json."""
+    from captured import EagerMicroBatch, capture_on_cpu
+
+    from antifraud.training.loop import LabelPositionTrainer
+
+    counted = {"reductions": 0}
+    average, train = EagerMicroBatch.average_gradients, LabelPositionTrainer.train
+
+    def counting(self, processes):
+        counted["reductions"] += 1
+        average(self, processes)
+
+    def trained(self, **options):
+        train(self, **options)
+        counted.update(micro_batches=len(self.captured.shapes), wrapped=self.model_wrapped is not self.model)
+        Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(counted))
+
+    capture_on_cpu()
+    EagerMicroBatch.average_gradients = counting
+    LabelPositionTrainer.train = trained
 
 
 def nan_on_the_second(step: int) -> None:
@@ -157,6 +181,19 @@ def test_only_the_first_process_prints(layouts):
     first, second = ((layouts["two"] / f"log.{rank}").read_text() for rank in (0, 1))
     for text in ("trainable params", "'eval_loss'", "best checkpoint: "):
         assert text in first and text not in second
+
+
+def test_processes_that_capture_for_themselves_take_the_steps_of_one_with_one_reduction_each(
+        layouts, arguments, tmp_path):
+    """Each cuts its rows into micro-batches of its own, of which there may be more than the other has."""
+    more = ("--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2", "--cuda-graphs", "true",
+            "--compile-layers", "false", "--tokens-per-micro-batch", "200")
+    assert run_together(arguments(tmp_path / "run", *more), tmp_path / "log", 2,
+                        before=(capture_and_count, str(tmp_path))) == [0, 0], (tmp_path / "log.0").read_text()
+    assert_close(layouts["one"], tmp_path, loss=1e-5, weight=1e-4)
+    counted = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [count["reductions"] for count in counted] == [STEPS, STEPS]
+    assert counted[0]["micro_batches"] > 2 * STEPS and not counted[0]["wrapped"]
 
 
 # ------------------------------------------------------------------------------------------------------ stopping
@@ -280,7 +317,9 @@ def test_an_optimiser_that_cannot_step_sharded_weights_is_refused(train_sharded,
     assert not (tmp_path / "run").exists()
 
 
-def test_4_bit_weights_lie_in_tensors_of_the_compute_dtype_where_they_are_to_be_sharded(base, monkeypatch):
+def test_4_bit_weights_lie_in_32_bit_where_they_are_to_be_sharded_whatever_is_computed_in(base, monkeypatch):
+    """In 16 bit a GPU alters those whose bytes read as NaN on the way from the shards to the whole."""
+    monkeypatch.setattr(trainer_module, "compute_dtype", lambda device: torch.bfloat16)
     for shardable, dtype in (("false", torch.uint8), ("true", torch.float32)):
         monkeypatch.setenv("ACCELERATE_USE_FSDP", shardable)
         model, _ = load_model(base, "cpu")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 from helpers import train_briefly
 from processes import kill_at_write, limit_file_size, run, snapshot_each_write, start
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import trainer as trainer_module
-from antifraud.checkpoint import checkpoints_in, newest_complete_checkpoint, require_complete
+from antifraud.checkpoint import checkpoints_in, newest_complete_checkpoint, require_complete, seal_checkpoint
+from antifraud.training import checkpoints
 
 ADAPTER = "adapter_model.safetensors"
 STEPS = 6
@@ -134,6 +137,47 @@ def test_sigterm_stops_like_ctrl_c_and_says_how_to_go_on(arguments, tmp_path):
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert process.exitcode == 130
     assert re.fullmatch(rf"stopped; {output}/checkpoint-\d+ is intact; go on with --resume --output {output}", last)
+
+
+# ------------------------------------------------------------------------------------ sealed in the background
+
+
+def test_training_goes_on_while_a_checkpoint_is_sealed_and_ends_once_it_is(base, train_file, eval_file, tmp_path,
+                                                                          monkeypatch):
+    next_step, in_time = threading.Event(), []
+
+    def seal_slowly(folder):
+        in_time.append(next_step.wait(60))
+        seal_checkpoint(folder)
+
+    class TellsOfStep3(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                assert not checkpoint_is_sealed(tmp_path / "checkpoint-2")
+                next_step.set()
+
+    monkeypatch.setattr(checkpoints, "seal_checkpoint", seal_slowly)
+    train_briefly(base, train_file, eval_file, tmp_path, max_steps=4, save_steps=2, callbacks=[TellsOfStep3()])
+    assert in_time == [True, True]
+    assert checkpoint_is_sealed(tmp_path / "checkpoint-2") and checkpoint_is_sealed(tmp_path / "checkpoint-4")
+
+
+def checkpoint_is_sealed(folder: Path) -> bool:
+    return "files" in json.loads((folder / "fraud_task.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_checkpoint_that_cannot_be_sealed_stops_the_run_at_the_next_or_at_its_end(
+        base, train_file, eval_file, tmp_path, monkeypatch, step):
+    def refuse(folder):
+        if folder.name == f"checkpoint-{step}":
+            raise OSError(28, "No space left on device")
+        seal_checkpoint(folder)
+
+    monkeypatch.setattr(checkpoints, "seal_checkpoint", refuse)
+    with pytest.raises(checkpoints.CheckpointNotWritten, match=f"checkpoint-{step}: "):
+        train_briefly(base, train_file, eval_file, tmp_path, max_steps=4, save_steps=2)
+    assert (tmp_path / "checkpoint-4").exists() == (step == 4)
 
 
 # ----------------------------------------------------------------------------------------- disk and memory
