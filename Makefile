@@ -13,13 +13,18 @@ test: $(VENV)/installed  ## all tests
 notebooks: $(VENV)/installed  ## the whole series afresh, outputs kept in the notebooks
 	$(PY) -m tools.run_notebooks
 
-page: $(VENV)/installed  ## outputs/page/index.html, from the notebooks as they are
-	$(PY) -m tools.run_notebooks --no-run --page
+page: $(VENV)/page  ## outputs/page/site/index.html: README, docs and the notebooks as they are
+	$(PY) -m tools.make_page
 
 # The stamp comes last, so that an interrupted installation is taken up again.
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/page: $(VENV)/installed pyproject.toml
+	$(PY) -m pip install --quiet $$($(PY) -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["page"])')
 	touch $@
 
 clean:

@@ -73,6 +73,11 @@ class Workspace:
     def test(self) -> str:
         return str(self.data / "test.jsonl")
 
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return Path(self.model).name
+
     def __str__(self) -> str:
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
         corpus = "our sample corpus" if self.ours else "dialogues of the public corpus"

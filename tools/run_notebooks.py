@@ -1,16 +1,16 @@
-"""Runs the notebooks afresh and keeps their outputs; makes a page of them.
+"""Runs the notebooks afresh and keeps their outputs.
 
     python -m tools.run_notebooks                   # the whole series, in place (make notebooks)
     python -m tools.run_notebooks --to DIR          # leaves the committed ones alone
-    python -m tools.run_notebooks 04 07 --page      # some of them; and DIR/page/index.html
+    python -m tools.run_notebooks 04 07             # some of them
     python -m tools.run_notebooks --colab https://github.com/OWNER/REPOSITORY    # runs none of them
 
 Those that measure time run alone, and first: the one that trains is among them, and the others judge its checkpoint.
 The rest then runs side by side. What would differ without a reason is left out of the outputs: progress bars,
 warnings, and where files lie on this machine.
 
-`--colab` is for whoever publishes the code: it writes that address into the first cell of every notebook, which fetches
-the code in Google Colab, and a badge under every title, which opens the notebook there, from the branch `main`.
+`--colab` is for whoever publishes the code: it gives every notebook a badge that opens it in Google Colab, from the
+branch `main`, and a first cell that fetches the code there.
 """
 
 import argparse
@@ -30,24 +30,17 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 TIMED = ("03", "05", "06", "10")
 SIDE_BY_SIDE = min(4, max(2, (os.cpu_count() or 1) // 4))
 TIMEOUT = 3600  # seconds a cell
-INDEX = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>QLoRA against fraud</title>
-<style>body {{ font: 18px/1.6 system-ui, sans-serif; max-width: 40em; margin: 3em auto; padding: 0 1em }}</style>
-<h1>QLoRA against fraud</h1>
-<ol>
-{links}
-</ol>
-</html>
-"""
-LINK = re.compile(r'(href="\w+)\.ipynb')  # from one notebook to another, not to Colab
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ADDRESS = re.compile(r"https://github\.com/(?!OWNER/)(\w[\w-]*/\w[\w.-]*?)(\.git)?/?", re.ASCII)
-REPOSITORY_LINE = re.compile(r'^REPOSITORY = ".*"$', re.MULTILINE)
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({})"
 BADGE_LINE = re.compile(r"^\[!\[Open in Colab\].*\n?", re.MULTILINE)
+IN_COLAB = """\
+import os, sys
+if "google.colab" in sys.modules and not os.path.exists("workspace.py"):  # Colab opened it without its code
+    !test -d fraud || git clone --quiet --depth 1 {} fraud
+    os.chdir("fraud/notebooks")
+    sys.path.insert(0, os.getcwd())
+    !sh ../tools/colab.sh"""
 
 
 def notebooks(numbers: Sequence[str] = (), folder: Path = FOLDER) -> list[Path]:
@@ -86,31 +79,22 @@ def tidy(book: nbformat.NotebookNode) -> None:
         for output in cell.outputs:
             if "text" in output:
                 output.text = output.text.replace(str(FOLDER.parent) + os.sep, "")
+        cell.outputs = joined(cell.outputs)
 
 
-def make_page(books: Sequence[Path], folder: Path) -> Path:
-    """An HTML page of each executed notebook, and one that lists them by their titles."""
-    from nbconvert import HTMLExporter
-
-    folder.mkdir(parents=True, exist_ok=True)
-    exporter = HTMLExporter(template_name="lab", embed_images=True)
-    links = []
-    for path in books:
-        book = nbformat.read(path, as_version=4)
-        html, _ = exporter.from_notebook_node(book, {"metadata": {"name": title_of(book)}})
-        (folder / f"{path.stem}.html").write_text(LINK.sub(r"\1.html", html), encoding="utf-8")
-        links.append(f'<li><a href="{path.stem}.html">{title_of(book)}</a></li>')
-    index = folder / "index.html"
-    index.write_text(INDEX.format(links="\n".join(links)), encoding="utf-8")
-    return index
-
-
-def title_of(book: nbformat.NotebookNode) -> str:
-    return book.cells[0].source.splitlines()[0].lstrip("# ")
+def joined(outputs: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Outputs with what was printed in a row as one: how many pieces it comes in is chance."""
+    kept = []
+    for output in outputs:
+        if kept and output.output_type == kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def link_to_colab(address: str, folder: Path = FOLDER) -> None:
-    """Writes where the code is published into the first cell of every notebook, and a badge under its title.
+    """Gives every notebook a badge under its title, and a cell that fetches the code in Colab, from that address.
 
     Raises:
         ValueError: that is no address of a repository on GitHub, where Colab can open notebooks from.
@@ -123,31 +107,26 @@ def link_to_colab(address: str, folder: Path = FOLDER) -> None:
         title, _, rest = BADGE_LINE.sub("", book.cells[0].source).partition("\n")
         badge = BADGE.format(f"https://colab.research.google.com/github/{match[1]}/blob/main/notebooks/{path.name}")
         book.cells[0].source = "\n".join([title, badge, rest])
-        first = next(cell for cell in book.cells if cell.cell_type == "code")
-        first.source = REPOSITORY_LINE.sub(f'REPOSITORY = "https://github.com/{match[1]}"', first.source, count=1)
+        book.cells = [cell for cell in book.cells if "colab" not in cell.metadata.get("tags", ())]
+        fetch = nbformat.v4.new_code_cell(IN_COLAB.format(f"https://github.com/{match[1]}"), id="colab",
+                                          metadata={"tags": ["colab"]})
+        book.cells.insert(1, fetch)
         nbformat.write(book, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.run_notebooks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", nargs="*", help="01 ... 10 (default: all)")
+    parser.add_argument("numbers", nargs="*", help="00 ... 10 (default: all)")
     parser.add_argument("--to", type=Path, default=FOLDER, help="where to write the executed notebooks")
-    parser.add_argument("--page", action="store_true", help="make an HTML page of them, in outputs/page")
-    parser.add_argument("--no-run", action="store_true", help="take the notebooks as they are: for --page")
     parser.add_argument("--colab", metavar="ADDRESS", help="where on GitHub Colab finds the code: runs nothing")
     args = parser.parse_args(argv)
     if args.colab is not None:
         return publish(args.colab)
-    books = notebooks(args.numbers)
-    if not args.no_run:
-        failed = run_all(books, args.to)
-        if failed:
-            print("failed:", *failed, file=sys.stderr)
-            return 1
-    if args.page:
-        print(make_page([args.to / path.name for path in books], FOLDER.parent / "outputs" / "page"))
-    return 0
+    failed = run_all(notebooks(args.numbers), args.to)
+    if failed:
+        print("failed:", *failed, file=sys.stderr)
+    return 1 if failed else 0
 
 
 def publish(address: str) -> int:
