@@ -273,6 +273,7 @@ def growing_dialogue(calls: Mapping[str, Sequence[float]], title: str, *, shaded
         axes.plot(range(1, len(of_call) + 1), of_call, color=color, marker="o", markersize=5, label=name)
         for number in shaded.get(name, ()):
             axes.axvspan(number - 0.5, number + 0.5, color=color, alpha=0.12, linewidth=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     for (name, level), pattern in zip(lines.items(), ("--", ":")):
         axes.axhline(level, color=GREY, linestyle=pattern, linewidth=1, label=name)
     picture.legend_below(axes, 3)

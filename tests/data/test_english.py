@@ -5,7 +5,7 @@ from data.sample import ordinary, phrases
 
 
 def test_every_kind_of_the_sample_has_an_english_name():
-    kinds = [topic[name] for topic in phrases()["topics"] for name in ("scam", "honest")]
+    kinds = [topic[name] for topic in phrases()["topics"] for name in ("scam", "non_fraud")]
     kinds += [kind["name"] for kind in ordinary()["kinds"]]
     assert all(kind_in_english(kind).isascii() for kind in kinds)
 
