@@ -1,42 +1,43 @@
 """What every notebook starts with: the model, the dialogues and the device that are here.
 
-    import sys; sys.path.insert(0, "..")
     from workspace import find_workspace
     here = find_workspace()
 
 On a GPU that is Qwen2-1.5B-Instruct, on a CPU the tiny Qwen2 of this repository, trained in minutes; the public
 dialogues where ``data.fetch`` has brought them, else our sample corpus. Environment variables choose otherwise:
 FRAUD_MODEL (folder or hub id), FRAUD_DIALOGS (folder of CSV dialogues), FRAUD_TRAINING (JSON, training arguments).
+Other dialogues, another model or other arguments have a work folder of their own.
 """
 
+import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from filelock import FileLock
 from transformers import PrinterCallback, TrainerCallback
 
 from antifraud import demo
 from antifraud.checkpoint import checkpoints_in
 from antifraud.figures import loss_curve
+from antifraud.provenance import file_sha256, fingerprint
+from data.files import DataError
 from data.prepare import Settings, prepare
 from data.records import Skipped, read_dialogues
 from data.sample import write_sample
 from data.split import SPLITS
+from data.stamp import locked, require_same, write_stamp
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
 PUBLIC_DIALOGS = ROOT / "data" / "public" / "dialogs"
 REAL_MODEL = "Qwen/Qwen2-1.5B-Instruct"
-STAND_IN = """\
-This run did not have Qwen2-1.5B-Instruct's own weights: {name} stands in for it. What is said of Qwen2-1.5B's
-memory and speed was measured on its real architecture, with random weights."""
 SAMPLE_DIALOGUES = 4000
+SAMPLE_IN_TRAIN = 600  # dialogues of ours beside given ones: those that notebooks show are of a kind that was learnt
 TRAINING = {"line_loss_weight": 0.3}  # beside the article's arguments
 
 
@@ -50,6 +51,7 @@ class Workspace:
         run: where the notebooks' checkpoints lie.
         training: what `build_train_arguments` is told; lora: what `build_loraconfig` is.
         ours: whether the dialogues are our sample corpus, whose text may be shown.
+        sample_in_train: how many of our sample dialogues are in train beside given ones.
     """
 
     model: str
@@ -58,6 +60,7 @@ class Workspace:
     data: Path
     run: Path
     ours: bool
+    sample_in_train: int = 0
     training: dict = field(default_factory=dict)
     lora: dict = field(default_factory=dict)
 
@@ -82,9 +85,8 @@ class Workspace:
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
         corpus = "our sample corpus" if self.ours else "dialogues of the public corpus"
         counts = ", ".join(f"{sum(1 for _ in open(self.data / f'{name}.jsonl', 'rb')):,} {name}" for name in SPLITS)
-        name = Path(self.model).name
-        line = f"{name} on {gpu}; {corpus}, split by dialogue: {counts}"
-        return line if name == Path(REAL_MODEL).name else f"{line}\n{STAND_IN.format(name=name)}"
+        mixed = f"; train has {self.sample_in_train:,} dialogues of our sample corpus, too" if not self.ours else ""
+        return f"{Path(self.model).name} on {gpu}; {corpus}, split by dialogue: {counts}{mixed}"
 
 
 def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
@@ -92,27 +94,48 @@ def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
     on_gpu = torch.cuda.is_available()
     model = os.environ.get("FRAUD_MODEL") or (REAL_MODEL if on_gpu else str(demo.BASE))
     given = os.environ.get("FRAUD_DIALOGS") or (str(PUBLIC_DIALOGS) if on_gpu and PUBLIC_DIALOGS.is_dir() else "")
-    folder = output / f"{Path(model).name}-{'given' if given else 'sample'}"
-    dialogs = Path(given) if given else folder / "dialogs"
-    with only_one(folder / "data"):
-        if not (folder / "data" / "test.jsonl").is_file():
-            if not given:
-                write_sample(dialogs, SAMPLE_DIALOGUES)
-            lengths = {} if given else {"lengths": demo.PIECE_LENGTHS, "shares": demo.SHARES}
-            prepare(dialogs, folder / "data", Settings(augment=demo.NOISY_COPIES, **lengths))
     tiny = model == str(demo.BASE)
-    training = demo.TRAINING if tiny else TRAINING
-    here = Workspace(model, "cuda" if on_gpu else "cpu", dialogs, folder / "data", folder / "run", ours=not given,
-                     training={**training, **json.loads(os.environ.get("FRAUD_TRAINING", "{}"))},
-                     lora={"lora_dropout": demo.LORA_DROPOUT} if tiny else {})
+    training = {**(demo.TRAINING | {"use_cpu": True} if tiny else TRAINING),
+                **json.loads(os.environ.get("FRAUD_TRAINING", "{}"))}
+    lora = {"lora_dropout": demo.LORA_DROPOUT} if tiny else {}
+    settings = Settings(augment=demo.AUGMENT) if given else Settings(
+        augment=demo.AUGMENT, lengths=demo.SEGMENT_LENGTHS, shares=demo.SHARES)
+    facts = {"dialogs": _content(Path(given)) if given else f"sample of {SAMPLE_DIALOGUES}",
+             "sample_in_train": SAMPLE_IN_TRAIN if given else 0, "lengths": settings.lengths,
+             "shares": settings.shares, "augment": settings.augment,
+             "model": fingerprint(model) if Path(model).is_dir() else model, "training": training, "lora": lora}
+    known_by = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    folder = output / f"{Path(model).name}-{'given' if given else 'sample'}-{known_by}"
+    here = Workspace(model, "cuda" if on_gpu else "cpu", Path(given) if given else folder / "dialogs", folder / "data",
+                     folder / "run", not given, facts["sample_in_train"], training, lora)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "", wait=True):  # notebooks that run side by side wait, and find it made
+        if (folder / "data" / "test.jsonl").is_file():
+            require_same(folder, facts, "remove it")
+        else:
+            write_stamp(folder, facts)
+            _prepare(here, settings)
     print(here)
     return here
 
 
-def only_one(folder: Path) -> FileLock:
-    """Lets one notebook at a time make `folder`; those that run beside it wait, and find it made."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_suffix(".lock"))
+def _prepare(here: Workspace, settings: Settings) -> None:
+    if here.ours:
+        write_sample(here.dialogs, SAMPLE_DIALOGUES)
+    else:
+        write_sample(here.data.parent / "sample", here.sample_in_train)
+        settings = replace(settings, train_only=[here.data.parent / "sample"])
+    prepare(here.dialogs, here.data, settings)
+
+
+def _content(dialogs: Path) -> str:
+    """One hash of the names and bytes of all CSV files."""
+    files = sorted(dialogs.rglob("*.csv")) if dialogs.is_dir() else [dialogs]
+    try:
+        said = [[path.relative_to(dialogs).as_posix(), file_sha256(path)] for path in files]
+    except OSError as error:
+        raise DataError(f"FRAUD_DIALOGS={dialogs}: {error.strerror}") from None
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def whole_dialogues(here: Workspace) -> list:
@@ -122,7 +145,7 @@ def whole_dialogues(here: Workspace) -> list:
 
 def trained_checkpoint(here: Workspace) -> str:
     """The folder of a finished training run, which ``evaluate.load_model`` takes; trains the first time."""
-    with only_one(here.run):
+    with locked(here.run.parent, "", wait=True):
         if not checkpoints_in(here.run):
             _train(here)
     return str(here.run)

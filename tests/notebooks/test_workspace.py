@@ -13,6 +13,7 @@ from data.records import Skipped, read_records
 @pytest.fixture(autouse=True)
 def few_dialogues_and_no_choice(monkeypatch):
     monkeypatch.setattr(workspace, "SAMPLE_DIALOGUES", 1200)
+    monkeypatch.setattr(workspace, "SAMPLE_IN_TRAIN", 200)
     for name in ("FRAUD_MODEL", "FRAUD_DIALOGS", "FRAUD_TRAINING"):
         monkeypatch.delenv(name, raising=False)
 
@@ -36,4 +37,22 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     here = find_workspace(tmp_path)
     assert (here.model, here.dialogs, here.ours) == ("somebody/some-model", ours.dialogs, False)
     assert here.training == {"line_loss_weight": 0.3, "learning_rate": 5e-4} and here.lora == {}
-    assert here.run != ours.run and here.run.parent.name == "some-model-given"
+    assert here.run != ours.run and here.run.parent.name.startswith("some-model-given-")
+    assert here.sample_in_train == 200
+    assert len(read_records(here.train, Skipped())) > len(read_records(ours.train, Skipped()))
+
+
+def test_other_dialogues_models_and_arguments_have_folders_of_their_own(tmp_path, monkeypatch):
+    folders, first = [], []
+    for content in ("钓鱼", "爬山"):
+        for label, line in (("诈骗", "请转账到安全账户,True"), ("闲聊", f"周末{content}吗,False")):
+            (tmp_path / content).mkdir(exist_ok=True)
+            (tmp_path / content / f"{label}.csv").write_text("case,speaker,content,is_fraud\n" + "".join(
+                f"{case},{speaker},第{case}段{line}\n" for case in range(40) for speaker in "甲乙"), encoding="utf-8")
+        monkeypatch.setenv("FRAUD_DIALOGS", str(tmp_path / content))
+        folders.append(find_workspace(tmp_path / "work").data)
+        first.append(Path(folders[-1] / "train.jsonl").read_text(encoding="utf-8"))
+    assert len(set(folders)) == 2 and "钓鱼" in first[0] and "钓鱼" not in first[1]
+    assert find_workspace(tmp_path / "work").data == folders[1]
+    monkeypatch.setenv("FRAUD_TRAINING", json.dumps({"max_steps": 3}))
+    assert find_workspace(tmp_path / "work").run.parent not in [folder.parent for folder in folders]
