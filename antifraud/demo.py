@@ -47,32 +47,43 @@ def run(output: str | Path, *, dialogues: int = DIALOGUES, seed: int = 0) -> dic
         shutil.rmtree(output / name, ignore_errors=True)  # only ever what an earlier demo left there
     known, unseen, data, data_unseen, trained = (output / name for name in names)
     _run("-m", "data.sample", "--output", known, "--dialogues", dialogues, "--seed", seed)
-    unseen.mkdir()
-    for kind in UNSEEN_KINDS:
-        shutil.move(known / f"{kind}.csv", unseen)
-    print(f"kept out of training: {'、'.join(UNSEEN_KINDS)}")
-    for source, target, shares in ((known, data, SHARES), (unseen, data_unseen, UNSEEN_SHARES)):
-        _run("-m", "data.prepare", "--source", source, "--output", target, "--lengths", *SEGMENT_LENGTHS,
-             "--shares", *shares, "--augment", AUGMENT, "--seed", seed, quiet=True)
+    _move_unseen_kinds(known, unseen)
+    for source, target, options in ((known, data, ("--shares", *SHARES, "--augment", AUGMENT)),
+                                    (unseen, data_unseen, ("--shares", *UNSEEN_SHARES))):
+        _run("-m", "data.prepare", "--source", source, "--output", target, "--lengths", *SEGMENT_LENGTHS, *options,
+             "--seed", seed)
     _run("trainer.py", "--model", BASE, "--train", data / "train.jsonl", "--eval", data / "eval.jsonl",
          "--output", trained, "--device", "cpu", "--lora-dropout", LORA_DROPOUT, "--seed", seed,
-         *(word for name, value in TRAINING.items() for word in (f"--{name.replace('_', '-')}", value)), quiet=True)
+         *(word for name, value in TRAINING.items() for word in (f"--{name.replace('_', '-')}", value)))
     reports = {"known kinds": output / "report.json", "kinds never seen": output / "report_unseen_kinds.json"}
     for path, tested in zip(reports.values(), (data, data_unseen)):
         _run("evaluate.py", "--model", BASE, "--checkpoint", trained, "--data", tested / "test.jsonl",
-             "--device", "cpu", "--full", "--output", path, quiet=True)
+             "--device", "cpu", "--full", "--output", path)
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in reports.items()}
 
 
-def _run(*words: object, quiet: bool = False) -> None:
-    """Prints and runs a command of this project; what a `quiet` one says is shown only if it fails."""
-    words = [str(word) for word in words]
+def _move_unseen_kinds(known: Path, unseen: Path) -> None:
+    source, target = (shlex.quote(_word(folder)) for folder in (known, unseen))
+    print(f"\n$ mkdir {target} && mv {source}/{{{','.join(UNSEEN_KINDS)}}}.csv {target}", flush=True)
+    unseen.mkdir()
+    for kind in UNSEEN_KINDS:
+        shutil.move(known / f"{kind}.csv", unseen)
+
+
+def _run(*words: object) -> None:
+    """Prints and runs a command of this project; what it says is shown only if it fails."""
+    words = [_word(word) for word in words]
     print("\n$ python " + shlex.join(words), flush=True)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, text=True, encoding="utf-8", errors="replace",
-                          stdout=subprocess.PIPE if quiet else None, stderr=subprocess.STDOUT if quiet else None)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
-        print(done.stdout or "", file=sys.stderr)
-        raise DataError(f"{words[0] if words[0] != '-m' else words[1]} ended with exit code {done.returncode}")
+        print(done.stdout, file=sys.stderr)
+        raise DataError(f"{words[words[0] == '-m']} ended with exit code {done.returncode}")
+
+
+def _word(word: object) -> str:
+    """As it is typed in the project's folder, where the commands run."""
+    return str(word.relative_to(ROOT) if isinstance(word, Path) and word.is_relative_to(ROOT) else word)
 
 
 def summary(reports: Mapping[str, dict]) -> list[str]:

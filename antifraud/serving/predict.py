@@ -29,10 +29,9 @@ from tqdm.auto import tqdm
 from data.files import DataError, require_paths
 from data.prompt import PromptEncoder
 from data.stamp import locked, require_same, write_stamp
-from data.windows import Window
 
 from ..checkpoint import Lineage, lineage_of
-from ..evaluation.scoring import calibrated, score_prompts
+from ..evaluation.scoring import Reading, predict_readings, read_dialogues
 from ..provenance import file_sha256, versions
 from .chunks import Chunk, parse_row, read_chunks
 from .processes import Processes
@@ -94,8 +93,8 @@ def predict_file(model, tokenizer, input_path: str | Path, output_path: str | Pa
             restart=restart))
         chunks = (chunk for chunk in read_chunks(input_path, batch_rows) if chunk.first > resumed)
         with Progress(input_path, output, disable=not progress or processes.rank > 0) as bar:
-            for work, end in ahead(_prepared(encoder, chunks, processes), AHEAD):
-                written = processes.gather(_score(model, encoder, work, lineage.decision.temperature, threshold))
+            for work, end in ahead(_prepared(encoder, lineage.decision.line_aware, chunks, processes), AHEAD):
+                written = processes.gather(_score(model, work, threshold))
                 if processes.rank == 0:
                     output.append(written)
                     bar.add(written, end)
@@ -144,23 +143,23 @@ def _describe_job(model, lineage: Lineage, input_path: str | Path, threshold: fl
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The rows of the output for the lines of a chunk: all of them, and those that wait for a score with windows."""
+    """The rows of the output for the lines of a chunk: all of them, and those that wait for a score, as read."""
 
     rows: list[dict]
     waiting: list[dict]
-    windows: list[list[Window]]
+    readings: list[Reading]
 
 
-def _prepared(encoder: PromptEncoder, chunks: Iterable[Chunk], processes: Processes
+def _prepared(encoder: PromptEncoder, line_aware: bool, chunks: Iterable[Chunk], processes: Processes
               ) -> Iterator[tuple[Prepared, int]]:
     """What this process scores of every `processes.count` chunks, and the byte of the input where these end."""
     chunks = iter(chunks)
     while share := list(itertools.islice(chunks, processes.count)):
         mine = share[processes.rank] if processes.rank < len(share) else Chunk(0, [], 0)
-        yield _prepare(encoder, mine), share[-1].end
+        yield _prepare(encoder, line_aware, mine), share[-1].end
 
 
-def _prepare(encoder: PromptEncoder, chunk: Chunk) -> Prepared:
+def _prepare(encoder: PromptEncoder, line_aware: bool, chunk: Chunk) -> Prepared:
     rows, waiting, dialogues = [], [], []
     for number, line in enumerate(chunk.lines, start=chunk.first):
         try:
@@ -171,27 +170,16 @@ def _prepare(encoder: PromptEncoder, chunk: Chunk) -> Prepared:
         rows.append({"line": number, **{key: value for key, value in row.items() if key not in LEFT_OUT}})
         waiting.append(rows[-1])
         dialogues.append(row["input"])
-    return Prepared(rows, waiting, [windows for group in _groups(dialogues) for windows in _windows(encoder, group)])
+    return Prepared(rows, waiting, [reading for group in _groups(dialogues)
+                                    for reading in read_dialogues(encoder, group, line_aware=line_aware)])
 
 
-def _windows(encoder: PromptEncoder, dialogues: list[str]) -> Iterator[list[Window]]:
-    """What reads all of each dialogue; those that fit, nearly all, are tokenised together."""
-    prompts = encoder.prompts(dialogues)
-    for text, prompt, longer in zip(dialogues, prompts, prompts.truncated, strict=True):
-        yield encoder.windows(text) if longer else [Window(prompt, 0, text.count("\n"), 0)]
-
-
-def _score(model, encoder: PromptEncoder, work: Prepared, temperature: float, threshold: float) -> list[dict]:
+def _score(model, work: Prepared, threshold: float) -> list[dict]:
     """One row of the output for each line of a chunk."""
-    prompts = [window.ids for windows in work.windows for window in windows]
-    scores = iter(calibrated(score_prompts(model, encoder, prompts, require_finite=False), temperature).tolist())
-    for row, windows in zip(work.waiting, work.windows, strict=True):
-        of_windows = list(itertools.islice(scores, len(windows)))
-        highest = of_windows.index(max(of_windows))
-        row.update(_verdict(of_windows[highest] if all(map(math.isfinite, of_windows)) else math.nan, threshold))
-        if len(windows) > 1:
-            row |= {"windows": len(windows),
-                    "window_lines": [windows[highest].first_line + 1, windows[highest].last_line + 1]}
+    for row, found in zip(work.waiting, predict_readings(model, work.readings, require_finite=False), strict=True):
+        row.update(_verdict(found.probability, threshold))
+        if found.windows > 1:
+            row |= {"windows": found.windows, "window_lines": list(found.lines)}
     return work.rows
 
 
@@ -221,10 +209,10 @@ def _groups(dialogues: list[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _verdict(score: float, threshold: float) -> dict:
-    if not math.isfinite(score):
+def _verdict(probability: float, threshold: float) -> dict:
+    if not math.isfinite(probability):
         return {"error": "the model's score is not finite"}
-    probability = round(score, DIGITS)
+    probability = round(probability, DIGITS)
     # Judged as it is written, so that nobody finds 0.5 called non-fraud at a threshold of 0.5.
     return {"probability": probability, "is_fraud": probability >= threshold}
 

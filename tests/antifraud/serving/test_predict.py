@@ -14,7 +14,6 @@ import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from helpers import make_records
@@ -24,12 +23,12 @@ from tqdm.auto import tqdm
 
 import evaluate as evaluate_module
 from antifraud.checkpoint import Decision, Lineage
-from antifraud.evaluation.scoring import score_prompts
+from antifraud.evaluation.scoring import Prediction, score_prompts
 from antifraud.serving import chunks, predict
 from antifraud.serving.chunks import read_chunks
 from antifraud.serving.predict import predict_file
 from data.files import DataError
-from data.prompt import Encoded, PromptEncoder, Task
+from data.prompt import PromptEncoder, Task
 from data.records import write_records
 from evaluate import load_model
 
@@ -42,27 +41,18 @@ def loaded(base, run_folder):
     return load_model(base, run_folder, "cpu")
 
 
-class StubEncoder:
-    """Stands in for the prompt: what the scorer sees is the dialogue itself."""
-
-    def __init__(self, tokenizer, task):
-        pass
-
-    def prompts(self, dialogues):
-        return Encoded(dialogues, [False] * len(dialogues))
-
-
-def stub_scores(model, encoder, prompts, **options):
-    """A score that the text alone decides; a hundredth a character."""
-    return np.array([len(prompt) % 100 / 100 for prompt in prompts])
+def stub_predictions(model, dialogues, **options):
+    """Probabilities that the texts alone decide; a hundredth a character."""
+    return [Prediction(0.0, len(text) % 100 / 100, 1, (1, 1)) for text in dialogues]
 
 
 @contextlib.contextmanager
 def stubbed():
-    """Within this context the model it gives scores with `stub_scores`, thousands of rows a second."""
+    """Within this context the model it gives scores with `stub_predictions`, thousands of rows a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict, "PromptEncoder", StubEncoder)
-        patch.setattr(predict, "score_prompts", stub_scores)
+        patch.setattr(predict, "PromptEncoder", lambda tokenizer, task: None)
+        patch.setattr(predict, "read_dialogues", lambda encoder, dialogues, line_aware: dialogues)
+        patch.setattr(predict, "predict_readings", stub_predictions)
         patch.setattr(predict, "versions", lambda: {"stub": "1"})
         yield SimpleNamespace(lineage=Lineage(base={"fingerprint": "stub"}), device=torch.device("cpu"))
 
@@ -152,7 +142,7 @@ def test_the_checkpoints_threshold_is_the_default(stub, tmp_path):
 
 
 def test_a_probability_is_judged_as_it_is_written(stub, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "score_prompts", lambda *_, **__: np.array([0.4999999]))
+    monkeypatch.setattr(predict, "predict_readings", lambda *_, **__: [Prediction(0.0, 0.4999999, 1, (1, 1))])
     run(stub, write_lines(tmp_path / "in.jsonl", [GOOD]), tmp_path / "out.jsonl")
     assert read_lines(tmp_path / "out.jsonl") == [{"line": 1, "probability": 0.5, "is_fraud": True}]
 
@@ -273,8 +263,8 @@ def test_a_line_that_is_too_long_is_an_error(stub, tmp_path, monkeypatch):
 def test_long_dialogues_are_not_tokenised_together(stub, tmp_path, monkeypatch):
     together = []
     monkeypatch.setattr(predict, "ENCODED_CHARACTERS", 10)
-    whole = StubEncoder.prompts
-    monkeypatch.setattr(StubEncoder, "prompts", lambda self, group: together.append(len(group)) or whole(self, group))
+    monkeypatch.setattr(predict, "read_dialogues",
+                        lambda encoder, group, line_aware: together.append(len(group)) or group)
     source = write_lines(tmp_path / "in.jsonl", [{"input": "x" * n} for n in (4, 4, 4, 30, 1, 9)])
     run(stub, source, tmp_path / "out.jsonl")
     assert together == [2, 1, 1, 2]
@@ -387,7 +377,7 @@ def test_zeros_that_a_crashed_disk_left_behind_are_cut_off(job):
 def test_a_finished_output_is_left_alone(job, monkeypatch, capsys):
     run(job.model, job.source, job.target, batch_rows=7)
     before = job.target.stat().st_mtime_ns
-    monkeypatch.setattr(predict, "score_prompts", None)  # nothing may be scored
+    monkeypatch.setattr(predict, "predict_readings", None)  # nothing may be scored
     capsys.readouterr()
     again = run(job.model, job.source, job.target, batch_rows=7)
     assert again == {**job.done, "resumed_at": 50, "rows_per_second": None}
