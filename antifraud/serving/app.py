@@ -19,12 +19,14 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from data.command import command
 from data.files import DataError
-from data.prompt import canonical
+from data.prompt import canonical_lines
 from data.speakers import split_lines
 
 from ..checkpoint import lineage_of
 from ..evaluation.growing import GrowingDialogue
+from ..evaluation.scoring import predict_details
 from ..model import default_device, load_tuned
 
 PAGE = Path(__file__).with_name("app.html")
@@ -59,11 +61,13 @@ class ScoredLine:
     """One spoken line as the model sees it, and the probability of fraud after it.
 
     Attributes:
+        number: of the line of the given text that it ends with, counted from 1.
         role: who speaks, as the model sees it; None where the line names nobody.
-        from_line: where the window begins that the model read up to here, counted from 1; above it in long dialogues.
+        from_line: of the given text, where the window begins that the model read up to here; above 1 in long dialogues.
         of_line: probability that this line itself is part of a fraud; None where the model did not learn that.
     """
 
+    number: int
     role: str | None
     content: str
     probability: float
@@ -74,25 +78,37 @@ class ScoredLine:
 def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
     """The probability of fraud after each line of `dialogue` that is not blank, in order.
 
-    The last is what `evaluate` gives for the whole dialogue, blank space around it aside.
+    The last is what `evaluate` gives for a dialogue that the model reads at once.
     """
     if not dialogue.strip():
         return []
     growing = GrowingDialogue(model, tokenizer)
-    lines = canonical(dialogue.strip(), growing.encoder.task).split("\n")
+    lines, origin = canonical_lines(dialogue.rstrip(), growing.encoder.task)
     seen = split_lines("\n".join(lines))
     turns, start = {}, 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines):
         if line.strip():  # a blank line is no turn; it comes with the next
-            turns[number] = growing.add("\n".join(lines[start:number])), growing.first_line + 1
-            start = number
-    of_lines = dict(enumerate(growing.of_lines, start=1))
-    return [ScoredLine(*seen[number - 1], *turn, of_lines.get(number)) for number, turn in turns.items()]
+            turns[number] = growing.add("\n".join(lines[start:number + 1])), origin[growing.first_line][0] + 1
+            start = number + 1
+    of_lines = dict(enumerate(growing.of_lines))
+    return [ScoredLine(origin[number][1] + 1, *seen[number], *turn, of_lines.get(number))
+            for number, turn in turns.items()]
 
 
-def probabilities_by_line(model, tokenizer, dialogue: str) -> list[float]:
-    """Probability of fraud after each line of `dialogue` that is not blank."""
-    return [line.probability for line in score_lines(model, tokenizer, dialogue)]
+def score_dialogue(model, tokenizer, dialogue: str) -> dict:
+    """What the page shows of a dialogue.
+
+    Returns:
+        ``probability`` of the whole dialogue, as `evaluate.predict` gives it, None where it is empty; in how many
+        overlapping ``windows`` it was read and the ``window_lines`` [first, last] of the highest; ``lines``, those of
+        `score_lines`.
+    """
+    lines = [asdict(line) for line in score_lines(model, tokenizer, dialogue)]
+    if not lines:
+        return {"probability": None, "windows": 0, "window_lines": None, "lines": []}
+    whole, = predict_details(model, tokenizer, [dialogue.rstrip()])
+    return {"probability": whole.probability, "windows": whole.windows, "window_lines": list(whole.lines),
+            "lines": lines}
 
 
 # --------------------------------------------------------------------------------------------------- the server
@@ -115,8 +131,7 @@ def make_server(model, tokenizer, port: int = 7860) -> ThreadingHTTPServer:
 
     def score(dialogue: str) -> dict:
         with busy:
-            lines = score_lines(model, tokenizer, dialogue)
-        return {"threshold": lineage.decision.threshold, "lines": [asdict(line) for line in lines]}
+            return {"threshold": lineage.decision.threshold, **score_dialogue(model, tokenizer, dialogue)}
 
     handler = type("Handler", (_Handler,), {"facts": facts, "score": staticmethod(score)})
     try:
@@ -143,14 +158,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/task":
             self._send_json(200, self.facts)
         else:
-            self._send_json(404, {"error": "no such page"})
+            self._send_json(404, {"error": "没有这个页面"})
 
     def do_POST(self) -> None:
         if not self._is_local():
             return
         try:
             if self.path != "/score":
-                raise BadRequest("no such page")
+                raise BadRequest("没有这个页面")
             self._send_json(200, self.score(self._dialogue()))
         except (BadRequest, DataError, FloatingPointError) as error:
             self.close_connection = True  # what was not read of the request is no second one
@@ -162,23 +177,23 @@ class _Handler(BaseHTTPRequestHandler):
         if re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", host):
             return True
         self.close_connection = True
-        self._send_json(403, {"error": "open this page as http://127.0.0.1"})
+        self._send_json(403, {"error": "请用 http://127.0.0.1 打开本页"})
         return False
 
     def _dialogue(self) -> str:
         # A page elsewhere cannot send JSON here without being asked first, and nobody answers that question.
         if self.headers.get_content_type() != "application/json":
-            raise BadRequest("send application/json")
+            raise BadRequest("请以 application/json 发送")
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,9}", length) or int(length) > LONGEST_REQUEST:
-            raise BadRequest(f"the dialogue is longer than {LONGEST_REQUEST // 1024} KiB, or its length is not given")
+            raise BadRequest(f"对话超过 {LONGEST_REQUEST // 1024} KiB，或没有给出长度")
         try:
             dialogue = json.loads(self.rfile.read(int(length)))["dialogue"]
             dialogue.encode("utf-8")  # no half surrogate pairs
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise BadRequest('expected {"dialogue": "..."}') from None
+            raise BadRequest('应为 {"dialogue": "……"}') from None
         if dialogue.count("\n") >= MOST_LINES:
-            raise BadRequest(f"the dialogue has more than {MOST_LINES} lines")
+            raise BadRequest(f"对话超过 {MOST_LINES} 行，请分段检查")
         return dialogue
 
     def _send_json(self, status: int, value: dict) -> None:
@@ -220,17 +235,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        server = make_server(*load_tuned(args.model, args.checkpoint, args.device), args.port)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    server = make_server(*load_tuned(args.model, args.checkpoint, args.device), args.port)
     print(f"open http://{ADDRESS}:{server.server_address[1]} (Ctrl+C ends)", flush=True)
     try:
         server.serve_forever()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # how it is ended
         return 0
     finally:
         server.server_close()

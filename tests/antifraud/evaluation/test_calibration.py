@@ -21,7 +21,7 @@ from antifraud.evaluation.calibration import (
     reliability,
 )
 from antifraud.evaluation.scoring import score_prompts
-from antifraud.serving.app import probabilities_by_line
+from antifraud.serving.app import score_lines
 from antifraud.serving.predict import predict_file
 from data.files import DataError
 from data.prompt import PromptEncoder
@@ -190,7 +190,7 @@ def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, che
     assert row["probability"] == pytest.approx(expit(logit(raw[0]) / found["temperature"]), abs=2e-6)
     assert row["is_fraud"] == (row["probability"] >= found["threshold"])
     assert predict(model, tokenizer, [first["input"]])[0] == pytest.approx(row["probability"], abs=2e-6)
-    assert probabilities_by_line(model, tokenizer, first["input"])[-1] == pytest.approx(row["probability"], abs=1e-4)
+    assert score_lines(model, tokenizer, first["input"])[-1].probability == pytest.approx(row["probability"], abs=1e-4)
 
 
 def test_the_command_calibrates_and_says_what_it_found(base, checkpoint, noisy_eval_file, tmp_path, capsys):

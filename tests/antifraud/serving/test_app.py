@@ -13,12 +13,12 @@ import pytest
 
 from antifraud.evaluation.scoring import score_prompts
 from antifraud.serving import app
-from antifraud.serving.app import EXAMPLES, PAGE, make_server, page_policy, probabilities_by_line, score_lines
+from antifraud.serving.app import EXAMPLES, PAGE, make_server, page_policy, score_dialogue, score_lines
 from data.files import DataError
 from data.prompt import PromptEncoder
-from evaluate import load_model
+from evaluate import load_model, predict
 
-DIALOGUE = "王经理: 今天风有点大。\n\n顾客: 好的。\n王经理: 请把短信里的号码念给我，我替您办退款。\n（电话挂断）"
+DIALOGUE = "王经理: 今天风有点大。\n\n顾客: 好的。\n王经理: 号码您自己留好，不用告诉任何人。\n（电话挂断）"
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +46,21 @@ def test_the_probability_after_a_line_is_that_of_the_dialogue_up_to_it(loaded):
     beginnings = ["\n".join(lines[:end]) for end in (1, 3, 4, 5)]  # the blank second line is no turn
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     expected = [score_prompts(model, encoder, encoder.prompts([text]))[0] for text in beginnings]
-    found = probabilities_by_line(model, tokenizer, f"\n{DIALOGUE}\n ")
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert max(found) - min(found) > 0.3  # the run has learnt its two sentences
+    found = score_lines(model, tokenizer, f"\n{DIALOGUE}\n ")
+    np.testing.assert_allclose([line.probability for line in found], expected, atol=1e-5)
+    assert [line.number for line in found] == [2, 4, 5, 6]
+    assert np.ptp(expected) > 0.3  # the third line is one that the run has learnt
 
 
 @pytest.mark.parametrize("nothing", ["", "\n \n\t"])
 def test_no_dialogue_has_no_probabilities(loaded, nothing):
-    assert probabilities_by_line(*loaded, nothing) == []
+    assert score_lines(*loaded, nothing) == []
+    assert score_dialogue(*loaded, nothing) == {"probability": None, "windows": 0, "window_lines": None, "lines": []}
 
 
 def test_lines_are_shown_as_the_model_sees_them(loaded):
     seen = [(line.role, line.content) for line in score_lines(*loaded, DIALOGUE)]
-    assert seen == [("A", "今天风有点大。"), ("B", "好的。"), ("A", "请把短信里的号码念给我，我替您办退款。"),
+    assert seen == [("A", "今天风有点大。"), ("B", "好的。"), ("A", "号码您自己留好，不用告诉任何人。"),
                     (None, "（电话挂断）")]
     with task_of(loaded[0], neutral_speakers=False):
         assert [line.role for line in score_lines(*loaded, DIALOGUE)] == ["王经理", "顾客", "王经理", None]
@@ -70,10 +72,27 @@ def test_lines_of_a_dialogue_longer_than_the_context_say_where_their_window_begi
     two_lines = len(encoder.prompts(["\n".join(DIALOGUE.split("\n")[:3])])[0])
     answer = max(map(len, encoder.completions.values()))
     with task_of(model, max_length=two_lines + answer):
-        lines = score_lines(model, tokenizer, DIALOGUE)
-    starts = [line.from_line for line in lines]
+        found = score_dialogue(model, tokenizer, DIALOGUE)
+        probability, = predict(model, tokenizer, [DIALOGUE])
+    starts = [line["from_line"] for line in found["lines"]]
     assert starts[:2] == [1, 1] and starts == sorted(starts) and starts[-1] > 1
-    assert {line.from_line for line in score_lines(model, tokenizer, DIALOGUE)} == {1}
+    assert found["windows"] > 1 and found["probability"] == probability
+    first, last = found["window_lines"]
+    assert 1 <= first <= last <= DIALOGUE.count("\n") + 1
+    whole = score_dialogue(model, tokenizer, DIALOGUE)
+    assert whole["windows"] == 1 and {line["from_line"] for line in whole["lines"]} == {1}
+    assert whole["probability"] == pytest.approx(whole["lines"][-1]["probability"], abs=1e-5)
+
+
+def test_a_line_longer_than_the_context_counts_whole(loaded):
+    model, tokenizer = loaded
+    fraud, other = "请把短信里的号码念给我，我替您办退款。", "号码您自己留好，不用告诉任何人。"
+    dialogue = "王经理: " + fraud + other * 20
+    encoder = PromptEncoder(tokenizer, model.lineage.task)
+    with task_of(model, max_length=len(encoder.prompts([f"王经理: {fraud * 3}"])[0]) + 20):
+        found = score_dialogue(model, tokenizer, dialogue)
+        assert found["probability"] == predict(model, tokenizer, [dialogue])[0]
+    assert found["windows"] > 1 and found["window_lines"] == [1, 1] and len(found["lines"]) == 1
 
 
 # --------------------------------------------------------------------------------------------------- the server
@@ -113,9 +132,9 @@ def test_the_server_listens_on_this_machine_alone(server):
 
 def test_a_dialogue_posted_comes_back_scored(server, loaded):
     status, answer = ask_score(server, DIALOGUE)
-    assert status == 200 and answer["threshold"] == loaded[0].lineage.task.threshold
-    assert answer["lines"] == [dataclasses.asdict(line) for line in score_lines(*loaded, DIALOGUE)]
-    assert ask_score(server, "") == (200, {"threshold": 0.5, "lines": []})
+    assert status == 200 and answer["threshold"] == loaded[0].lineage.decision.threshold
+    assert answer == {"threshold": 0.5, **score_dialogue(*loaded, DIALOGUE)}
+    assert ask_score(server, "") == (200, {"threshold": 0.5, **score_dialogue(*loaded, "")})
 
 
 def test_markup_in_a_dialogue_comes_back_as_data_of_a_type_no_browser_renders(server):
@@ -160,25 +179,21 @@ def test_a_foreign_name_for_this_machine_is_refused(server, host, status):
     assert ask_score(server, "甲: 好", Host=host)[0] == status
 
 
-@pytest.mark.parametrize("body, content_type, message", [
-    (b'{"dialogue": "x"}', "text/plain", "send application/json"),
-    (b'{"dialogue": "x"}', "application/x-www-form-urlencoded", "send application/json"),
-    (b"{", "application/json", 'expected {"dialogue": "..."}'),
-    (b"[]", "application/json", 'expected {"dialogue": "..."}'),
-    (b'{"dialogue": 7}', "application/json", 'expected {"dialogue": "..."}'),
-    (b'{"dialogue": "\\ud800"}', "application/json", 'expected {"dialogue": "..."}'),
-    (b"\xff", "application/json", 'expected {"dialogue": "..."}'),
-    (json.dumps({"dialogue": "a\n" * 300}).encode(), "application/json", "the dialogue has more than 300 lines"),
+@pytest.mark.parametrize("body, content_type", [
+    (b'{"dialogue": "x"}', "text/plain"), (b'{"dialogue": "x"}', "application/x-www-form-urlencoded"),
+    *((body, "application/json") for body in (b"{", b"[]", b'{"dialogue": 7}', b'{"dialogue": "\\ud800"}', b"\xff")),
+    (json.dumps({"dialogue": "a\n" * 300}).encode(), "application/json"),
 ])
-def test_a_bad_request_gets_one_line(server, body, content_type, message):
+def test_a_bad_request_gets_one_line(server, body, content_type):
     status, _, answer = ask(server, "POST", "/score", body, Content_Type=content_type)
-    assert (status, json.loads(answer)) == (400, {"error": message})
+    answer = json.loads(answer)
+    assert status == 400 and answer.keys() == {"error"} and len(answer["error"].splitlines()) == 1
 
 
 @pytest.mark.parametrize("length", ["262145", "-1", "a", "9" * 5000])
 def test_a_length_that_is_too_long_or_none_is_refused_unread(server, length):
     status, _, answer = ask(server, "POST", "/score", b"", Content_Type="application/json", Content_Length=length)
-    assert status == 400 and "longer than 256 KiB" in json.loads(answer)["error"]
+    assert status == 400 and "256 KiB" in json.loads(answer)["error"]
 
 
 def test_other_pages_do_not_exist(server):
@@ -201,7 +216,7 @@ def test_a_task_without_room_for_a_dialogue_is_said_in_one_line(server, loaded):
 def test_the_command_says_what_is_wrong_in_one_line(server, loaded, tmp_path, monkeypatch, capsys):
     assert app.main(["--model", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"{tmp_path}: no config.json")
-    monkeypatch.setattr(app, "load_model", lambda *args: loaded)
+    monkeypatch.setattr(app, "load_tuned", lambda *args: loaded)
     for port in (server.server_address[1], 70000):
         assert app.main(["--model", "m", "--port", str(port)]) == 2
         line, = capsys.readouterr().err.splitlines()
