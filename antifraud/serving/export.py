@@ -1,7 +1,6 @@
 """Merges a checkpoint's adapter into its base model: one plain folder that every server loads.
 
-    python -m antifraud.serving.export --model MODEL --checkpoint DIR --output DIR \
-        [--report report.json] [--data F] [--gguf]
+    python -m antifraud.serving.export --model MODEL --checkpoint DIR --output DIR [--report report.json] [--data F]
 
 The adapter was trained over 4-bit weights. ``--merge-into dequantized`` adds it to what those weights stand for, so
 the answers stay those of the checkpoint; ``original`` adds it to the base model's own 16-bit weights, which the
@@ -21,6 +20,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig
 
+from data.command import command
 from data.files import DataError, complete_or_absent, one_line, refuse_existing, write_json, write_text
 from data.prompt import PromptEncoder
 from data.records import Skipped, read_records
@@ -210,17 +210,12 @@ def print_summary(output: str, facts: dict) -> None:
     print(json.dumps({"gguf": facts["gguf"], "comparison": facts["comparison"]}, ensure_ascii=False, indent=2))
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        facts = export(args.model, args.checkpoint, args.output, merge_into=args.merge_into, dtype=args.dtype,
-                       report_path=args.report, data_path=args.data, rows=args.rows, gguf=args.gguf,
-                       device=args.device, base_id=args.base_id, trust_remote_code=args.trust_remote_code)
-    except (DataError, FloatingPointError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    facts = export(args.model, args.checkpoint, args.output, merge_into=args.merge_into, dtype=args.dtype,
+                   report_path=args.report, data_path=args.data, rows=args.rows, gguf=args.gguf,
+                   device=args.device, base_id=args.base_id, trust_remote_code=args.trust_remote_code)
     print_summary(args.output, facts)
     return 0
 

@@ -121,23 +121,25 @@ def _training_data(lineage: Lineage) -> str:
     data = lineage.train_data
     if not data:
         return "## Training data\n\nThe checkpoint does not say what it was trained on."
-    averaged = f" The adapter is the mean of {len(lineage.averaged)} trainings on it." if lineage.averaged else ""
-    return f"## Training data\n\n`{data['name']}`, {data['rows']} records, sha256 `{data['sha256']}`.{averaged}"
+    soup = f" The adapter is a model soup of {len(lineage.averaged)} seeds." if lineage.averaged else ""
+    return f"## Training data\n\n`{data['name']}`, {data['rows']} records, sha256 `{data['sha256']}`.{soup}"
 
 
 def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:
     task, decode = lineage.task, prompt.tokenizer.decode
     names = ("Speaker names are replaced by A, B, C, ... in order of appearance before the model sees them."
              if task.neutral_speakers else "Speaker names are left as they are.")
-    lines = ("It is averaged, in log-odds, with the highest softmax over the same two tokens where a line of the "
-             "dialogue ends: the model was trained with an auxiliary line loss. "
-             if lineage.decision.line_aware else "")
+    lines = ("Inference is line-aware: that is averaged, in log-odds, with the highest softmax over the same two "
+             "tokens at the ends of the lines. " if lineage.decision.line_aware else "")
+    form = (f"Texts are brought into normal form (`data/normalise.py`, version {task.normaliser}) first. "
+            if task.normaliser else "")
     exact = f"{decode(prompt.head)}DIALOGUE{decode(prompt.tail)}"
     return ("## Prompt\n\nExactly as used, line ends included; `DIALOGUE` stands for one line `name: words` a turn."
             f"\n\n{_code(exact)}\n\nThe answer is `{task.answers[0]}` for fraud, `{task.answers[1]}` otherwise. The "
             f"probability of fraud is the softmax over the two tokens in which these first differ. {lines}From "
-            f"**{lineage.decision.threshold}** on a dialogue is called fraud. {names} Prompt and answer take at most "
-            f"{task.max_length} tokens; longer dialogues lose their end, and what comes after is not judged.")
+            f"**{lineage.decision.threshold}** on a dialogue is called fraud. {form}{names} Prompt and answer take at "
+            f"most {task.max_length} tokens; `evaluate.py` reads longer dialogues in overlapping windows, of which the "
+            "highest probability counts.")
 
 
 def _figures(report: dict) -> list[str]:
@@ -145,9 +147,10 @@ def _figures(report: dict) -> list[str]:
 
 
 def _metrics(report: dict) -> str:
-    data, intervals, renamed = report["provenance"]["data"], report["intervals"], report["speakers_renamed"]
+    data, intervals = report["provenance"]["data"], report["intervals"]
+    renamed = report["speakers_renamed"] or {}
     rows = [(name.replace("_", " "), figure_text(report[name]), interval_text(intervals.get(name)),
-             figure_text(renamed.get(name))) for name in FIGURES]
+             figure_text(renamed[name]) if renamed else "–") for name in FIGURES]
     return (f"## Figures\n\nOf the checkpoint before merging, on `{data['name']}` ({report['n']} rows, sha256 "
             f"`{data['sha256']}`) at the threshold {report['threshold']}: {report['tp']} frauds found, {report['fn']} "
             f"missed, {report['fp']} false alarms, {report['tn']} rightly passed, {report['unparsed']} unreadable "
@@ -157,7 +160,7 @@ def _metrics(report: dict) -> str:
 
 def _baselines(report: dict) -> str:
     if not report["baselines"]:
-        return "### Baselines\n\nThe report holds none."
+        return "### Baselines\n\nThe report holds none; `evaluate.py --full` makes them."
     rows = [(name.replace("_", " "), *(figure_text(found[key]) for key in ("precision", "recall", "f1")),
              interval_text(found["model_f1_minus_this"]["interval"])) for name, found in report["baselines"].items()]
     rows = [("**this model**", *(figure_text(report[key]) for key in ("precision", "recall", "f1")), "")] + rows
@@ -177,8 +180,8 @@ def _rare_fraud(report: dict) -> str:
     return (f"### Where fraud is rare\n\nOf the rows above {share:.0%} are fraud; in real life few dialogues are. "
             "Where a share *p* is, the share of alarms that are right is "
             "*recall p / (recall p + fpr (1 - p))*, with the report's recall "
-            f"{report['tp']}/{frauds} and its false-positive rate fpr {report['fp']}/{others}. {others} non-fraud rows "
-            "leave that rate uncertain: the last column takes the upper end of its 95 % interval (Wilson; "
+            f"{report['tp']}/{frauds} and its false-positive rate fpr {report['fp']}/{others}. {others} non-fraud "
+            "rows leave that rate uncertain: the last column takes the upper end of its 95 % interval (Wilson; "
             f"{upper:.4f}), which is still too kind where several rows are segments of one dialogue.\n\n"
             + _table(("share of fraud", "precision", "precision at the upper end"), rows))
 

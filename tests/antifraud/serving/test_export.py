@@ -17,17 +17,23 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from antifraud.checkpoint import find_checkpoint, read_checkpoint
+from antifraud.checkpoint import Decision, Lineage, find_checkpoint, read_checkpoint
 from antifraud.serving import export as export_module
-from antifraud.serving.export import compare, export, merge, score_model, to_dtype
+from antifraud.serving.export import compare, export, merge, to_dtype
 from antifraud.serving.gguf_writer import require_gguf_support
-from antifraud.serving.model_card import precision_at, render_card
+from antifraud.serving.model_card import FIGURES, precision_at, render_card
 from data.files import DataError, complete_or_absent, refuse_existing
 from data.prompt import PromptEncoder, Task
-from evaluate import evaluate_with_model, load_model
+from evaluate import evaluate_with_model, load_model, predict
 
 DIALOGUES = [record["input"] for record in make_records(12, first_case=700)]
-TASK = {"instruction": "这段对话是诈骗吗？\n", "threshold": 0.25, "max_length": 400}  # none of them the default
+TASK, DECISION = {"instruction": "这段对话是诈骗吗？\n", "max_length": 400}, {"threshold": 0.25}  # not the defaults
+
+
+def score_model(model, tokenizer, task: Task, dialogues) -> np.ndarray:
+    """What a model loaded by whatever means answers to a task's question."""
+    model.lineage = Lineage(task=task)
+    return predict(model.eval(), tokenizer, dialogues)
 
 
 def log_odds(scores: np.ndarray) -> np.ndarray:
@@ -40,6 +46,7 @@ def checkpoint(run_folder, tmp_path_factory) -> str:
     folder = Path(shutil.copytree(find_checkpoint(run_folder), tmp_path_factory.mktemp("export") / "checkpoint-80"))
     saved = json.loads((folder / "fraud_task.json").read_text())
     saved["task"].update(TASK)
+    saved["decision"].update(DECISION)
     (folder / "fraud_task.json").write_text(json.dumps(saved))
     return str(folder)
 
@@ -224,7 +231,7 @@ def test_the_card_holds_the_reports_figures_beside_intervals_baselines_and_renam
     report = json.loads(Path(report_file).read_text())
     report.update(tp=45, fn=5, fp=2, tn=98, n=150, precision=0.9574, recall=0.9, f1=0.9278, accuracy=None)
     report["intervals"].update(recall=[0.8123, 0.9654], accuracy=None)
-    report["speakers_renamed"]["recall"] = 0.8765
+    report["speakers_renamed"] = {figure: None for figure in FIGURES} | {"recall": 0.8765}
     report["baselines"] = {"tfidf": {"precision": 0.7, "recall": 0.6, "f1": 0.6462,
                                      "model_f1_minus_this": {"value": 0.28, "interval": [0.1111, 0.4444]}}}
     card = render_card("merged", facts, loaded[0].lineage, _encoder(loaded), report)
@@ -244,11 +251,11 @@ def test_the_card_shows_the_prompt_and_the_threshold_exactly_as_used(exported, l
     card = (exported[0] / "README.md").read_text()
     assert f"```\n{text}\n```" in card
     assert "**0.25**" in card and "at most 400 tokens" in card and "replaced by A, B, C" in card
-    assert "line of the dialogue" not in card
-    lineage = dataclasses.replace(loaded[0].lineage, task=Task(learned_lines=True))
+    assert "line-aware" not in card
+    lineage = dataclasses.replace(loaded[0].lineage, decision=Decision(line_aware=True))
     facts = json.loads((exported[0] / "export.json").read_text())
     card = render_card("model", facts, lineage, PromptEncoder(tokenizer, lineage.task), None)
-    assert "the highest softmax over the same two tokens where a line of the dialogue ends" in card
+    assert "line-aware" in card
 
 
 def test_the_hub_reads_the_cards_front_matter(exported, loaded, report_file):
@@ -302,7 +309,7 @@ def _encoder(loaded):
 
 def test_gguf_without_its_package_is_refused_before_anything_is_loaded(base, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setattr(export_module, "load_model", None)
+    monkeypatch.setattr(export_module, "load_base", None)
     with pytest.raises(DataError, match="^--gguf needs a package that is not installed: pip install gguf$"):
         export(base, checkpoint, tmp_path / "merged", gguf=True)
 
@@ -390,6 +397,7 @@ def test_the_written_task_is_the_checkpoints(exported, checkpoint):
     saved = json.loads((exported[0] / "fraud_task.json").read_text())
     lineage = read_checkpoint(checkpoint)
     assert Task(**saved["task"]) == lineage.task == Task(**TASK)
+    assert Decision(**saved["decision"]) == lineage.decision == Decision(**DECISION)
     assert saved["adapter_sha256"] == lineage.adapter_sha256
     assert saved["quantization"] == {"type": "nf4", "double": False}
     assert saved["train_data"] == {key: lineage.train_data[key] for key in ("name", "sha256", "rows")}
