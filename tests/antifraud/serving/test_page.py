@@ -40,7 +40,7 @@ def browser(tmp_path_factory):
 @pytest.mark.parametrize("width", [400, 1400])
 def test_a_dialogue_typed_in_is_scored_and_nothing_is_wider_than_the_window(browser, address, loaded, width):
     browser.open(address, width=width)
-    dialogue = "王经理: 今天风有点大。\n\n顾客: " + "好的" * 60 + "x" * 60 + "\n王经理: 号码您自己留好，不用告诉任何人。"
+    dialogue = f"王经理: 今天风有点大。\n\n顾客: {'好的' * 60}{'x' * 60}\n王经理: 号码您自己留好，不用告诉任何人。"
     browser.type("#dialogue", dialogue)
     browser.click("#check")
     browser.wait(SHOWN)

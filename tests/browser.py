@@ -26,8 +26,8 @@ class Browser:
             if "started successfully on port" in line:
                 self.url = f"http://127.0.0.1:{line.strip().rstrip('.').rpartition(' ')[2]}/session"
                 break
-        options = {"binary": CHROMIUM, "args": ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                                                f"--user-data-dir={self.profile}"]}
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        options = {"binary": CHROMIUM, "args": [*flags, f"--user-data-dir={self.profile}"]}
         answer = self._post("", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options,
                                                                   "goog:loggingPrefs": {"browser": "ALL"}}}})
         self.url += f"/{answer['sessionId']}"
