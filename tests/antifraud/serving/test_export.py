@@ -32,8 +32,11 @@ TASK, DECISION = {"instruction": "这段对话是诈骗吗？\n", "max_length": 
 
 def score_model(model, tokenizer, task: Task, dialogues) -> np.ndarray:
     """What a model loaded by whatever means answers to a task's question."""
-    model.lineage = Lineage(task=task)
-    return predict(model.eval(), tokenizer, dialogues)
+    kept, model.lineage = getattr(model, "lineage", None), Lineage(task=task)
+    try:
+        return predict(model.eval(), tokenizer, dialogues)
+    finally:
+        model.lineage = kept
 
 
 def log_odds(scores: np.ndarray) -> np.ndarray:
