@@ -86,7 +86,7 @@ class Workspace:
         corpus = "our sample corpus" if self.ours else "dialogues of the public corpus"
         counts = ", ".join(f"{sum(1 for _ in open(self.data / f'{name}.jsonl', 'rb')):,} {name}" for name in SPLITS)
         mixed = f"; train has {self.sample_in_train:,} dialogues of our sample corpus, too" if not self.ours else ""
-        return f"{Path(self.model).name} on {gpu}; {corpus}, split by dialogue: {counts}{mixed}"
+        return f"{self.name} on {gpu}; {corpus}, split by dialogue: {counts}{mixed}"
 
 
 def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
