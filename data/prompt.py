@@ -193,7 +193,8 @@ class PromptEncoder:
         """Token ids of texts in which no control token is recognised."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        # Not verbose: it would warn of texts that are longer than the model reads, which become windows.
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         if self.control_tokens is not None:
             for row, text in enumerate(texts):
                 cuts = [match.start() + 1 for match in self.control_tokens.finditer(text)]

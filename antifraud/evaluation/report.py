@@ -34,7 +34,7 @@ from .metrics import (
     rate_differences,
     threshold_table,
 )
-from .probes import probe_report, probed_texts
+from .probes import NOT_NORMALISED, probe_report, probed_texts
 from .processes import call, call_in_process
 from .scoring import Reading, Row, generate_answers, parse_answer, predict_readings, read_dialogues
 
@@ -339,8 +339,9 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
                   f"alarm ({row['calls']} calls)" for name, row in
                   {**ordinary["by_source"], "all": ordinary["all"]}.items()]
     if report["probes"]:
-        name, probe = min(report["probes"].items(), key=lambda item: item[1]["change"]["recall"]["value"] or 0.0)
-        lines.append(f"of {len(report['probes'])} probes {name} costs the most recall: "
+        probes = {name: probe for name, probe in report["probes"].items() if name not in NOT_NORMALISED}
+        name, probe = min(probes.items(), key=lambda item: item[1]["change"]["recall"]["value"] or 0.0)
+        lines.append(f"of {len(probes)} probes {name} costs the most recall: "
                      f"{figure_text(report['recall'])} becomes {figure_text(probe['recall'])}")
     if (shared := report["overlap_with_train"]) and shared["rows_sharing_a_line"]:
         lines.append(f"seen in training: {shared['rows_sharing_a_line']:.1%} of rows share a whole line with train")

@@ -274,7 +274,7 @@ def test_another_format_is_named_with_the_command_that_reads_it(tmp_path, conten
 @pytest.mark.parametrize("read", [read_records, lambda path: read_dialogues(path, Skipped()),
                                   lambda path: read_records(path, None, Reading())])
 @pytest.mark.parametrize("content, names", [
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 30\n", "git lfs pull"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 30\n", "lfs pull"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ".xlsx"), (b"\x1f\x8b\x08", "unpack")])
 def test_a_pointer_an_old_workbook_and_an_archive_say_what_to_do(tmp_path, read, content, names):
     path = written(tmp_path, "f.jsonl", content)

@@ -12,21 +12,26 @@ from antifraud.evaluation import probes
 from antifraud.evaluation.metrics import rate_differences
 from antifraud.evaluation.probes import (
     INSTRUCTIONS,
+    NOT_NORMALISED,
     dialogue_probes,
     meeting_style,
     probe_readings,
     probe_report,
     probed_texts,
+    written,
 )
 from antifraud.evaluation.scoring import Prediction, predict, predict_readings, read_dialogues
 from data.noise import FILLERS, HOMOPHONES, add_asr_noise, add_unseen_noise
 from data.prompt import PromptEncoder, Task
-from data.speakers import split_lines
+from data.records import Skipped
+from data.records import read_dialogues as read_dialogues_from
+from data.sample import write_sample
+from data.speakers import format_dialogue, split_lines
 from evaluate import load_model
 
 DIALOGUE = "客服: 您好，请把验证码告诉我，我替您退款。\n张伟: 为什么？"
 NAMES = {"speakers_renamed", "meeting_style", "asr_noise", "unseen_noise", "benign_preamble", "injected_command",
-         "injected_tokens", "instruction_article", "instruction_article_only"}
+         "injected_tokens", "formatting", "instruction_article", "instruction_article_only", *NOT_NORMALISED}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +134,22 @@ def test_names_cannot_reach_a_model_that_reads_roles_and_other_probes_do(encoder
     assert prompts.keys() == NAMES
     unprobed = encoder.prompts([DIALOGUE])
     same = {name for name, rows in prompts.items() if rows == unprobed}
-    assert same == {"speakers_renamed", "meeting_style"}
+    assert same == {"speakers_renamed", "meeting_style", "formatting"}
+
+
+def test_formatting_is_that_of_other_programs_and_without_the_normaliser_it_reaches_the_model(encoder, tokenizer):
+    assert written("客服: 您好\n（挂断）", stamps=True, brackets=True, line_end=" \r\n") == \
+        "[2024-05-01 10:00:00] 【客服】: 您好 \r\n（挂断） \r\n"
+    prompts = prompts_under(encoder, [DIALOGUE])
+    assert "00:01] 张伟: 为什么？" in tokenizer.decode(prompts["time_stamps_not_normalised"][0])  # the name, too
+    assert "退款。  \r\n" in tokenizer.decode(prompts["line_ends_not_normalised"][0])
+
+
+def test_formatting_changes_no_token_of_any_sample_dialogue(encoder, tmp_path):
+    write_sample(tmp_path, 60, seed=3)
+    texts = [format_dialogue([(line.speaker, line.content) for line in dialogue.lines])
+             for dialogue in read_dialogues_from(tmp_path, Skipped())]
+    assert encoder.prompts(probed_texts(encoder, texts)["formatting"]) == encoder.prompts(texts)
 
 
 def test_wordings_of_the_instruction_differ_in_the_instruction_alone(encoder, tokenizer):
@@ -198,7 +218,7 @@ def test_all_probes_are_scored_in_one_call(encoder, said, monkeypatch):
 
 
 def test_a_classifier_of_texts_is_given_the_changes_of_dialogues_alone(encoder):
-    assert probed_texts(encoder, [DIALOGUE]).keys() == NAMES - INSTRUCTIONS.keys()
+    assert probed_texts(encoder, [DIALOGUE]).keys() == NAMES - INSTRUCTIONS.keys() - NOT_NORMALISED.keys()
     assert probed_texts(encoder, [DIALOGUE])["meeting_style"] == [meeting_style(DIALOGUE)]
 
 
