@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from data.files import DataError, write_json
+from data.files import DataError, require_output, write_json
 from data.prompt import Task
 
 from .provenance import code_provenance, describe_base, describe_data, device_name, file_sha256, versions
@@ -121,15 +121,22 @@ def seal_checkpoint(folder: str | Path) -> None:
     write_json(folder / TASK_FILE, saved)
 
 
+def require_calibratable(folder: str | Path) -> None:
+    """Raises DataError for a folder that a calibration cannot be kept in."""
+    path = Path(folder) / TASK_FILE
+    if read_task_file(path) is None:
+        raise DataError(f"{folder}: no {TASK_FILE} to keep a calibration in; copy it from where the adapter comes from")
+    require_output(path)
+
+
 def save_calibration(folder: str | Path, decision: Decision, calibration: dict) -> None:
     """Rewrites decision and calibration in a checkpoint's ``fraud_task.json``, in one stroke; its seal stays as it is.
 
     Raises:
         DataError: no such file (plain PEFT wrote the checkpoint), or it cannot be written.
     """
+    require_calibratable(folder)
     path = Path(folder) / TASK_FILE
-    if read_task_file(path) is None:
-        raise DataError(f"{folder}: no {TASK_FILE} to keep a calibration in; train it with trainer.py")
     saved = json.loads(path.read_text(encoding="utf-8"))
     task, _ = _task_and_decision(saved)  # which older checkpoints kept as one
     write_json(path, {**saved, "task": dataclasses.asdict(task), "decision": dataclasses.asdict(decision),

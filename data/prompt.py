@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from .files import DataError
 from .normalise import NORMALISER, normalise_lines
 from .speakers import neutral_speakers
-from .windows import CHARACTERS_A_TOKEN, Window, cut_into_windows
+from .windows import CHARACTERS_A_TOKEN, WINDOW_TOKENS, Window, cut_into_windows
 
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
 DIALOGUE_MARK = "DIALOGUE-GOES-HERE"
@@ -152,10 +152,10 @@ class PromptEncoder:
     def windows(self, text: str) -> list[Window]:
         """The prompts that read all of a dialogue: the one of `prompts` where it fits, overlapping ones otherwise.
 
-        A window has whole lines and begins with about the last quarter of the one before. Roles are dealt over the
-        whole dialogue first, so a speaker keeps theirs in all windows. A line that is longer than a window is cut at
-        ends of sentences. The dialogue's log-odds are meant to be the highest of its windows'. No more is tokenised
-        at a time than fits; the windows of 16 MiB of text hold about six million ids.
+        A window has whole lines, at most `WINDOW_TOKENS` of tokens, and begins with about the last quarter of the one
+        before. Roles are dealt over the whole dialogue first, so a speaker keeps theirs in all windows. A line that is
+        longer than a window is cut at ends of sentences. The dialogue's log-odds are meant to be the highest of its
+        windows'. No more is tokenised at a time than fits; the windows of 16 MiB of text hold about six million ids.
         """
         lines, origin = canonical_lines(text, self.task)
         whole = "\n".join(lines)
@@ -164,7 +164,8 @@ class PromptEncoder:
         starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
         return [Window(self.head + ids + self.tail, origin[first][0], origin[last][1],
                        starts[origin[first][0]] + left_out)
-                for first, last, left_out, ids in cut_into_windows(lines, self.room, self._plain_ids)]
+                for first, last, left_out, ids in cut_into_windows(lines, min(self.room, WINDOW_TOKENS),
+                                                                   self._plain_ids)]
 
     def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> Encoded:
         """Training examples: ``input_ids`` and, of the same length, ``labels`` with -100 on the prompt."""

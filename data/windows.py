@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .speakers import SPEAKER
 
+WINDOW_TOKENS = 512  # of dialogue at most: models are trained on 500 characters, and in more a few lines drown
 OVERLAP = 4  # a window begins with the last quarter of the one before
 CHARACTERS_A_TOKEN = 16  # at most; a Chinese dialogue has about two. Longer texts are not even tokenised
 SENTENCE_ENDS = "。！？!?；;，,"

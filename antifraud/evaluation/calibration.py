@@ -19,7 +19,7 @@ from data.files import DataError
 from data.prompt import PromptEncoder
 from data.records import Skipped, read_records
 
-from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, save_calibration
+from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, require_calibratable, save_calibration
 from ..model import load_tuned
 from ..provenance import describe_data
 from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
@@ -211,6 +211,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     if skipped:
         print(skipped.summary(), file=sys.stderr)
     folder = find_checkpoint(checkpoint_path)
+    require_calibratable(folder)
     model, tokenizer = load_tuned(model_path, str(folder), device, quantization=quantization,
                                   trust_remote_code=trust_remote_code)
     lineage = lineage_of(model)

@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from data.files import DataError
 from data.normalise import NORMALISER
 from data.prompt import INSTRUCTION, PromptEncoder, Task, canonical
+from data.windows import WINDOW_TOKENS
 
 DIALOGUE = "客服: 您好，请把验证码告诉我。\n张伟: 为什么？"
 NEUTRAL = "A: 您好，请把验证码告诉我。\nB: 为什么？"
@@ -200,6 +201,14 @@ def test_windows_read_every_line_overlap_by_a_quarter_and_keep_the_roles(tokeniz
     for one, next_one in zip(windows, windows[1:]):
         shared = encoder.tokenizer("\n".join(lines[next_one.first_line // 2:one.last_line // 2 + 1]))["input_ids"]
         assert 20 < len(shared) <= 50 and next_one.last_line > one.last_line
+
+
+def test_windows_are_short_where_the_room_is_large_and_a_dialogue_that_fits_stays_whole(tokenizer):
+    encoder, line = with_room(tokenizer, 1200), "甲: 周末一起去爬山吧，我带水。"
+    assert len(encoder.windows("\n".join([line] * 60))) == 1
+    windows = encoder.windows("\n".join([line] * 200))
+    sizes = [len(window.ids) - len(encoder.head) - len(encoder.tail) for window in windows]
+    assert max(sizes) <= WINDOW_TOKENS < min(sizes[:-1]) + 40 and windows[-1].last_line == 199
 
 
 def test_a_line_longer_than_a_window_is_cut_at_sentences_and_read_to_its_end(tokenizer):
