@@ -1,9 +1,8 @@
 """Evaluation: scores are what the model says, reports are what the contract says, bad checkpoints are refused."""
 
+import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from data.prompt import PromptEncoder, Task
 from data.records import write_records
 from evaluate import evaluate, evaluate_with_model, load_model, predict
 
-ROOT = Path(__file__).parents[1]
 REPORT_KEYS = {
     "n", "tn", "fp", "fn", "tp", "precision", "recall", "f1", "accuracy", "average_precision", "threshold",
     "intervals", "unparsed", "speakers_renamed", "baselines", "by_category", "rows_per_second", "provenance",
@@ -293,15 +291,15 @@ def test_a_side_dish_that_fails_is_named_and_the_report_is_there(loaded, eval_fi
     assert found["not_made"]["probes"] == found["not_made"]["calls"] == "no such luck"
 
 
-def test_the_report_is_there_when_neither_picture_nor_printing_works(base, run_folder, eval_file, tmp_path):
-    output = tmp_path / "report.json"
-    code = ("import sys, evaluate\nevaluate.save_report_figure = None\n"
-            "sys.exit(evaluate.main(sys.argv[1:]))")
-    done = subprocess.run([sys.executable, "-c", code, "--model", base, "--checkpoint", run_folder, "--data", eval_file,
-                           "--device", "cpu", "--output", str(output)], capture_output=True, cwd=ROOT,
-                          env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
-    assert done.returncode == 0 and json.loads(output.read_text())["n"] == 20
-    assert done.stdout.isascii() and not output.with_suffix(".png").exists()
+def test_the_report_is_there_when_neither_picture_nor_printing_works(loaded, eval_file, tmp_path, monkeypatch):
+    output, terminal = tmp_path / "report.json", io.BytesIO()
+    monkeypatch.setattr(evaluate_module, "load_model", lambda *args, **options: loaded)
+    monkeypatch.setattr(evaluate_module, "save_report_figure", None)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding="ascii"))
+    assert evaluate_module.main(["--model", "m", "--data", eval_file, "--device", "cpu", "--output", str(output)]) == 0
+    sys.stdout.flush()
+    assert json.loads(output.read_text())["n"] == 20
+    assert b"precision: " in terminal.getvalue() and not output.with_suffix(".png").exists()
 
 
 @pytest.mark.parametrize("options", [["--threshold", "60"], ["--threshold", "nan"], ["--output", "{tmp}"],
@@ -386,14 +384,12 @@ def test_the_fast_way_merges_the_adapter_and_gives_the_same_scores(base, run_fol
     assert np.abs(score_prompts(untuned, encoder, prompts) - plain).max() > 0.1  # the adapter matters
 
 
-def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_path):
+def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_path, capsys):
     output = tmp_path / "report.json"
-    done = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--model", base, "--checkpoint", run_folder,
-                           "--data", eval_file, "--device", "cpu", "--output", str(output)],
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "precision: " in done.stdout
-    assert json.loads(output.read_text())["n"] == 20
+    assert evaluate_module.main(["--model", base, "--checkpoint", run_folder, "--data", eval_file, "--device", "cpu",
+                                 "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert report["n"] == 20 and f"precision: {report['precision']}, " in capsys.readouterr().out
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
