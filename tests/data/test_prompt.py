@@ -205,7 +205,7 @@ def test_windows_read_every_line_overlap_by_a_quarter_and_keep_the_roles(tokeniz
 
 def test_windows_are_short_where_the_room_is_large_and_a_dialogue_that_fits_stays_whole(tokenizer):
     encoder, line = with_room(tokenizer, 1200), "甲: 周末一起去爬山吧，我带水。"
-    assert len(encoder.windows("\n".join([line] * 60))) == 1
+    assert len(encoder.windows("\n".join([line] * 20))) == 1
     windows = encoder.windows("\n".join([line] * 200))
     sizes = [len(window.ids) - len(encoder.head) - len(encoder.tail) for window in windows]
     assert max(sizes) <= WINDOW_TOKENS < min(sizes[:-1]) + 40 and windows[-1].last_line == 199
