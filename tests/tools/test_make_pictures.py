@@ -10,7 +10,7 @@ from tools import make_pictures
 
 
 def test_the_page_in_the_picture_has_the_models_answer_as_data_not_as_markup(monkeypatch):
-    line = ScoredLine(role="A", content="</script><b>", probability=0.25, from_line=1, of_line=None)
+    line = ScoredLine(number=1, role="A", content="</script><b>", probability=0.25, from_line=1, of_line=None)
     monkeypatch.setattr(make_pictures, "score_lines", lambda *_: [line])
     lineage = Lineage(base={"name": "tiny"}, checkpoint="checkpoint-7", decision=Decision(threshold=0.4))
     page = make_pictures.app_page(SimpleNamespace(lineage=lineage), None, "A: </script>")

@@ -313,7 +313,8 @@ def test_fsdp_shards_the_4_bit_weights_and_trains_and_resumes_as_one_process_doe
 def test_an_optimiser_that_cannot_step_sharded_weights_is_refused(train_sharded, tmp_path):
     assert set(train_sharded("--optim", "paged_adamw_32bit")) == {2}
     said, other = ((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
-    assert "paged_adamw_32bit" in said.splitlines()[-1] and "--optim adamw_torch" in said and not other
+    assert "paged_adamw_32bit" in said.splitlines()[-1] and "--optim adamw_torch" in said
+    assert "adamw" not in other  # though torch may warn there that the first process has gone
     assert not (tmp_path / "run").exists()
 
 
