@@ -186,7 +186,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _probability(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 1, "must be a probability from 0 to 1, as 0.6 for 60 %%")
+    return _number(text, lambda value: 0 <= value <= 1, "must be a probability from 0 to 1, as 0.6 for 60 %")
 
 
 def _share(text: str) -> float:
