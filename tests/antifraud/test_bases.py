@@ -126,7 +126,7 @@ def test_a_saved_checkpoint_scores_as_the_plain_forward_of_the_tuned_model_does(
     np.testing.assert_allclose(score_prompts(trainer.model, encoder, prompts), scores, atol=1e-5)
     assert len(set(scores.round(6))) > 1  # they do depend on the dialogue
 
-    report = evaluate_with_model(model, tokenizer, eval_file, "cpu", True, method="generate", full=True, progress=False)
+    report = evaluate_with_model(model, tokenizer, eval_file, "cpu", batch=True, method="generate", progress=False)
     assert report["n"] == 9 == sum(report[key] for key in ("tn", "fp", "fn", "tp", "unparsed"))
     assert report["provenance"]["model"]["name"] == "base"
 
