@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .speakers import SPEAKER
 
-WINDOW_TOKENS = 512  # of dialogue at most: models are trained on 500 characters, and in more a few lines drown
+WINDOW_TOKENS = 300  # of dialogue: about what models are trained on (up to 500 characters); in more, a few lines drown
 OVERLAP = 4  # a window begins with the last quarter of the one before
 CHARACTERS_A_TOKEN = 16  # at most; a Chinese dialogue has about two. Longer texts are not even tokenised
 SENTENCE_ENDS = "。！？!?；;，,"
