@@ -20,14 +20,16 @@ class OrdinarySettings:
         sources: folders of CSVs, or CSV files, of which `eval_share` and `judge_share` of the dialogues are kept from
             train, for ``ordinary_eval.jsonl`` and ``ordinary.jsonl``.
         judge_sources: others, that go into ``ordinary.jsonl`` alone.
-        train_share: of the negatives of train, as far as they go.
+        eval_sources: others again, that go into ``ordinary_eval.jsonl`` alone.
+        train_share: of the negatives of train, as far as they go; None puts all of it beside them. See `rebalance`.
     """
 
     sources: Sequence[str | Path] = ()
     judge_sources: Sequence[str | Path] = ()
+    eval_sources: Sequence[str | Path] = ()
     judge_share: float = 0.2
     eval_share: float = 0.1
-    train_share: float = 0.25
+    train_share: float | None = 0.25
 
 
 def deal_ordinary(settings: OrdinarySettings, skipped: Skipped, *, seed: int = 0
@@ -44,8 +46,9 @@ def deal_ordinary(settings: OrdinarySettings, skipped: Skipped, *, seed: int = 0
     for path in settings.sources:
         for part, members in zip(PARTS, deal(_read(Path(path), source_of, skipped), shares, rng), strict=True):
             dealt[part] += members
-    for path in settings.judge_sources:
-        dealt["ordinary"] += _read(Path(path), source_of, skipped)
+    for part, paths in (("ordinary", settings.judge_sources), ("ordinary_eval", settings.eval_sources)):
+        for path in paths:
+            dealt[part] += _read(Path(path), source_of, skipped)
     return dealt, source_of
 
 

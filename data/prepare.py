@@ -1,7 +1,8 @@
 """Dialogues (CSV) to train.jsonl, eval.jsonl, test.jsonl, split by dialogue, with a leakage report.
 
     python -m data.prepare --source DIR --output DIR [--augment 0.5] [--labels from-onset] [--held-out F.jsonl ...]
-                           [--ordinary DIR_OR_CSV ...] [--ordinary-judge DIR_OR_CSV ...] [--train-only DIR_OR_CSV ...]
+                           [--ordinary DIR_OR_CSV ...] [--ordinary-eval DIR_OR_CSV ...]
+                           [--ordinary-judge DIR_OR_CSV ...] [--train-only DIR_OR_CSV ...]
     python -m data.prepare --inspect FILE [--convert OUT]  (what a file of any format is: docs/data.md)
 
 The article cuts every dialogue three times, shuffles the segments and splits those, so almost every eval segment has
@@ -11,9 +12,9 @@ of another split are removed, only the train set is rebalanced (and, on request,
 ``--held-out``.
 
 Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
-for choosing the threshold (``ordinary_eval.jsonl``) and for judging (``ordinary.jsonl``, with all of
-``--ordinary-judge``). Both hold segments; ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold the same
-dialogues whole. Each record names its ``source``.
+for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
+(``ordinary.jsonl``, with all of ``--ordinary-judge``). Both hold segments; ``ordinary_eval_calls.jsonl`` and
+``ordinary_calls.jsonl`` hold the same dialogues whole. Each record names its ``source``.
 """
 
 import argparse
@@ -199,7 +200,7 @@ def _plain(settings: dict) -> dict:
 
     return {**settings, "lengths": list(settings["lengths"]), "shares": list(settings["shares"]),
             **names(settings, "held_out", "train_only"),
-            "ordinary": {**settings["ordinary"], **names(settings["ordinary"], "sources", "judge_sources")}}
+            "ordinary": {**settings["ordinary"], **names(settings["ordinary"], "sources", "judge_sources", "eval_sources")}}
 
 
 def _write(output: Path, parts: dict[str, list[dict]], report: dict) -> None:
@@ -244,6 +245,10 @@ def _ratio(text: str) -> float | None:
     return value or None
 
 
+def _share_or_all(text: str) -> float | None:
+    return None if text == "all" else float(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
     parser.add_argument("--source", required=True, help="a folder of dialogue CSVs, or one CSV file")
@@ -266,14 +271,17 @@ def _parser() -> argparse.ArgumentParser:
     defaults = OrdinarySettings()
     parser.add_argument("--ordinary", nargs="+", default=[], metavar="DIR_OR_CSV",
                         help="non-fraud dialogues from elsewhere, for train and, by dialogue, for judging")
+    parser.add_argument("--ordinary-eval", nargs="+", default=[], metavar="DIR_OR_CSV",
+                        help="others, of kinds that train lacks, for ordinary_eval.jsonl alone")
     parser.add_argument("--ordinary-judge", nargs="+", default=[], metavar="DIR_OR_CSV",
-                        help="others, for ordinary.jsonl alone")
+                        help="others again, for ordinary.jsonl alone")
     parser.add_argument("--ordinary-judge-share", type=float, default=defaults.judge_share, metavar="SHARE",
                         help="of the dialogues of --ordinary, for ordinary.jsonl (default: %(default)s)")
     parser.add_argument("--ordinary-eval-share", type=float, default=defaults.eval_share, metavar="SHARE",
                         help="of the dialogues of --ordinary, for ordinary_eval.jsonl (default: %(default)s)")
-    parser.add_argument("--ordinary-share", type=float, default=defaults.train_share, metavar="SHARE",
-                        help="of the negatives of train that are ordinary talk (default: %(default)s)")
+    parser.add_argument("--ordinary-share", type=_share_or_all, default=defaults.train_share, metavar="SHARE",
+                        help="of the negatives of train that are ordinary talk (default: %(default)s); all puts the "
+                             "whole of it beside the negatives of the corpus")
     parser.add_argument("--seed", type=int, default=0)
     add_reading_options(parser)
     return parser
@@ -282,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
     if not all(0 < value < math.inf for value in (*args.lengths, *args.shares)):
         parser.error("lengths and shares must be above zero")
-    shares = (args.augment, args.ordinary_share, args.ordinary_judge_share, args.ordinary_eval_share)
+    shares = (args.augment, args.ordinary_share or 0.0, args.ordinary_judge_share, args.ordinary_eval_share)
     if not all(0 <= share <= 1 for share in shares):
         parser.error("--augment and the shares of ordinary talk must be from 0 to 1")
     if args.ordinary_judge_share + args.ordinary_eval_share > 1:
@@ -291,7 +299,7 @@ def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Sett
         lengths=args.lengths, shares=args.shares, negatives_per_positive=args.negatives_per_positive,
         augment=args.augment, labels=args.labels, held_out=args.held_out, seed=args.seed,
         train_only=args.train_only, reading=reading_of(args, "dialogues"),
-        ordinary=OrdinarySettings(args.ordinary, args.ordinary_judge, args.ordinary_judge_share,
+        ordinary=OrdinarySettings(args.ordinary, args.ordinary_judge, args.ordinary_eval, args.ordinary_judge_share,
                                   args.ordinary_eval_share, args.ordinary_share))
 
 

@@ -110,24 +110,30 @@ def remove_repeats(splits: dict[str, list[dict]], *, threshold: float = NEAR_DUP
     return removed
 
 
-def rebalance(records: Sequence[dict], *, negatives_per_positive: float | None = 1.0, ordinary_share: float = 0.25,
+def rebalance(records: Sequence[dict], *, negatives_per_positive: float | None = 1.0, ordinary_share: float | None = 0.25,
               seed: int = 0) -> list[dict]:
     """Drops records of the more frequent label at random until the ratio holds; keeps the order of the rest.
 
     Of the negatives that stay, `ordinary_share` are ordinary talk (records with a ``source``); where either kind runs
-    out the other takes its place. With `negatives_per_positive` None everything stays.
+    out the other takes its place. With None, all ordinary talk stays, and the ratio is that of the other negatives.
+    With `negatives_per_positive` None everything stays.
     """
     if negatives_per_positive is None:
         return list(records)
     positives = [i for i, record in enumerate(records) if record["label"]]
     ordinary = [i for i, record in enumerate(records) if "source" in record and not record["label"]]
     others = [i for i, record in enumerate(records) if "source" not in record and not record["label"]]
-    n_negatives = min(len(ordinary) + len(others), round(len(positives) * negatives_per_positive))
-    n_positives = min(len(positives), round(n_negatives / negatives_per_positive))
-    n_ordinary = min(len(ordinary), max(round(n_negatives * ordinary_share), n_negatives - len(others)))
+    wanted = round(len(positives) * negatives_per_positive)
+    if ordinary_share is None:
+        n_ordinary, n_others = len(ordinary), min(len(others), wanted)
+    else:
+        n_negatives = min(len(ordinary) + len(others), wanted)
+        n_ordinary = min(len(ordinary), max(round(n_negatives * ordinary_share), n_negatives - len(others)))
+        n_others = n_negatives - n_ordinary
+    n_positives = min(len(positives), round((n_ordinary + n_others) / negatives_per_positive))
     rng = random.Random(seed)
     kept = rng.sample(positives, n_positives)
-    kept += rng.sample(ordinary, n_ordinary) + rng.sample(others, n_negatives - n_ordinary)
+    kept += rng.sample(ordinary, n_ordinary) + rng.sample(others, n_others)
     return [records[i] for i in sorted(kept)]
 
 

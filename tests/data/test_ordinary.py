@@ -50,6 +50,26 @@ def test_ordinary_dialogues_go_to_train_to_the_threshold_and_to_the_judge(tmp_pa
     assert report["settings"]["ordinary"]["sources"] == ["聊天.csv"]
 
 
+def test_kinds_for_choosing_alone_are_never_trained_on_nor_judged_on(tmp_path):
+    write_corpus(tmp_path)
+    chat = write_talk(tmp_path / "a" / "聊天.csv", 10, seed=20)
+    choose = write_talk(tmp_path / "b" / "客服.csv", 4, seed=5)
+    judge = write_talk(tmp_path / "c" / "医院.csv", 3, seed=6)
+    assert main(["--source", str(tmp_path), "--output", str(tmp_path / "out"), "--ordinary", str(chat),
+                 "--ordinary-eval", str(choose), "--ordinary-judge", str(judge), "--ordinary-share", "all",
+                 "--lengths", "100"]) == 0
+    files = read_ordinary_files(tmp_path / "out")
+    counts = {name: {source: sum(r["source"] == source for r in records) for source in ("聊天", "客服", "医院")}
+              for name, records in files.items()}
+    assert counts["ordinary_eval_calls"] == {"聊天": 1, "客服": 4, "医院": 0}  # a tenth of the first, all of the second
+    assert counts["ordinary_calls"] == {"聊天": 2, "客服": 0, "医院": 3}
+    train = read_records(tmp_path / "out" / "train.jsonl")
+    assert sum("source" in r for r in train) == 7 == sum(r.get("source") == "聊天" for r in train)
+    report = json.loads((tmp_path / "out" / "leakage.json").read_text(encoding="utf-8"))
+    assert report["settings"]["ordinary"]["eval_sources"] == ["客服.csv"]
+    assert report["settings"]["ordinary"]["train_share"] is None
+
+
 def test_files_of_an_earlier_run_with_ordinary_talk_do_not_stay(tmp_path):
     write_corpus(tmp_path)
     chat = write_talk(tmp_path / "a" / "聊天.csv", 10, seed=1)
@@ -64,7 +84,8 @@ def test_train_gives_way_to_ordinary_talk_that_is_judged(tmp_path):
     judge = write_talk(tmp_path / "b" / "客服.csv", 5, seed=5)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "聊天.csv").write_text(judge.read_text(encoding="utf-8"), encoding="utf-8")
-    report = prepare(tmp_path, tmp_path / "out", Settings(ordinary=OrdinarySettings([tmp_path / "a"], [judge], 0, 0)))
+    report = prepare(tmp_path, tmp_path / "out", Settings(ordinary=OrdinarySettings(
+        [tmp_path / "a"], [judge], judge_share=0, eval_share=0)))
     assert report["balance"]["ordinary"]["found"] == 0 and report["splits"]["train"]["removed_as_repeats"] == 5
 
 
@@ -84,7 +105,7 @@ def test_a_fraud_in_ordinary_talk_is_refused_with_its_place(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     content = "case,speaker,content,is_fraud\n7,甲,您好,False\n7,乙,转钱,True\n"
     (tmp_path / "a" / "聊天.csv").write_text(content, encoding="utf-8")
-    for option in ("--ordinary", "--ordinary-judge"):
+    for option in ("--ordinary", "--ordinary-eval", "--ordinary-judge"):
         assert main(["--source", str(tmp_path), "--output", str(tmp_path / "out"), option, str(tmp_path / "a")]) == 2
         err = capsys.readouterr().err
         assert f"{tmp_path}/a: case '聊天/7', line 2" in err and err.count("\n") == 1

@@ -123,6 +123,19 @@ def test_ordinary_talk_has_its_share_of_the_negatives(ordinary, others, share, e
     assert rebalance(records, negatives_per_positive=None, ordinary_share=share) == records
 
 
+def test_all_ordinary_talk_may_stay_beside_the_negatives_of_the_corpus():
+    def kept(frauds, others, ordinary):
+        records = [record(f"甲: {i}") for i in range(frauds)] + [record(f"乙: {i}", label=False) for i in range(others)]
+        records += [{**record(f"丙: {i}", label=False), "source": "聊天"} for i in range(ordinary)]
+        stay = rebalance(records, ordinary_share=None)
+        return [sum(r["label"] for r in stay), sum(not r["label"] and "source" not in r for r in stay),
+                sum("source" in r for r in stay)]
+
+    assert kept(8, 20, 9) == [8, 8, 9]
+    assert kept(8, 5, 9) == [8, 5, 9]
+    assert kept(8, 2, 3) == [5, 2, 3]  # fewer negatives than frauds: three frauds go
+
+
 def test_a_train_segment_that_holds_half_of_a_held_out_one_leaves():
     said = "".join(chr(0x4E00 + i) for i in range(24))
     more = "".join(chr(0x5E00 + i) for i in range(200))
