@@ -22,35 +22,43 @@ FALSE_ALARMS_PER_HUNDRED = (1, 5)
 
 
 def by_call(records: Sequence[dict], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(labels, scores) of the calls that `records` are segments of, by ``case``: fraud if a segment is, the highest."""
-    calls = np.unique([record["case"] for record in records], return_inverse=True)[1]
+    """(labels, scores) of the calls that `records` are segments of, by ``case``: fraud if a segment is, the highest.
+
+    A record without a case is a call of its own.
+    """
+    calls = np.unique(_cases(records), return_inverse=True)[1]
     y_true, y_score = np.zeros(calls.max() + 1, dtype=bool), np.full(calls.max() + 1, -np.inf)
     np.logical_or.at(y_true, calls, [record["label"] for record in records])
     np.maximum.at(y_score, calls, scores)
     return y_true, y_score
 
 
-def call_report(records: Sequence[dict], scores: np.ndarray, threshold: float) -> dict:
+def call_report(records: Sequence[dict], scores: np.ndarray, threshold: float,
+                ordinary: tuple[Sequence[dict], np.ndarray] = ((), np.empty(0))) -> dict:
     """How well calls are told apart by their highest segment, at the threshold and where false alarms are rare.
 
     Args:
         records: all with ``case``.
         scores: [records] probabilities.
+        ordinary: (records, scores) of ordinary talk, to have enough non-fraud calls to count false alarms in.
 
     Returns:
-        ``n``, counts, rates and ``average_precision`` with ``intervals``, ``threshold``, and
-        ``at_false_alarms_per_hundred``: by the number of false alarms in a hundred non-fraud calls, the highest
-        ``recall`` that a threshold with no more of them has on these calls, and its ``interval``.
+        ``n``, counts, rates and ``average_precision`` with ``intervals``, ``threshold``, ``non_fraud_calls`` (with the
+        ordinary ones), and ``at_false_alarms_per_hundred``: by the number of false alarms in a hundred of those, the
+        highest ``recall`` that a threshold with no more of them has, and its ``interval``.
     """
     y_true, y_score = by_call(records, scores)
     y_pred = y_score >= threshold
+    report = {"n": len(y_true), "threshold": threshold, **classification_metrics(y_true, y_pred, y_score),
+              "intervals": confidence_intervals(y_true, y_pred, y_score)}
+    if len(ordinary[0]):
+        y_true, y_score = (np.concatenate(parts) for parts in zip((y_true, y_score), by_call(*ordinary)))
     rare = {}
     for alarms in FALSE_ALARMS_PER_HUNDRED:
         recall = recall_at_false_alarms_of(y_true, y_score, alarms / 100)
         interval = bootstrap(lambda weights, recall=recall: {"recall": recall(weights)}, len(y_true))["recall"]
         rare[str(alarms)] = {"recall": none_if_nan(recall(None)), "interval": interval}
-    return {"n": len(y_true), "threshold": threshold, **classification_metrics(y_true, y_pred, y_score),
-            "intervals": confidence_intervals(y_true, y_pred, y_score), "at_false_alarms_per_hundred": rare}
+    return {**report, "non_fraud_calls": int((~y_true).sum()), "at_false_alarms_per_hundred": rare}
 
 
 def paired_by_call(records: Sequence[dict], scores: np.ndarray, other: np.ndarray) -> dict:
@@ -74,11 +82,15 @@ def ordinary_report(records: Sequence[dict], scores: np.ndarray, threshold: floa
         with a 95 % interval resampled by call, exact (Clopper-Pearson, over the calls) where there are no alarms.
     """
     alarms = np.asarray(scores) >= threshold
-    calls = np.array([record.get("case", f"line {row}") for row, record in enumerate(records)])
+    calls = _cases(records)
     sources = np.array([record.get("source", record.get("category", "unnamed")) for record in records])
     return {"threshold": threshold, "all": _false_alarms(alarms, calls),
             "by_source": {str(source): _false_alarms(alarms[sources == source], calls[sources == source])
                           for source in sorted(set(sources))}}
+
+
+def _cases(records: Sequence[dict]) -> np.ndarray:
+    return np.array([record.get("case", f"line {row}") for row, record in enumerate(records)])
 
 
 def require_ordinary(records: Sequence[tuple[int, dict]], path: str) -> None:

@@ -224,7 +224,7 @@ def _side_dishes(model, inputs: Inputs, scored: Scored, beside: Mapping[str, Fut
         "ordinary": _attempt(not_made, "ordinary", lambda: _ordinary(
             inputs.ordinary, scored.of_ordinary, threshold, others, thresholds),
             None if inputs.ordinary else "no file of ordinary dialogues given; name one with --ordinary"),
-        "calls": _attempt(not_made, "calls", lambda: _calls(records, scores, threshold, others, thresholds),
+        "calls": _attempt(not_made, "calls", lambda: _calls(inputs, scored, others, thresholds),
                           None if groups_of(records) else "the records do not say which dialogue they are from"),
         "not_made": not_made,
     }
@@ -303,12 +303,18 @@ def _ordinary(records: Sequence[dict], scores: np.ndarray, threshold: float, oth
                           if "ordinary" in sets}}
 
 
-def _calls(records: Sequence[dict], scores: np.ndarray, threshold: float, others: Mapping,
-           thresholds: Mapping[str, float]) -> dict:
+def _calls(inputs: Inputs, scored: Scored, others: Mapping, thresholds: Mapping[str, float]) -> dict:
     """The model by call, and others under ``baselines``, at their threshold from the eval split or at 0.5."""
-    return {**call_report(records, scores, threshold),
-            "baselines": {name: {**call_report(records, sets["data"], thresholds.get(name, 0.5)),
-                                 "model_average_precision_minus_this": paired_by_call(records, scores, sets["data"])}
+    records = inputs.records
+
+    def of(scores: np.ndarray, of_ordinary: np.ndarray | None, threshold: float) -> dict:
+        ordinary = ((), np.empty(0)) if of_ordinary is None else (inputs.ordinary, of_ordinary)
+        return call_report(records, scores, threshold, ordinary)
+
+    return {**of(scored.scores, scored.of_ordinary, scored.threshold),
+            "baselines": {name: {**of(sets["data"], sets.get("ordinary"), thresholds.get(name, 0.5)),
+                                 "model_average_precision_minus_this": paired_by_call(records, scored.scores,
+                                                                                      sets["data"])}
                           for name, sets in others.items()}}
 
 
@@ -333,7 +339,8 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
         lines.append(f"by call: recall {figure_text(calls['recall'])}, precision {figure_text(calls['precision'])} on "
                      f"{calls['n']} calls; recall " + ", ".join(
                          f"{figure_text(row['recall'])} at {alarms} false alarms per hundred"
-                         for alarms, row in calls["at_false_alarms_per_hundred"].items()))
+                         for alarms, row in calls["at_false_alarms_per_hundred"].items())
+                     + f" of {calls['non_fraud_calls']} non-fraud calls")
     if ordinary := report["ordinary"]:
         lines += [f"ordinary dialogues, {name}: {row['false_alarms_per_hundred_calls']:.1f} of 100 calls raise a false "
                   f"alarm ({row['calls']} calls)" for name, row in

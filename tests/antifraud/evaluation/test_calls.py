@@ -26,6 +26,21 @@ def test_calls_are_judged_by_hand():
     assert 0 <= low <= 0.5 <= high <= 1
 
 
+def test_false_alarms_are_counted_in_ordinary_calls_too():
+    """99 ordinary calls beside the non-fraud ones: one of a hundred is one call, and it lies above a fraud."""
+    alone = call_report(RECORDS, SCORES, threshold=0.65)
+    ordinary = [{"case": f"chat {number}", "label": False} for number in range(99)]
+    scores = np.zeros(99)
+    scores[0] = 0.99
+    found = call_report(RECORDS, SCORES, 0.65, (ordinary, scores))
+    assert found["non_fraud_calls"] == alone["non_fraud_calls"] + 99
+    assert (found["n"], found["precision"]) == (alone["n"], alone["precision"])
+    assert found["at_false_alarms_per_hundred"]["1"]["recall"] == 0.5  # the chat is the one that may be above
+    scores[1] = 0.98
+    found = call_report(RECORDS, SCORES, 0.65, (ordinary, scores))
+    assert found["at_false_alarms_per_hundred"]["1"]["recall"] == 0.0
+
+
 def test_another_classifier_is_compared_call_by_call():
     found = paired_by_call(RECORDS, SCORES, SCORES)
     assert found == {"value": 0.0, "interval": [0.0, 0.0]}
