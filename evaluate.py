@@ -2,6 +2,7 @@
 
     python evaluate.py --model MODEL --checkpoint DIR --data F [--full] [--output report.json]
     python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--best-f1]
+                       [--ordinary ordinary_eval.jsonl --false-alarms 2]
     python evaluate.py --model MODEL --checkpoint DIR --predict IN.jsonl --output OUT.jsonl [--restart]
 
 One forward pass a dialogue compares the two words that continue the answer to "fraud" and to "not fraud", which gives
@@ -78,12 +79,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--calibrate needs --data and --checkpoint, and scores only")
     if not args.calibrate and any(getattr(args, target) for target in TARGETS):
         parser.error("--best-f1, --wanted-precision, --wanted-recall and --cost-ratio belong to --calibrate")
+    _require_bound(parser, args)
     if args.calibrate and task_of(args):
         parser.error("a calibration is kept beside the checkpoint's own question; leave --instruction, --answers, "
                      "--max-length and --keep-speaker-names out")
     if args.output:
         require_output(args.output)
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)
+
+
+def _require_bound(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.false_alarms is not None and not (args.calibrate and args.ordinary and any(
+            getattr(args, target) for target in TARGETS)):
+        parser.error("--false-alarms belongs to --calibrate with a target, such as --best-f1, and needs --ordinary: "
+                     "the ordinary calls kept for choosing, ordinary_eval.jsonl")
+    if args.calibrate and args.ordinary and args.false_alarms is None:
+        parser.error("--calibrate with --ordinary needs --false-alarms: how many of a hundred ordinary calls may alarm")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="add probes, baselines, the untuned model, label audit and overlap with train")
     report.add_argument("--method", choices=METHODS, default="score")
     report.add_argument("--ordinary", nargs="+", default=[], metavar="FILE",
-                        help="records of ordinary dialogues, none of them fraud, to count false alarms in")
+                        help="records of ordinary dialogues, none of them fraud, to count false alarms in; with "
+                             "--calibrate those kept for choosing, ordinary_eval.jsonl")
     report.add_argument("--train", help="train file for the baselines (default: the one the checkpoint names)")
     report.add_argument("--eval", help="eval split, to choose the baselines' thresholds on as the model's was")
     report.add_argument("--peer", action="append", default=[], metavar="NAME=FILE",
@@ -124,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument("--wanted-precision", type=_share, help="the most recall with at least this precision")
     target.add_argument("--wanted-recall", type=_share, help="the fewest alarms with at least this recall")
     target.add_argument("--cost-ratio", type=_positive, help="a missed fraud costs this many times a false alarm")
+    calibration.add_argument("--false-alarms", type=_hundred, metavar="N",
+                             help="the target is sought where at most N of a hundred calls of --ordinary raise an "
+                                  "alarm, in each of its sources")
 
     prediction = parser.add_argument_group("the predictions of --predict")
     prediction.add_argument("--batch-rows", type=int, default=BATCH_ROWS,
@@ -160,9 +175,11 @@ def _picture(report: dict, path: Path) -> str:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    require_input(args.data)
+    for path in (args.data, *args.ordinary):
+        require_input(path)
+    bound = {"ordinary": args.ordinary, "false_alarms": args.false_alarms} if args.ordinary else {}
     found = calibrate_checkpoint(args.model, args.checkpoint, args.data, args.device, quantization=args.quantization,
-                                 trust_remote_code=args.trust_remote_code,
+                                 trust_remote_code=args.trust_remote_code, **bound,
                                  **{target: getattr(args, target) for target in TARGETS})
     if args.output:
         write_json(args.output, found)
@@ -171,6 +188,10 @@ def _calibrate(args: argparse.Namespace) -> int:
           f"{found['ece_after']:.4f} after")
     print(f"threshold {found['threshold']:.6f}: precision {figure_text(found['precision'])}, recall "
           f"{figure_text(found['recall'])} on the {found['data']['rows']} dialogues they were found on")
+    if args.ordinary:
+        calls = found["ordinary"]
+        print(f"{calls['all']['false_alarms_per_hundred_calls']:.1f} of a hundred ordinary calls raise an alarm, at "
+              f"most {args.false_alarms:g} may" + ("; the threshold is higher for it" * calls["moved_threshold"]))
     print(f"kept in {found['checkpoint']}; now judge it on dialogues it has not seen: --data test.jsonl")
     return 0
 
@@ -191,6 +212,10 @@ def _probability(text: str) -> float:
 
 def _share(text: str) -> float:
     return _number(text, lambda value: 0 < value <= 1, "must be above 0 and at most 1")
+
+
+def _hundred(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= 100, "must be from 0 to 100")
 
 
 def _positive(text: str) -> float:

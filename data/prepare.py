@@ -200,7 +200,8 @@ def _plain(settings: dict) -> dict:
 
     return {**settings, "lengths": list(settings["lengths"]), "shares": list(settings["shares"]),
             **names(settings, "held_out", "train_only"),
-            "ordinary": {**settings["ordinary"], **names(settings["ordinary"], "sources", "judge_sources", "eval_sources")}}
+            "ordinary": {**settings["ordinary"],
+                         **names(settings["ordinary"], "sources", "judge_sources", "eval_sources")}}
 
 
 def _write(output: Path, parts: dict[str, list[dict]], report: dict) -> None:

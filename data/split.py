@@ -110,8 +110,8 @@ def remove_repeats(splits: dict[str, list[dict]], *, threshold: float = NEAR_DUP
     return removed
 
 
-def rebalance(records: Sequence[dict], *, negatives_per_positive: float | None = 1.0, ordinary_share: float | None = 0.25,
-              seed: int = 0) -> list[dict]:
+def rebalance(records: Sequence[dict], *, negatives_per_positive: float | None = 1.0,
+              ordinary_share: float | None = 0.25, seed: int = 0) -> list[dict]:
     """Drops records of the more frequent label at random until the ratio holds; keeps the order of the rest.
 
     Of the negatives that stay, `ordinary_share` are ordinary talk (records with a ``source``); where either kind runs

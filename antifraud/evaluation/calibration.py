@@ -1,6 +1,7 @@
 """From a score to a probability that means what it says, and to a threshold that somebody chose.
 
     python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--best-f1]
+                       [--ordinary ordinary_eval.jsonl --false-alarms 2]
 
 Temperature and threshold are found on eval dialogues, kept with the checkpoint, and used from then on: by every
 report, ``--predict``, the page, the export. Nothing here is ever fitted on the data that a report is about.
@@ -17,16 +18,19 @@ from scipy.special import expit, logit
 
 from data.files import DataError
 from data.prompt import PromptEncoder
-from data.records import Skipped, read_records
+from data.records import Skipped, read_numbered_records, read_records
 
 from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, require_calibratable, save_calibration
 from ..model import load_tuned
 from ..provenance import describe_data
+from .calls import ordinary_report, require_ordinary
 from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
 from .scoring import calibrated, score_prompts
 
 BINS = 10
 PREVALENCES = (0.01, 0.001)
+FALSE_ALARMS = 2.0  # in a hundred ordinary calls
+FEW_CALLS = 20  # of a source; with fewer it counts with the others only
 SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
 TEMPERATURES = (0.05, 20.0)
 
@@ -73,7 +77,7 @@ def reliability(y_true: Sequence[bool], scores: np.ndarray) -> dict:
 
 def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_precision: float | None = None,
                      wanted_recall: float | None = None, cost_ratio: float | None = None,
-                     best_f1: bool | None = None) -> float:
+                     best_f1: bool | None = None, above: float = -math.inf) -> float:
     """The threshold that reaches a target best on these rows; exactly one target must be given.
 
     Args:
@@ -81,16 +85,20 @@ def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_preci
         wanted_recall: the fewest alarms with at least this recall.
         cost_ratio: the lowest cost, where a fraud that is missed costs this many times a false alarm.
         best_f1: the highest F1.
+        above: a score that the threshold must exceed; see `quiet_above`.
 
     Returns:
         a threshold halfway between two scores, where a difference in the seventh digit moves no row across it.
 
     Raises:
-        DataError: the precision is not reached at any threshold.
+        DataError: the precision or the recall is not reached at any threshold, or no score is higher than `above`.
     """
     y_true, scores = np.asarray(y_true, dtype=bool), np.asarray(scores)
     distinct = np.unique(scores)
-    thresholds = (distinct + np.concatenate([[0.0], distinct[:-1]])) / 2
+    thresholds = (distinct + np.maximum(above, np.concatenate([[0.0], distinct[:-1]]))) / 2
+    thresholds, bound = thresholds[thresholds > above], "" if above == -math.inf else f" above {above:.6f}"
+    if not len(thresholds):
+        raise DataError(f"no threshold{bound} finds any of these dialogues; the highest score is {scores.max():.6f}")
     below = np.searchsorted(np.sort(scores), thresholds)
     fraud_below = np.searchsorted(np.sort(scores[y_true]), thresholds)
     alarms, tp, fn = len(scores) - below, y_true.sum() - fraud_below, fraud_below
@@ -98,14 +106,53 @@ def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_preci
     if wanted_precision is not None:
         reached = precision >= wanted_precision
         if not reached.any():
-            raise DataError(f"no threshold reaches a precision of {wanted_precision} on these dialogues; "
+            raise DataError(f"no threshold{bound} reaches a precision of {wanted_precision} on these dialogues; "
                             f"the highest is {precision.max():.4f}")
         return float(thresholds[reached][0])  # the lowest of them finds the most
     if wanted_recall is not None:
+        if recall[0] < wanted_recall:
+            raise DataError(f"no threshold{bound} reaches a recall of {wanted_recall} on these dialogues; "
+                            f"the highest is {recall[0]:.4f}")
         return float(thresholds[recall >= wanted_recall][-1])
     if cost_ratio is not None:
         return float(thresholds[np.argmin((alarms - tp) + cost_ratio * fn)])
     return float(thresholds[np.argmax(2 * tp / (alarms + tp + fn))])
+
+
+def quiet_above(records: Sequence[dict], scores: np.ndarray, false_alarms: float) -> float:
+    """The score that a threshold must exceed for at most `false_alarms` of a hundred ordinary calls to raise an alarm.
+
+    That holds for all calls together and for each ``source`` of at least `FEW_CALLS`: an average hides the worst one.
+
+    Args:
+        records: none of them fraud, with ``case`` and ``source`` where known; one without a case is a call of its own.
+        scores: [records]; a call raises an alarm if any of its segments does.
+
+    Returns:
+        the lowest such score, minus infinity where every call may alarm.
+    """
+    highest: dict[str, dict] = {}
+    for row, (record, score) in enumerate(zip(records, scores, strict=True)):
+        calls = highest.setdefault(record.get("source", ""), {})
+        call = record.get("case", row)
+        calls[call] = max(calls.get(call, -math.inf), float(score))
+    sources = [list(calls.values()) for calls in highest.values()]
+    above = -math.inf
+    for calls in (sum(sources, []), *(calls for calls in sources if len(calls) >= FEW_CALLS)):
+        may_alarm = math.floor(len(calls) * false_alarms / 100 + 1e-9)  # 7 of a hundred of 100 calls are 7, not 6
+        above = max([above, *sorted(calls)[:len(calls) - may_alarm]])
+    return above
+
+
+def bounded_threshold(y_true: Sequence[bool], scores: np.ndarray, above: float, **target: float | bool) -> float:
+    """As `choose_threshold`; the threshold that it would choose anyhow stays if it is higher than `above`."""
+    threshold = choose_threshold(y_true, scores, **target)
+    if threshold > above:
+        return threshold
+    try:
+        return choose_threshold(y_true, scores, above=above, **target)
+    except DataError as error:
+        raise DataError(f"{error}; lower ones raise more alarms in ordinary calls than --false-alarms allows") from None
 
 
 def at_prevalence(y_true: Sequence[bool], y_pred: Sequence[bool], groups: Sequence[Hashable] | None = None
@@ -163,12 +210,15 @@ def _widest(recalls: list[float] | None, false_positive_rates: list[float] | Non
             if ends else None for name in names}
 
 
-def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, **target: float | bool | None
+def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *, ordinary: Sequence[dict] = (),
+              of_ordinary: Sequence[float] = (), false_alarms: float = FALSE_ALARMS, **target: float | bool | None
               ) -> tuple[Decision, dict]:
     """A decision with its temperature, and its threshold if there is a target, found on these rows; and how that went.
 
     Args:
         scores: [rows] as `scoring.score_prompts` returns them.
+        ordinary, of_ordinary: records of ordinary calls and their scores, of which at most `false_alarms` in a hundred
+            may raise an alarm; see `quiet_above`.
         target: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
             that no answer changes.
 
@@ -177,9 +227,12 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, **
     """
     target = {name: value for name, value in target.items() if value}
     temperature = fit_temperature(y_true, scores)
-    probabilities = calibrated(scores, temperature)
+    probabilities, of_ordinary = calibrated(scores, temperature), calibrated(np.asarray(of_ordinary), temperature)
     if target:
-        threshold = choose_threshold(y_true, probabilities, **target)
+        above = quiet_above(ordinary, of_ordinary, false_alarms)
+        threshold = bounded_threshold(y_true, probabilities, above, **target)
+    elif len(ordinary):
+        raise DataError("a bound on false alarms needs a target, such as the best F1")
     elif 0 < decision.threshold < 1:
         threshold = float(calibrated(np.float64(decision.threshold), temperature / decision.temperature))
     else:
@@ -187,16 +240,23 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, **
     found = {"temperature": temperature, "threshold": threshold, "target": target,
              "ece_before": reliability(y_true, scores)["ece"], "ece_after": reliability(y_true, probabilities)["ece"],
              **classification_metrics(y_true, probabilities >= threshold)}
+    if len(ordinary):
+        found["ordinary"] = {"at_most_per_hundred_calls": false_alarms,
+                             "moved_threshold": threshold != choose_threshold(y_true, probabilities, **target),
+                             **ordinary_report(ordinary, of_ordinary, threshold)}
     return dataclasses.replace(decision, temperature=temperature, threshold=threshold), found
 
 
 def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, device: str = "cuda", *,
                          quantization: str | None = None, trust_remote_code: bool = False, progress: bool = True,
+                         ordinary: Sequence[str] = (), false_alarms: float = FALSE_ALARMS,
                          **target: float | bool | None) -> dict:
     """Finds temperature and threshold on eval dialogues and keeps them in the checkpoint; see `calibrate`.
 
     Args:
         data_path: the eval split: neither what the model was trained on nor what it will be judged on.
+        ordinary: files of ordinary calls kept for this, as ``ordinary_eval.jsonl`` of data.prepare.
+        false_alarms: how many of a hundred of them may raise an alarm; see `quiet_above`.
         target: ``wanted_precision``, ``wanted_recall``, ``cost_ratio`` or ``best_f1``.
 
     Returns:
@@ -205,11 +265,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     Raises:
         DataError: the checkpoint or the data is not fit for it, or the target cannot be met.
     """
-
-    skipped = Skipped()
-    records = read_records(data_path, skipped)
-    if skipped:
-        print(skipped.summary(), file=sys.stderr)
+    records, calls, files = _read(data_path, ordinary)
     folder = find_checkpoint(checkpoint_path)
     require_calibratable(folder)
     model, tokenizer = load_tuned(model_path, str(folder), device, quantization=quantization,
@@ -219,11 +275,29 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     if data["sha256"] == lineage.train_data.get("sha256"):
         raise DataError(f"{data_path}: the checkpoint was trained on it; calibrate on the eval split")
     encoder = PromptEncoder(tokenizer, lineage.task)
-    scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in records]),
+    scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in [*records, *calls]]),
                            progress="scoring" if progress else None)
     try:
-        decision, found = calibrate([record["label"] for record in records], scores, lineage.decision, **target)
+        decision, found = calibrate(
+            [record["label"] for record in records], scores[:len(records)], lineage.decision, ordinary=calls,
+            of_ordinary=scores[len(records):], false_alarms=false_alarms, **target)
     except DataError as error:
         raise DataError(f"{data_path}: {error}") from None
+    if calls:
+        found["ordinary"]["files"] = files
     save_calibration(folder, decision, {**found, "data": data})
     return {**found, "data": data, "checkpoint": str(folder)}
+
+
+def _read(data_path: str, ordinary: Sequence[str]) -> tuple[list[dict], list[dict], list[dict]]:
+    """The records of the eval split, those of the ordinary calls, and what the files of the latter are."""
+    skipped = Skipped()
+    records, calls, files = read_records(data_path, skipped), [], []
+    for path in ordinary:
+        numbered = read_numbered_records(path, skipped)
+        require_ordinary(numbered, path)
+        calls += [record for _, record in numbered]
+        files.append(anonymous(describe_data(path, len(numbered))))
+    if skipped:
+        print(skipped.summary(), file=sys.stderr)
+    return records, calls, files

@@ -13,11 +13,13 @@ import evaluate as evaluate_module
 from antifraud.checkpoint import Decision, find_checkpoint, require_complete
 from antifraud.evaluation.calibration import (
     at_prevalence,
+    bounded_threshold,
     calibrate,
     calibrate_checkpoint,
     calibrated,
     choose_threshold,
     fit_temperature,
+    quiet_above,
     reliability,
 )
 from antifraud.evaluation.scoring import score_prompts
@@ -94,6 +96,67 @@ def test_equal_scores_stand_or_fall_together():
 def test_a_precision_out_of_reach_says_what_is_in_reach():
     with pytest.raises(DataError, match="no threshold reaches a precision of 0.9 .* the highest is 0.6667"):
         choose_threshold([False, True, True], np.array([0.9, 0.8, 0.7]), wanted_precision=0.9)
+
+
+def ordinary_calls(**scores):
+    """(records, scores) of calls of one segment each, by source."""
+    records = [{"input": "甲: 您好", "label": False, "case": f"{source}/{number}", "source": source}
+               for source, of_source in scores.items() for number, _ in enumerate(of_source)]
+    return records, np.array([score for of_source in scores.values() for score in of_source])
+
+
+def test_ordinary_calls_say_what_a_threshold_must_exceed():
+    hundred = np.arange(100) / 100
+    assert quiet_above(*ordinary_calls(chat=hundred), 2) == 0.97  # 0.98 and 0.99 may alarm
+    assert quiet_above(*ordinary_calls(chat=hundred), 7) == 0.92
+    assert quiet_above(*ordinary_calls(chat=hundred), 0.9) == 0.99  # 0.9 of a call is none
+    assert quiet_above(*ordinary_calls(chat=hundred), 100) == -np.inf
+    assert quiet_above([], np.array([]), 2) == -np.inf
+    # A call of two segments alarms by the higher one: of the calls 0.3, 0.8 and 0.9 one may.
+    records = [{"case": case} for case in "aabbcc"]
+    assert quiet_above(records, np.array([0.1, 0.8, 0.3, 0.2, 0.9, 0.9]), 34) == 0.8
+
+
+def test_the_worst_source_of_ordinary_calls_counts_unless_it_is_small():
+    quiet = np.arange(180) / 1000  # with twenty others two hundred, of which 2 % are four
+    assert quiet_above(*ordinary_calls(chat=quiet, bank=[0.9] + [0.2] * 19), 2) == 0.9  # none of twenty may alarm
+    assert quiet_above(*ordinary_calls(chat=quiet, bank=[0.9] + [0.2] * 18), 2) == 0.2  # 3 of 199, of 0.9 and 0.2
+
+
+@pytest.mark.parametrize("target, above, threshold", [
+    ({"best_f1": True}, 0.3, 0.5),  # what is chosen anyhow is higher: it stays where it is
+    ({"best_f1": True}, 0.62, 0.75),  # above 0.66 F1 is 4/6, above 0.75 it is 4/5
+    ({"best_f1": True}, 0.78, 0.79),  # halfway between 0.78 and the next score
+    ({"wanted_precision": 0.5}, 0.65, 0.675),
+    ({"wanted_recall": 0.6}, 0.5, 0.75),
+    ({"cost_ratio": 2.0}, 0.55, 0.575),
+])
+def test_a_bounded_target_is_sought_above_the_bound_by_hand(target, above, threshold):
+    assert bounded_threshold(TRUE, SCORES, above, **target) == pytest.approx(threshold)
+
+
+def test_a_target_that_the_bound_leaves_out_of_reach_says_what_is_left():
+    with pytest.raises(DataError, match="recall of 1.0 .* the highest is 0.6667"):
+        bounded_threshold(TRUE, SCORES, 0.65, wanted_recall=1.0)
+    with pytest.raises(DataError, match="precision of 0.7 .* the highest is 0.6667"):  # 0.75 below the bound
+        bounded_threshold([False, True, True, True], SCORES[:4], 0.65, wanted_precision=0.7)
+    with pytest.raises(DataError, match="the highest score is 0.9"):
+        bounded_threshold(TRUE, SCORES, 0.9, best_f1=True)
+
+
+def test_a_calibration_keeps_the_bound_after_its_temperature_and_says_what_it_did():
+    y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.3, 0.65])  # F1 is highest above 0.1
+    records, of_ordinary = ordinary_calls(chat=[0.05] * 48 + [0.72, 0.95], bank=[0.05] * 19)
+    for bound, raised in ((2.0, True), (4.0, False)):
+        decision, found = calibrate(y_true, scores, Decision(), ordinary=records, of_ordinary=of_ordinary,
+                                    false_alarms=bound, best_f1=True)
+        assert found["temperature"] > 1.2 and found["ordinary"]["moved_threshold"] is raised
+        assert found["ordinary"]["at_most_per_hundred_calls"] == bound
+        alarmed = found["ordinary"]["all"]["alarmed_calls"], found["ordinary"]["by_source"]["chat"]["alarmed_calls"]
+        assert alarmed == ((1, 1) if raised else (2, 2)) and found["ordinary"]["by_source"]["bank"]["calls"] == 19
+        assert ((calibrated(of_ordinary, decision.temperature) >= decision.threshold).sum()) == alarmed[0]
+    with pytest.raises(DataError, match="needs a target"):
+        calibrate(y_true, scores, Decision(), ordinary=records, of_ordinary=of_ordinary)
 
 
 def test_without_a_target_the_threshold_moves_with_the_temperature_and_no_answer_changes():
@@ -194,14 +257,26 @@ def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, che
 
 
 def test_the_command_calibrates_and_says_what_it_found(base, checkpoint, noisy_eval_file, tmp_path, capsys):
-    output = tmp_path / "calibration.json"
-    assert evaluate_module.main(["--model", base, "--checkpoint", str(checkpoint), "--data", noisy_eval_file,
-                                 "--device", "cpu", "--calibrate", "--cost-ratio", "3", "--output", str(output)]) == 0
+    output, ordinary = tmp_path / "calibration.json", tmp_path / "ordinary_eval.jsonl"
+    write_records(ordinary, [{**row, "label": False, "source": "shop"} for row in make_records(30, first_case=500)])
+    calibrating = ["--model", base, "--checkpoint", str(checkpoint), "--data", noisy_eval_file, "--device", "cpu",
+                   "--calibrate", "--cost-ratio", "3", "--output", str(output)]
+    assert evaluate_module.main(calibrating) == 0
     found = json.loads(output.read_text())
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(f"temperature {found['temperature']:.4f}: calibration error ")
     assert printed[1].startswith(f"threshold {found['threshold']:.6f}: precision ")
     assert load_model(base, str(checkpoint), "cpu")[0].lineage.decision.threshold == found["threshold"]
+
+    # Of these calls half are scams: a threshold that few of them exceed is higher than the one above.
+    assert evaluate_module.main([*calibrating, "--ordinary", str(ordinary), "--false-alarms", "20"]) == 0
+    bounded = json.loads(output.read_text())
+    calls = bounded["ordinary"]
+    assert calls["moved_threshold"] and bounded["threshold"] > found["threshold"]
+    assert calls["all"]["alarmed_calls"] <= 0.2 * calls["all"]["calls"] and calls["files"][0]["rows"] == 30
+    require_complete(checkpoint)
+    kept = json.loads((checkpoint / "fraud_task.json").read_text())
+    assert kept["calibration"]["ordinary"] == calls and str(tmp_path) not in json.dumps(kept)
 
 
 def test_what_it_was_trained_on_and_an_unreachable_target_are_refused_and_change_nothing(base, checkpoint, train_file,
@@ -225,6 +300,11 @@ def test_what_it_was_trained_on_and_an_unreachable_target_are_refused_and_change
     (["--calibrate"], "--calibrate needs --data and --checkpoint"),
     (["--wanted-recall", "0.9"], "belong to --calibrate"),
     (["--calibrate", "--wanted-recall", "0.9", "--cost-ratio", "2"], "not allowed with"),
+    (["--calibrate", "--checkpoint", "c", "--best-f1", "--false-alarms", "2"], "needs --ordinary"),
+    (["--calibrate", "--checkpoint", "c", "--ordinary", "o", "--false-alarms", "2"], "with a target"),
+    (["--calibrate", "--checkpoint", "c", "--best-f1", "--ordinary", "o"], "needs --false-alarms"),
+    (["--ordinary", "o", "--false-alarms", "2"], "belongs to --calibrate"),
+    (["--calibrate", "--best-f1", "--false-alarms", "101"], "from 0 to 100"),
     (["--calibrate", "--wanted-recall", "1.5"], "must be above 0 and at most 1"),
     (["--calibrate", "--cost-ratio", "0"], "must be above 0"),
 ])
