@@ -1,9 +1,11 @@
-"""Our own sample corpus: Chinese dialogues of 17 kinds of scam and 27 kinds of ordinary talk, made from a seed.
+"""Our own sample corpus: Chinese dialogues of 17 kinds of scam and 95 kinds of ordinary talk, made from a seed.
 
     python -m data.sample --output DIR [--dialogues N] [--seed S]
     python -m data.sample --output DIR --sets 40 [--seed S]
 
-Both kinds of talk are built from the same sentences (``sample_phrases.toml``). A swindler's demand stands in non-fraud
+The first command writes the scams and 17 kinds of ordinary talk, the second all of them, in folders by use.
+
+Scams and those 17 are built from the same sentences (``sample_phrases.toml``). A swindler's demand stands in non-fraud
 talk too, told of, warned of or denied, and a rightful party's advice stands in scams, where the swindler talks people
 out of it. What decides is who asks whom for what: a dialogue is fraud when somebody in it is asked to take a
 dangerous step or hears a yes to the question whether to take it. Counting words does not settle that.
@@ -305,7 +307,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dialogues", type=int, default=2400, help="how many in all (default: %(default)s)")
     parser.add_argument("--sets", type=int, metavar="PER_KIND",
                         help="instead, so many dialogues of each kind in folders by use: ordinary talk and scams for "
-                             "training, ordinary talk and scams of other kinds for judging")
+                             "training, ordinary talk of other kinds for choosing the threshold, and ordinary talk and "
+                             "scams of yet other kinds for judging")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     output = shlex.quote(args.output)
@@ -315,8 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts = write_sets(args.output, args.sets, seed=args.seed)
         print(f"written to {args.output}: " + ", ".join(f"{n} dialogues in {name}" for name, n in counts.items()))
         print("next: python -m data.prepare --source DIALOGUES --output outputs/data "
-              f"--ordinary {output}/sample_ordinary_train --ordinary-judge {output}/sample_ordinary_judge "
-              f"--train-only {output}/sample_scams_train")
+              f"--ordinary {output}/sample_ordinary_train --ordinary-eval {output}/sample_ordinary_choose "
+              f"--ordinary-judge {output}/sample_ordinary_judge --train-only {output}/sample_scams_train")
         return 0
     paths = write_sample(args.output, args.dialogues, seed=args.seed)
     print(f"{args.dialogues} dialogues of {len(paths)} kinds written to {args.output}; "

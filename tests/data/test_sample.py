@@ -1,6 +1,7 @@
 """The sample corpus: balanced, reproducible, readable as the public one is, and not to be solved by single words."""
 
 import collections
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,17 @@ def test_sets_share_no_kind_and_only_scams_have_frauds():
             line.speaker and line.content for line in dialogue.lines)]
 
 
+def test_every_sentence_of_ordinary_talk_can_be_filled_and_no_two_kinds_share_one():
+    of_kind = {kind["name"]: [*kind["intros"], *(sentence for turn in kind["turns"] for sentence in turn)]
+               for kind in sample.ordinary()["kinds"]}
+    for kind in sample.ordinary()["kinds"]:
+        writer = sample._Writer(random.Random(0), kind, fraud=False)
+        assert not [text for text in map(writer._fill, of_kind[kind["name"]]) if "{" in text or "}" in text]
+        assert len(kind["roles"]) == 4 and len(kind["turns"]) >= 8 and {len(turn) for turn in kind["turns"]} == {2}
+    sentences = [sentence for of_one in of_kind.values() for sentence in of_one]
+    assert len(sentences) == len(set(sentences))
+
+
 def test_sets_are_written_into_folders_by_use_and_unseen_scams_as_records(tmp_path, capsys):
     assert sample.main(["--output", str(tmp_path), "--sets", "2", "--seed", "4"]) == 0
     expected = sets_of_kinds(2, seed=4)
@@ -151,7 +163,10 @@ def test_sets_are_written_into_folders_by_use_and_unseen_scams_as_records(tmp_pa
     cases = {dialogue.case for dialogue in expected["scams_unseen"]}
     assert len(calls) == len(cases) and {r["case"] for r in segments} == cases == {r["case"] for r in calls}
     assert all(r["label"] for r in calls) and not all(r["label"] for r in segments)
-    assert f"--ordinary {tmp_path}/sample_ordinary_train" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for option in ("--ordinary {}/sample_ordinary_train", "--ordinary-eval {}/sample_ordinary_choose",
+                   "--ordinary-judge {}/sample_ordinary_judge", "--train-only {}/sample_scams_train"):
+        assert option.format(tmp_path) in printed
 
 
 def test_no_dialogues_is_an_error_of_one_line(tmp_path, capsys):
