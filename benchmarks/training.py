@@ -124,7 +124,7 @@ class Recipe:
     package: str | None = None
 
 
-PLAIN = {"recipe": "plain", "tokens_per_micro_batch": 0}
+PLAIN = {"recipe": "plain", "tokens_per_micro_batch": 0, "train_sampling_strategy": "random"}
 GROUPED = {**PLAIN, "optim": "adamw_torch_fused", "gradient_checkpointing": False,
            "train_sampling_strategy": "group_by_length"}
 FAST = {"recipe": "fast", "compile_layers": True}
