@@ -11,39 +11,76 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import ablations, compare, end_to_end, scoring, several_gpus, training
+from antifraud.evaluation.metrics import rates
+from benchmarks import ablations, end_to_end, scoring, several_gpus, training
 from data.command import command
 from data.files import DataError, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-FIGURES = ("precision", "recall", "f1", "average_precision")
 ARTICLE = {"tn": 1143, "fp": 22, "fn": 215, "tp": 968}  # as published, on eval0819
 SETS = {  # the folders of results/reports, in the order of the tables
     "held_out": "held-out dialogues",
     "eval0819_apart": "eval0819, trained without its dialogues",
     "eval0819_onset": "eval0819, trained from onset",
     "eval0819": "eval0819",
-    "article_eval0819": "eval0819, the article's recipe",
-    "article_split": "the article's split",
     "scams_unseen": "our scams of kinds that train lacks",
 }
-BASELINES = {"tfidf": "character TF-IDF", "tfidf_line_labels": "TF-IDF + line labels", "encoder": "fine-tuned encoder"}
-NOTHING = "Not measured yet."
+ARTICLE_SETS = {"article_split": "its own shuffled test", "article_eval0819": "eval0819"}  # trained by its recipe
+FRONT_SETS = {"held_out": "held-out F1", "eval0819": "eval0819 F1", "eval0819_onset": "eval0819 F1, trained from onset"}
+PEERS = {"tfidf": "character TF-IDF", "tfidf_line_labels": "TF-IDF + line labels", "encoder": "fine-tuned encoder"}
+SIMPLER = {"untuned": "the base, not tuned", "speaker_names": "TF-IDF of the speakers' names alone"}
+SOURCES = {  # of ordinary talk
+    "kdconv": "chats (KdConv)",
+    "crosswoz": "calls to a tourist service (CrossWOZ), a kind that train has",
+    "sample_ordinary_judge": "our sample, kinds that train lacks",
+    "sample_ordinary_train": "our sample, kinds that train has",
+}
+IN_CHINESE = {  # cells of README's table
+    "held-out F1": "未见过的对话 F1", "eval0819 F1, trained from onset": "原文评测集 F1（按其标注规则训练）",
+    "eval0819 F1": "原文评测集 F1", "alarms per 100 chats (KdConv)": "每百段闲聊误报（KdConv）",
+    "tourist calls (CrossWOZ)": "旅游咨询（CrossWOZ）", "ordinary calls of unseen kinds": "新类型的日常通话",
+    "character TF-IDF": "字符 TF-IDF", "TF-IDF + line labels": "TF-IDF + 逐行标注", "fine-tuned encoder": "微调编码器",
+    "the article, as published": "原文公布的结果", " seeds |": " 个种子 |", "| model |": "| 方法 |"}
+NOTHING = "Nothing in results/ yet."
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def reports_on(name: str) -> dict[str, list[dict]]:
     """By model, the reports of all seeds on one of `SETS`."""
-    return {folder.name: [_load(path) for path in sorted(folder.glob("seed-*.json"))]
+    return {folder.name: [{"seed": path.stem[5:], **_load(path)} for path in sorted(folder.glob("seed-*.json"))]
             for folder in sorted((RESULTS / "reports" / name).glob("*")) if folder.is_dir()}
 
 
 def _load(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def judged_on(sets: Mapping[str, str]) -> Iterator[tuple[str, str, list[dict]]]:
+    """(title of a set, model, its reports there); the title names the model where a set has several."""
+    for name, title in sets.items():
+        found = reports_on(name)
+        for model, reports in found.items():
+            yield title if len(found) == 1 else f"{title}, {model}", model, reports
+
+
+def under(reports: Iterable[dict], *keys: str) -> list[dict]:
+    """What the reports have under `keys`; those that have nothing there are left out."""
+    found = []
+    for report in reports:
+        for key in keys:
+            report = (report or {}).get(key)
+        if report is not None:
+            found.append(report)
+    return found
+
+
+def baseline(reports: Sequence[dict], key: str) -> list[dict]:
+    """A baseline's figures, at its own threshold from eval where it has one, and else at 0.5."""
+    return [{**found, **(found.get("at_threshold") or {})} for found in under(reports, "baselines", key)]
 
 
 def spread(values: Iterable[float | None], form: str = ".3f") -> str:
@@ -55,6 +92,10 @@ def spread(values: Iterable[float | None], form: str = ".3f") -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
+def mean(values: Iterable[float | None], form: str = ".3f") -> str:
+    return spread(values, form).partition(" ")[0]
+
+
 def rows_of(lines: Sequence[Sequence[str]], *head: str) -> str | None:
     """A Markdown table; None without rows."""
     if not lines:
@@ -62,148 +103,212 @@ def rows_of(lines: Sequence[Sequence[str]], *head: str) -> str | None:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
-def _all_seeds(reports: Sequence[dict], *keys: str) -> list[dict]:
-    """What every report has under `keys`; nothing where one of them has none."""
-    found = []
-    for report in reports:
-        part = report
-        for key in keys:
-            part = (part or {}).get(key)
-        if part is None:
-            return []
-        found.append(part)
-    return found
-
-
-def _baselines(reports: Sequence[dict], key: str) -> list[dict]:
-    """A baseline's figures in all reports, at its own threshold from eval where it has one."""
-    return [{**found, **(found.get("at_threshold") or {})} for found in _all_seeds(reports, "baselines", key)]
-
-
-# ------------------------------------------------------------------------------------------------ the tables
+# ------------------------------------------------------------------------------------------- tables of reports
 
 
 def front() -> str | None:
-    """README's first table: means over the seeds, TF-IDF and all others at thresholds from eval."""
-    held_out, rows = reports_on("held_out"), []
-    for model, reports in held_out.items():
-        article = reports_on("eval0819").get(model, [])
-        judged = {f"**{model}**, {len(reports)} seeds": (reports, article, _all_seeds(reports, "ordinary"))}
-        for key, said in BASELINES.items():
-            judged[said] = (_baselines(reports, key), _baselines(article, key),
-                            _all_seeds(reports, "ordinary", "baselines", key, "at_threshold"))
-        for said, (ours, theirs, talk) in judged.items():
-            if ours:
-                figures = [_mean(found, key) for found in (ours, theirs) for key in ("f1", "average_precision")]
-                alarms = [_mean(_all_seeds(talk, "by_source", source), "false_alarms_per_hundred_calls", ".0f")
-                          for source in ("kdconv", "sample_ordinary_judge")]
-                rows.append([said, *figures, *alarms])
-    counts = ARTICLE["tp"] / (ARTICLE["tp"] + (ARTICLE["fp"] + ARTICLE["fn"]) / 2)
-    rows.append(["the article, as published", "-", "-", f"{counts:.3f}", "-", "-", "-"])
-    return rows_of(rows, "model", "held-out F1", "AP", "eval0819 F1", "AP", "alarms per 100 chats (KdConv)",
-                   "per 100 ordinary calls of unseen kinds")
+    """README's first table: means over the seeds, all at thresholds from eval."""
+    sets = {name: title for name, title in FRONT_SETS.items() if reports_on(name)}
+    models = list(dict.fromkeys(model for name in sets for model in reports_on(name)))
+    rows = []
+    for model in models:
+        reports = {name: reports_on(name).get(model, []) for name in sets}
+        for key, said in PEERS.items() if model == models[0] else ():
+            rows.append([said, *(mean(row["f1"] for row in baseline(reports[name], key)) for name in sets),
+                         *_alarms(under(reports.get("held_out", []), "ordinary", "baselines", key, "at_threshold"))])
+        rows.append([f"**{model}**, {max(map(len, reports.values()))} seeds",
+                     *(mean(row["f1"] for row in reports[name]) for name in sets),
+                     *_alarms(under(reports.get("held_out", []), "ordinary"))])
+    published = f"{rates(list(ARTICLE.values()))['f1']:.3f}"
+    rows.append(["the article, as published", *(published if name == "eval0819" else "-" for name in sets), *"---"])
+    return rows_of([row for row in rows if set(row[1:]) != {"-"}], "model", *sets.values(),
+                   "alarms per 100 chats (KdConv)", "tourist calls (CrossWOZ)", "ordinary calls of unseen kinds")
 
 
-def _mean(found: Sequence[dict], key: str, form: str = ".3f") -> str:
-    return f"{statistics.fmean(row[key] for row in found):{form}}" if found else "-"
+def front_zh() -> str | None:
+    """The same for readers of Chinese."""
+    made = front()
+    for english, chinese in IN_CHINESE.items():
+        made = made and made.replace(english, chinese)
+    return made
+
+
+def _alarms(talk: Sequence[dict]) -> list[str]:
+    return [mean((row["false_alarms_per_hundred_calls"] for row in under(talk, "by_source", source)), ".0f")
+            for source in ("kdconv", "crosswoz", "sample_ordinary_judge")]
 
 
 def results() -> str | None:
     """Model and baselines on every set, means of the seeds with the lowest and the highest."""
-    precision, recall = (ARTICLE["tp"] / (ARTICLE["tp"] + ARTICLE[other]) for other in ("fp", "fn"))
-    f1 = 2 * precision * recall / (precision + recall)
     rows = []
-    for name, title in SETS.items():
-        if name == "article_eval0819":
-            rows.append([title, "as published", "-", f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", "-", "-"])
-        for model, reports in reports_on(name).items():
-            judged = {f"**{model}**": reports, **{said: _baselines(reports, key) for key, said in BASELINES.items()}}
-            alarms = {f"**{model}**": _all_seeds(reports, "ordinary", "all"),
-                      **{said: _all_seeds(reports, "ordinary", "baselines", key, "at_threshold", "all")
-                         for key, said in BASELINES.items()}}
-            rows += [[title, said, str(len(found)), *(spread(row[key] for row in found) for key in FIGURES),
-                      spread((row["false_alarms_per_hundred_calls"] for row in alarms[said]), ".1f")]
-                     for said, found in judged.items() if found]
-    return rows_of(rows, "judged on", "model", "seeds", "precision", "recall", "F1", "average precision",
-                   "false alarms per 100 ordinary calls")
+    for title, model, reports in judged_on(SETS):
+        judged = {said: baseline(reports, key) for key, said in (SIMPLER | PEERS).items()} | {f"**{model}**": reports}
+        rows += [[title, said, str(len(found)), *(spread(row[key] for row in found)
+                                                  for key in ("precision", "recall", "f1", "average_precision"))]
+                 for said, found in judged.items() if found]
+    return rows_of(rows, "judged on", "model", "seeds", "precision", "recall", "F1", "average precision")
+
+
+def article() -> str | None:
+    """The article's recipe in our code, with generated answers, beside what it published."""
+    figures = ("precision", "recall", "accuracy", "f1")
+    published = rates(list(ARTICLE.values()))
+    rows = [["eval0819, as published", "-", *(f"{published[key]:.3f}" for key in figures), "-"],
+            *([title, str(len(reports)), *(spread(report[key] for report in reports) for key in figures),
+               spread((report["unparsed"] for report in reports), ".0f")]
+              for title, _, reports in judged_on(ARTICLE_SETS))]
+    return rows_of(rows, "judged on", "seeds", "precision", "recall", "accuracy", "F1", "answers that are neither")
 
 
 def leads() -> str | None:
-    """The model minus each baseline, and in how many seeds the paired interval excludes zero."""
+    """The model minus each peer, and in how many seeds the paired interval lies above or below zero."""
     rows = []
-    for name, title in SETS.items():
-        for model, reports in reports_on(name).items():
-            for key, said in BASELINES.items():
-                found = _baselines(reports, key)
-                if found:
-                    rows.append([title, model, said, *(_lead([row[f"model_{figure}_minus_this"] for row in found])
-                                                       for figure in ("f1", "average_precision"))])
-    return rows_of(rows, "judged on", "model", "minus", "F1, better in", "average precision, better in")
+    for title, _, reports in judged_on(SETS):
+        for key, said in PEERS.items():
+            found = baseline(reports, key)
+            if found:
+                rows.append([title, said, *(cell for figure in ("f1", "average_precision")
+                                            for cell in _lead(under(found, f"model_{figure}_minus_this")))])
+    return rows_of(rows, "judged on", "minus", "F1", "better in", "worse in", "average precision", "better in",
+                   "worse in")
 
 
-def _lead(found: Sequence[dict]) -> str:
-    better = sum(row["interval"] is not None and row["interval"][0] > 0 for row in found)
-    return f"{statistics.fmean(row['value'] for row in found):+.3f}, {better}/{len(found)} seeds"
+def _lead(found: Sequence[dict]) -> tuple[str, str, str]:
+    intervals = [row["interval"] for row in found if row["interval"]]
+    better, worse = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
+    return mean((row["value"] for row in found), "+.3f"), f"{better}/{len(found)}", f"{worse}/{len(found)}"
 
 
 def seeds() -> str | None:
-    """Every seed's F1 and its difference to TF-IDF, with intervals."""
-    rows = []
-    for name, title in SETS.items():
-        for model, reports in reports_on(name).items():
-            for seed, report in enumerate(reports):
-                tfidf = next(iter(_baselines([report], "tfidf")), {})
-                differences = [compare.difference(tfidf[key]) if key in tfidf else "-"
-                               for key in ("model_f1_minus_this", "model_average_precision_minus_this")]
-                low, high = report["intervals"]["f1"]
-                rows.append([title, model, str(seed), f"{report['f1']:.3f} ({low:.3f} to {high:.3f})", *differences])
-    return rows_of(rows, "judged on", "model", "seed", "F1", "F1 minus TF-IDF's", "average precision minus TF-IDF's")
+    """Every seed's F1 and average precision, with intervals."""
+    rows = [[title, report["seed"], *(_with_interval(report[key], report["intervals"][key])
+                                      for key in ("f1", "average_precision"))]
+            for title, _, reports in judged_on(SETS) for report in reports]
+    return rows_of(rows, "judged on", "seed", "F1", "average precision")
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None, form: str = ".3f") -> str:
+    if value is None or interval is None:
+        return "-"
+    return f"{value:{form}} ({interval[0]:{form}} to {interval[1]:{form}})"
+
+
+def differences() -> str | None:
+    """Every seed's difference to every peer, with paired intervals."""
+    rows = [[title, said, report["seed"], *(_difference(found[f"model_{figure}_minus_this"])
+                                            for figure in ("f1", "average_precision"))]
+            for title, _, reports in judged_on(SETS) for key, said in PEERS.items()
+            for report in reports for found in baseline([report], key)]
+    return rows_of(rows, "judged on", "minus", "seed", "F1", "average precision")
+
+
+def _difference(found: dict | None) -> str:
+    return _with_interval(found["value"], found["interval"], "+.3f") if found else "-"
 
 
 def ordinary() -> str | None:
-    """False alarms in ordinary talk by source: model and baselines, at thresholds from eval."""
+    """False alarms in ordinary talk by source: model and peers, at thresholds from eval, with each seed's interval."""
     rows = []
-    for model, reports in reports_on("held_out").items():
-        judged = {model: _all_seeds(reports, "ordinary"),
-                  **{said: _all_seeds(reports, "ordinary", "baselines", key, "at_threshold")
-                     for key, said in BASELINES.items()}}
-        for said, found in judged.items():
-            for source in (found[0]["by_source"] if found else ()):
-                of_source = _all_seeds(found, "by_source", source)
-                figures = (spread((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
-                           for what in ("calls", "segments"))
-                rows.append([source, said, *figures])
-    return rows_of(rows, "source", "model", "false alarms per 100 calls", "per 100 segments")
+    for _, model, reports in judged_on({"held_out": ""}):
+        judged = {said: under(reports, "ordinary", "baselines", key, "at_threshold") for key, said in PEERS.items()}
+        judged[f"**{model}**"] = under(reports, "ordinary")
+        for source in sorted({source for talk in under(reports, "ordinary", "by_source") for source in talk}):
+            for said, found in judged.items():
+                of_source = under(found, "by_source", source)
+                per_hundred = "false_alarms_per_hundred_calls"
+                by_seed = "; ".join(_with_interval(row[per_hundred], row[f"{per_hundred}_interval"], ".1f")
+                                    for row in of_source)
+                if of_source:
+                    rows.append([SOURCES.get(source, source), mean((row["calls"] for row in of_source), ".0f"), said,
+                                 *(mean((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
+                                   for what in ("calls", "segments")), by_seed])
+    return rows_of(rows, "source", "calls", "model", "alarms per 100 calls", "per 100 segments",
+                   "per 100 calls, seed by seed")
 
 
 def calls() -> str | None:
-    """Whole calls of the held-out dialogues."""
+    """Whole calls of the held-out dialogues: model and peers."""
+    rows, counted = [], []
+    for _, model, reports in judged_on({"held_out": ""}):
+        of_model = under(reports, "calls")
+        counted += of_model
+        judged = {said: under(of_model, "baselines", key) for key, said in PEERS.items()} | {f"**{model}**": of_model}
+        for said, found in judged.items():
+            if found:
+                better, worse = _lead(under(found, "model_average_precision_minus_this"))[1:]
+                rows.append([said, *(spread(row[key] for row in found) for key in
+                                     ("precision", "recall", "average_precision")),
+                             *(spread(row["recall"] for row in under(found, "at_false_alarms_per_hundred", alarms))
+                               for alarms in ("1", "5")),
+                             "-" if found is of_model else f"{better}, {worse}"])
+    made = rows_of(rows, "model", "precision", "recall", "average precision", "recall at 1 false alarm per 100",
+                   "at 5", "average precision of ours better, worse in")
+    return made and f"{made}\n\n{_counted(counted)}"
+
+
+def _counted(found: Sequence[dict]) -> str:
+    """How many calls figures by call are of."""
+    corpus, non_fraud, judged = ("/".join(sorted({str(value) for value in values})) for values in (
+        (row["n"] for row in found), (row["tn"] + row["fp"] for row in found),
+        (row.get("non_fraud_calls", row["tn"] + row["fp"]) for row in found)))
+    return (f"{corpus} calls in each seed, {non_fraud} of them non-fraud; false alarms per 100 are counted in {judged} "
+            "non-fraud calls.")
+
+
+def early_warning() -> str | None:
+    """How early a call that goes on is found out: model and TF-IDF, thresholds from eval."""
     rows = []
-    for model, reports in reports_on("held_out").items():
-        found = _all_seeds(reports, "calls")
-        if found:
-            rows.append([model, *(spread(row[key] for row in found) for key in FIGURES)])
-    return rows_of(rows, "model", "precision", "recall", "F1", "average precision")
+    for _, model, reports in judged_on({"early_warning": ""}):
+        for said, found in ((PEERS["tfidf"], under(reports, "tfidf", "at")), (f"**{model}**", under(reports, "at"))):
+            for of_seeds in zip(*found):
+                test = under(of_seeds, "test")
+                rows.append([f"{of_seeds[0]['wanted_false_alarms_per_hundred']:g}", said, str(len(test)),
+                             spread((row["false_alarms_per_hundred"] for row in test), ".1f"),
+                             spread((row["false_alarms_per_hundred"] for row in under(of_seeds, "ordinary")), ".1f"),
+                             spread(row["recall"] for row in test),
+                             spread((quartiles[1] for quartiles in under(test, "share_of_dialogue")), ".0%")])
+    return rows_of(rows, "false alarms per 100 wanted", "model", "seeds", "false alarms per 100 on test",
+                   "in ordinary calls", "recall", "half of those found by")
 
 
 def probes() -> str | None:
-    """What changes of the held-out dialogues do to recall."""
+    """What changes of the held-out dialogues do to the model and to TF-IDF."""
     rows = []
-    for model, reports in reports_on("held_out").items():
-        for name in (_all_seeds(reports, "probes") or [{}])[0]:
-            found = _all_seeds(reports, "probes", name)
-            rows.append([model, name, spread(row["recall"] for row in found),
-                         spread((row["change"]["recall"]["value"] for row in found), "+.3f")])
-    return rows_of(rows, "model", "held-out dialogues, changed", "recall", "change of recall")
+    for _, _, reports in judged_on({"held_out": ""}):
+        for name in dict.fromkeys(name for found in under(reports, "probes") for name in found):
+            found = under(reports, "probes", name)
+            rows.append([name, spread(row["recall"] for row in found),
+                         *(spread((row["value"] for row in under(found, of, figure)), "+.3f")
+                           for of in ("change", "change_of_tfidf") for figure in ("recall", "f1"))])
+    return rows_of(rows, "held-out dialogues, changed", "recall", "change of recall", "of F1", "TF-IDF: of recall",
+                   "of F1")
+
+
+def normaliser() -> str | None:
+    """Accuracy on dialogues as other programs write them down, with and without the normaliser."""
+    rows = []
+    for _, _, reports in judged_on({"held_out": ""}):
+        for name, said in (("line_ends_not_normalised", "CRLF, blanks at line ends"),
+                           ("time_stamps_not_normalised", "a time before each speaker")):
+            without = under(reports, "probes", name)
+            if without:
+                rows.append([said, *(spread(row["accuracy"] for row in found) for found in
+                                     (reports, under(reports, "probes", "formatting"), without))])
+    return rows_of(rows, "written with", "accuracy as it was", "all changes, with the normaliser",
+                   "this change, without it")
+
+
+# ------------------------------------------------------------------------------------------ tables of measurements
 
 
 def _speed(name: str, table: Callable[[dict], str]) -> Callable[[], str | None]:
     def made() -> str | None:
         path = RESULTS / "speed" / f"{name}.json"
         if not path.is_file():
-            return None
+            return f"Not measured yet: there is no results/speed/{name}.json."
         report = _load(path)
-        return f"{table(report)}\n\n{measured_on(report)}"
+        skipped = [f"Not measured: {name}, since {why}." for name, why in report.get("skipped", {}).items()]
+        return "\n\n".join([table(report), *skipped, measured_on(report)])
     return made
 
 
@@ -217,35 +322,31 @@ def measured_on(report: dict) -> str:
 
 def quantization_table(report: dict) -> str:
     return rows_of([[name, f"{row['bits_per_weight']:.2f}", f"{row['relative_error']:.1%}", f"{row['weights_gib']:.2f}",
-                     f"{row['load_seconds']:.1f}", _peak(row), _seconds(row)]
+                     f"{row['load_seconds']:.1f}", *_step(row)]
                     for name, row in report["quantization"].items()],
                    "base weights", "bits a weight", "error", "weights, GiB", "load, s", "peak of a step, GiB", "s")
 
 
 def lengths_table(report: dict) -> str:
-    return rows_of([[tokens, *(cell for loss in ("all_logits", "label_positions")
-                               for cell in (_peak(row.get(loss)), _seconds(row.get(loss))))]
+    return rows_of([[tokens, *_step(row.get("all_logits")), *_step(row.get("label_positions"))]
                     for tokens, row in report["lengths"].items()],
                    "tokens a row", "all logits, GiB", "s", "label positions, GiB", "s")
 
 
-def _peak(step: dict | None) -> str:
-    return "-" if not step or step["peak_gib"] is None else f"{step['peak_gib']:.1f}"
+def _step(step: dict | None) -> list[str]:
+    return [f"{step[key]:{form}}" if step and step[key] is not None else "-"
+            for key, form in (("peak_gib", ".1f"), ("seconds", ".2f"))]
 
 
-def _seconds(step: dict | None) -> str:
-    return "-" if not step or step["seconds"] is None else f"{step['seconds']:.2f}"
-
-
-def ablations_on_eval() -> str | None:
+def on_eval() -> str | None:
     path = RESULTS / "ablations.json"
     return ablations.table(_load(path)) if path.is_file() else None
 
 
 TABLES: dict[str, Callable[[], str | None]] = {
-    "front": front, "results": results, "leads": leads, "seeds": seeds, "ordinary": ordinary, "calls": calls,
-    "probes": probes,
-    "ablations": ablations_on_eval,
+    **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, differences, ordinary,
+                                        calls, early_warning, probes, normaliser)},
+    "ablations": on_eval,
     "training": _speed("training", training.table),
     "training_parts": _speed("training_parts", training.table),
     "scoring": _speed("scoring", scoring.table),

@@ -1,7 +1,8 @@
-"""The tables of README and docs are what results/ says."""
+"""The tables of README and docs are what results/ says, and so is what their prose claims of them."""
 
 import json
 import re
+import statistics
 
 import pytest
 
@@ -24,27 +25,218 @@ def test_a_table_that_was_edited_by_hand_is_made_anew_and_an_unknown_one_is_refu
         tables.with_tables("<!-- table: weather -->\n<!-- end -->", "README.md")
 
 
-def report(f1, ahead):
-    figures = {"precision": f1, "recall": f1, "f1": f1, "average_precision": f1, "intervals": {"f1": [f1 - 0.1, 1.0]}}
-    minus = {"value": 0.1, "interval": [0.05, 0.15] if ahead else [-0.05, 0.25]}
-    return {**figures, "ordinary": {"all": {"false_alarms_per_hundred_calls": 100 * (1 - f1)}},
-            "baselines": {"tfidf": {**figures, "f1": 0.5, "model_f1_minus_this": minus,
-                                    "model_average_precision_minus_this": minus}}}
+# --------------------------------------------------------------------- what prose says of them, <!-- claim: NAME -->
 
 
-def test_seeds_are_shown_as_their_mean_and_range_and_leads_count_the_seeds_that_are_clear(tmp_path, monkeypatch):
+def held_out(*keys):
+    return [found for reports in tables.reports_on("held_out").values() for found in tables.under(reports, *keys)]
+
+
+def on_eval0819():
+    return [report for reports in tables.reports_on("eval0819").values() for report in reports]
+
+
+def minus_tfidf(reports, figure="f1", key="tfidf"):
+    return [found[f"model_{figure}_minus_this"] for found in tables.baseline(reports, key)]
+
+
+def alarms_of(source, *keys):
+    return [row["false_alarms_per_hundred_calls"] for row in held_out("ordinary", *keys, "by_source", source)]
+
+
+def recall_by_call(alarms, *keys):
+    return statistics.fmean(row["recall"] for row in held_out("calls", *keys, "at_false_alarms_per_hundred", alarms))
+
+
+PEERS = ("tfidf", "tfidf_line_labels")
+CLAIMS = {
+    "eval0819_shares_lines": lambda: all(
+        report["overlap_with_train"]["rows_sharing_a_line"] > 0.5 for report in on_eval0819()),
+    "tfidf_ahead_on_eval0819": lambda: all(
+        found["interval"][1] < 0 for key in PEERS for found in minus_tfidf(on_eval0819(), key=key)),
+    "held_out_f1_within_interval": lambda: all(
+        found["interval"][0] <= 0 <= found["interval"][1] for key in PEERS
+        for found in minus_tfidf(held_out(), key=key)),
+    "held_out_mean_f1_ahead": lambda: all(
+        statistics.fmean(found["value"] for found in minus_tfidf(held_out(), key=key)) > 0 for key in PEERS),
+    "tfidf_ahead_by_call": lambda: all(
+        recall_by_call(alarms) < recall_by_call(alarms, "baselines", "tfidf") for alarms in ("1", "5")),
+    "goals_missed": lambda: (statistics.fmean(alarms_of("kdconv")) > 2
+                             and statistics.fmean(alarms_of("sample_ordinary_judge")) > 5),
+    "tfidf_raises_more_alarms_on_unseen_kinds": lambda: all(
+        ours < theirs for source in ("kdconv", "sample_ordinary_judge") for key in PEERS
+        for ours, theirs in zip(alarms_of(source), alarms_of(source, "baselines", key, "at_threshold"))),
+    "tfidf_raises_fewer_alarms_on_crosswoz": lambda: all(
+        ours > theirs for key in PEERS
+        for ours, theirs in zip(alarms_of("crosswoz"), alarms_of("crosswoz", "baselines", key, "at_threshold"))),
+    "renaming_changes_nothing": lambda: all(
+        row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
+    "probes_cost_little": lambda: all(
+        probe["change"]["recall"]["value"] > -0.03 for probes in held_out("probes") for name, probe in probes.items()
+        if not name.endswith("not_normalised")),
+    "false_alarms_come_early": lambda: all(
+        report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
+    "names_alone_match_the_article": lambda: all(
+        found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
+        for reports in (held_out(), on_eval0819()) for found in tables.baseline(reports, "speaker_names")),
+    "recipe_not_searched": lambda: len({row["variant"] for row in result("ablations")["rows"]}) == 1,
+    "a_fifth_of_the_memory": lambda: round(peak("article") / peak("small")) == 5,
+    "weights_are_little_of_the_peak": lambda: peak("article") > 8 * (weights("none") - weights("nf4")),
+    "logits_are_most_of_a_step": lambda: all(
+        row["all_logits"]["peak_gib"] > 2 * row["label_positions"]["peak_gib"]
+        for tokens, row in result("speed/steps")["lengths"].items() if 128 <= int(tokens) <= 512),
+}
+CLAIM = re.compile(r"<!-- claim: (\w+) -->")
+MADE = {name: path.name for path in tables.pages() for name in CLAIM.findall(path.read_text(encoding="utf-8"))}
+
+
+def result(name):
+    return json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def peak(recipe):
+    return result("speed/training")["recipes"][recipe]["peak_allocated_gib"]
+
+
+def weights(quantization):
+    return result("speed/steps")["quantization"][quantization]["weights_gib"]
+
+
+@pytest.mark.parametrize("claim", MADE)
+def test_a_claim_in_the_prose_of_a_page_is_borne_out_by_the_results(claim):
+    assert CLAIMS[claim](), f"{MADE[claim]} says so before its mark; it is no longer so"
+
+
+def test_no_claim_is_checked_that_no_page_makes():
+    assert set(CLAIMS) == set(MADE)
+
+
+# ------------------------------------------------------------------------------------------ reports made by hand
+
+
+def minus(value, low, high):
+    return {"value": value, "interval": [low, high]}
+
+
+def alarms(per_hundred):
+    return {"calls": 100, "false_alarms_per_hundred_calls": per_hundred,
+            "false_alarms_per_hundred_calls_interval": [per_hundred - 1, per_hundred + 1],
+            "false_alarms_per_hundred_segments": per_hundred / 4}
+
+
+def report(f1, ahead, **beside):
+    """With TF-IDF 0.1 behind it, `ahead` is by how far the interval goes to either side of that."""
+    figures = {"precision": f1, "recall": f1, "f1": f1, "accuracy": f1, "average_precision": f1}
+    lead = minus(0.1, 0.1 - ahead, 0.1 + ahead)
+    by_call = {"n": 20, "tn": 3, "fp": 1, **figures,
+               "at_false_alarms_per_hundred": {"1": {"recall": 0.25}, "5": {"recall": 0.5}}}
+    talk = {"by_source": {"kdconv": alarms(100 * (1 - f1))}}
+    return {**figures, "intervals": dict.fromkeys(figures, [f1 - 0.1, 1.0]), "unparsed": 0,
+            "ordinary": {**talk, "baselines": {"tfidf": {"at_threshold": {"by_source": {"kdconv": alarms(50)}}}}},
+            "calls": {**by_call, "baselines": {"tfidf": {**by_call, "model_average_precision_minus_this": lead}}},
+            "baselines": {"tfidf": {**figures, "at_threshold": {"f1": 0.5, "model_f1_minus_this": lead},
+                                    "model_f1_minus_this": minus(0.9, 0.9, 0.9),
+                                    "model_average_precision_minus_this": minus(-0.1, -0.2, -0.05)}}, **beside}
+
+
+@pytest.fixture
+def put(tmp_path, monkeypatch):
+    """Writes the reports of one seed each into a results/ of their own."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert all(tables.TABLES[name]() is None for name in ("leads", "seeds", "calls", "ordinary", "probes", "training"))
-    folder = tmp_path / "reports" / "held_out" / "model"
-    folder.mkdir(parents=True)
-    for seed, found in enumerate([report(0.75, True), report(0.875, False)]):
-        (folder / f"seed-{seed}.json").write_text(json.dumps(found))
-    first, second, *_ = tables.results().splitlines()[2:]
-    assert re.split(r" \| ", first)[2:6] == ["2", "0.812 (0.750 to 0.875)", "0.812 (0.750 to 0.875)",
-                                             "0.812 (0.750 to 0.875)"]
-    assert first.endswith("| 18.8 (12.5 to 25.0) |") and "| 0.500 |" in second
-    assert "| +0.100, 1/2 seeds | +0.100, 1/2 seeds |" in tables.leads()
-    assert len(tables.seeds().splitlines()) == 4
+
+    def write(name, *reports, model="model"):
+        folder = tmp_path / "reports" / name / model
+        folder.mkdir(parents=True)
+        for seed, found in enumerate(reports):
+            (folder / f"seed-{seed}.json").write_text(json.dumps(found))
+    return write
+
+
+def cells(table):
+    return [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+
+
+def test_where_nothing_is_measured_every_table_says_so_and_none_fails(put, tmp_path):
+    for name in tables.TABLES:
+        made = tables.with_tables(f"<!-- table: {name} -->\n<!-- end -->")
+        assert len(made.splitlines()) >= 3
+    assert "results/speed/end_to_end.json" in tables.TABLES["end_to_end"]()
+    assert cells(tables.article())[0][2:6] == ["0.978", "0.818", "0.899", "0.891"]
+
+
+def test_seeds_are_shown_as_their_mean_and_range(put):
+    put("held_out", report(0.75, 0.05), report(0.875, 0.2))
+    tfidf, model = cells(tables.results())
+    assert tfidf[1:4] == ["character TF-IDF", "2", "0.812 (0.750 to 0.875)"] and tfidf[5] == "0.500"
+    assert model[1:] == ["**model**", "2", *["0.812 (0.750 to 0.875)"] * 4]
+    assert [row[1:3] for row in cells(tables.seeds())] == [["0", "0.750 (0.650 to 1.000)"],
+                                                           ["1", "0.875 (0.775 to 1.000)"]]
+
+
+def test_leads_count_the_seeds_whose_interval_is_clear_of_zero_on_either_side(put):
+    put("held_out", report(0.75, 0.05), report(0.875, 0.2))
+    assert [row[1:] for row in cells(tables.leads())] == [
+        ["character TF-IDF", "+0.100", "1/2", "0/2", "-0.100", "0/2", "2/2"]]
+    assert [row[2:4] for row in cells(tables.differences())] == [["0", "+0.100 (+0.050 to +0.150)"],
+                                                                 ["1", "+0.100 (-0.100 to +0.300)"]]
+
+
+def test_a_peer_that_only_some_seeds_were_judged_beside_is_shown_with_their_number(put):
+    first, second = report(0.75, 0.05), report(0.875, 0.2)
+    first["baselines"]["encoder"] = {**first["baselines"]["tfidf"], "at_threshold": None, "f1": 0.625}
+    put("held_out", first, second)
+    assert [(row[1], row[2], row[5]) for row in cells(tables.results())][1] == ("fine-tuned encoder", "1", "0.625")
+
+
+def test_ordinary_talk_and_calls_are_shown_for_every_classifier(put):
+    put("held_out", report(0.75, 0.05), report(0.875, 0.2))
+    tfidf, model = cells(tables.ordinary())
+    assert tfidf[1:3] == ["100", "character TF-IDF"] and tfidf[3:5] == ["50.0", "12.5"]
+    assert model[2:] == ["**model**", "18.8", "4.7", "25.0 (24.0 to 26.0); 12.5 (11.5 to 13.5)"]
+    *rows, empty, counted = tables.calls().splitlines()
+    assert rows[2].endswith("| 0.250 | 0.500 | 1/2, 0/2 |") and rows[3].endswith("| 0.250 | 0.500 | - |")
+    assert counted.startswith("20 calls") and "4 of them" in counted
+
+
+def test_the_first_table_has_a_row_for_each_peer_model_and_the_article_and_a_column_for_each_set_judged(put):
+    put("held_out", report(0.75, 0.05), report(0.875, 0.2))
+    put("eval0819", report(0.5, 0.05), model="other")
+    assert [row[1:4] for row in cells(tables.front())] == [
+        ["0.500", "-", "50"], ["0.812", "-", "19"], ["-", "0.500", "-"], ["-", "0.891", "-"]]
+    assert len(cells(tables.front_zh())) == 4 and "seeds" not in tables.front_zh()
+
+
+def test_probes_are_shown_beside_what_they_do_to_tfidf_and_the_normaliser_beside_doing_without(put):
+    def probe(recall, accuracy, of_tfidf):
+        change = {"recall": {"value": recall - 0.75}, "f1": {"value": 0.0}}
+        return {"recall": recall, "accuracy": accuracy, "change": change, "change_of_tfidf": of_tfidf and change}
+
+    put("held_out", report(0.75, 0.05, probes={
+        "formatting": probe(0.75, 0.75, True), "line_ends_not_normalised": probe(0.5, 0.625, False)}))
+    assert cells(tables.probes()) == [["formatting", "0.750", *["+0.000"] * 4],
+                                      ["line_ends_not_normalised", "0.500", "-0.250", "+0.000", "-", "-"]]
+    assert [row[1:] for row in cells(tables.normaliser())] == [["0.750", "0.750", "0.625"]]
+
+
+def test_early_warning_is_shown_for_each_rate_of_false_alarms(put):
+    def at(recall):
+        test = {"false_alarms_per_hundred": 2.0, "recall": recall, "share_of_dialogue": [0.1, 0.25, 0.5]}
+        return [{"wanted_false_alarms_per_hundred": 1.0, "test": test}]
+
+    put("early_warning", {"at": at(0.75), "tfidf": {"at": at(0.5)}})
+    assert cells(tables.early_warning()) == [["1", "character TF-IDF", "1", "2.0", "-", "0.500", "25%"],
+                                             ["1", "**model**", "1", "2.0", "-", "0.750", "25%"]]
+
+
+def test_a_recipe_that_was_not_measured_is_named_with_the_reason(put, tmp_path):
+    (tmp_path / "speed").mkdir()
+    made = {"model": "m", "versions": {"torch": "1", "transformers": "2"}, "commit": "c" * 40}
+    row = {"samples_per_second": 2.0, "real_tokens_per_second": 3.0}
+    (tmp_path / "speed" / "training.json").write_text(json.dumps({
+        "recipes": {"article": row}, "skipped": {"unsloth": "it is not installed"}, "device": "cpu",
+        "provenance": made}))
+    table, skipped, measured = tables.TABLES["training"]().split("\n\n")
+    assert "unsloth" in skipped and "unsloth" not in table and measured.startswith("m on a CPU")
 
 
 def test_every_committed_result_names_its_device_versions_and_commit():
