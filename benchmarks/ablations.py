@@ -1,10 +1,12 @@
 """What does each part of the recipe buy, judged on the eval split?
 
-    python -m benchmarks.ablations --model M --data PREPARED --source DIALOGS [--ordinary DIR ...] [--variants base ...]
+    python -m benchmarks.ablations --model M --data PREPARED --source DIALOGS [--ordinary DIR ...]
+                                   [--ordinary-eval DIR ...] [--variants base ...] [--variant 'NAME=TRAIN OPTIONS' ...]
     python -m benchmarks.ablations --merge A.json B.json ... [--output ALL.json]
 
 A row is one variant with one seed. It is made with the commands as a user types them: `data.prepare`, trainer.py, and
-``evaluate.py --predict`` on the base's eval split and on the ordinary calls kept for choosing. The test split is never
+``evaluate.py --predict`` on the base's eval split and on the ordinary calls kept for choosing. Its figures are those at
+the best F1, and (``bounded``) at the best F1 with which few ordinary calls raise an alarm. The test split is never
 read. Rows are added to --output as they are done, and rows that are there are not made again. Several GPUs: one process
 each with its own --output, then ``--merge``. ``--prepare-only`` makes the data of all rows, without a GPU.
 """
@@ -16,14 +18,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import precision_recall_curve
 
-from antifraud.evaluation.metrics import average_precision
+from antifraud.evaluation.calibration import FALSE_ALARMS, bounded_threshold, quiet_above
+from antifraud.evaluation.metrics import average_precision, classification_metrics
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, describe_base, device_name, file_sha256
 from benchmarks import execute
@@ -54,6 +57,8 @@ VARIANTS = {
     "base": Variant(),
     "lr-5e-5": Variant("--learning-rate 5e-5"),
     "lr-2e-4": Variant("--learning-rate 2e-4"),
+    "steps-600": Variant("--max-steps 600 --eval-steps 300 --save-steps 300"),
+    "steps-1200": Variant("--max-steps 1200 --eval-steps 400 --save-steps 400"),
     "epochs-2-lr-5e-5": Variant("--num-train-epochs 2 --learning-rate 5e-5"),
     "rank-8": Variant("--lora-r 8 --lora-alpha 16"),
     "rank-64": Variant("--lora-r 64 --lora-alpha 128"),
@@ -76,8 +81,9 @@ class Job:
 
     Attributes:
         data: folder of prepared data: ``base-0`` and so on, for variant and seed.
-        source, ordinary: dialogues to prepare data from that is not there yet.
+        source, ordinary, ordinary_eval: dialogues to prepare data from that is not there yet.
         prepare, train: options of every row, before a variant's own.
+        variants: by name, all that a row may be.
     """
 
     model: str
@@ -87,6 +93,8 @@ class Job:
     prepare: tuple[str, ...]
     train: tuple[str, ...]
     device: str
+    ordinary_eval: tuple[str, ...] = ()
+    variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
 
 
 def run(job: Job, names: Sequence[str], seeds: Sequence[int], output: str | Path) -> dict:
@@ -99,9 +107,11 @@ def run(job: Job, names: Sequence[str], seeds: Sequence[int], output: str | Path
     model = describe_base(locate_model(job.model))
     for seed in seeds:
         for name in names:
-            settings = {"model": model, "prepare": [*job.prepare, *shlex.split(VARIANTS[name].prepare)],
-                        "train": [*job.train, *shlex.split(VARIANTS[name].train)],
-                        "ordinary": [Path(path).name for path in job.ordinary]}
+            variant = job.variants[name]
+            settings = {"model": model, "prepare": [*job.prepare, *shlex.split(variant.prepare)],
+                        "train": [*job.train, *shlex.split(variant.train)],
+                        "ordinary": [Path(path).name for path in job.ordinary],
+                        "ordinary_eval": [Path(path).name for path in job.ordinary_eval]}
             row = next((row for row in report["rows"] if (row["variant"], row["seed"]) == (name, seed)), None)
             if row is None:
                 row = {"variant": name, "seed": seed, "settings": settings, **make_row(job, name, seed)}
@@ -127,7 +137,7 @@ def read_report(output: str | Path) -> dict:
 
 def make_row(job: Job, name: str, seed: int) -> dict:
     """Trains one variant and judges it; its checkpoints are not kept."""
-    variant = VARIANTS[name]
+    variant = job.variants[name]
     train, judged = prepared(job, name, seed) / "train.jsonl", prepared(job, "base", seed)
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
@@ -153,15 +163,16 @@ def make_row(job: Job, name: str, seed: int) -> dict:
 
 def prepared(job: Job, name: str, seed: int) -> Path:
     """The folder with a row's data, prepared unless it is there; variants that only train otherwise use the base's."""
-    variant = VARIANTS[name]
+    variant = job.variants[name]
     own = variant.prepare or not variant.ordinary
     folder = job.data / f"{name if own else 'base'}-{seed}"
     if not (folder / "leakage.json").is_file():  # which is written last
         if job.source is None:
             raise DataError(f"{folder}: no prepared data; name the dialogues to prepare it from with --source")
         ordinary = ("--ordinary", *job.ordinary) if job.ordinary and variant.ordinary else ()
+        choosing = ("--ordinary-eval", *job.ordinary_eval) if job.ordinary_eval else ()
         execute("-m", "data.prepare", "--source", job.source, "--output", folder, "--seed", seed, *job.prepare,
-                *shlex.split(variant.prepare), *ordinary)
+                *shlex.split(variant.prepare), *ordinary, *choosing)
     return folder
 
 
@@ -180,8 +191,10 @@ def judge(job: Job, checkpoint: Path, judged: Path, scratch: Path) -> dict:
             "--predict", scratch / "judged.jsonl", "--output", scratch / "scores.jsonl")
     lines = (scratch / "scores.jsonl").read_text(encoding="utf-8").splitlines()
     scores = np.array([json.loads(line)["probability"] for line in lines])
-    figures = at_best_f1([record["label"] for record in records], scores[:len(records)])
-    return {**figures, "ordinary": false_alarms(ordinary, scores[len(records):] >= figures["threshold"])}
+    y_true, of_eval, of_ordinary = [record["label"] for record in records], *np.split(scores, [len(records)])
+    figures = at_best_f1(y_true, of_eval)
+    return {**figures, "ordinary": false_alarms(ordinary, of_ordinary >= figures["threshold"]),
+            "bounded": within_bound(y_true, of_eval, ordinary, of_ordinary)}
 
 
 def at_best_f1(y_true: Sequence[bool], scores: np.ndarray) -> dict:
@@ -191,6 +204,23 @@ def at_best_f1(y_true: Sequence[bool], scores: np.ndarray) -> dict:
     best = int(f1[:-1].argmax())  # the curve's last point has no threshold
     return {"threshold": float(thresholds[best]), "precision": float(precision[best]), "recall": float(recall[best]),
             "f1": float(f1[best]), "average_precision": average_precision(y_true, scores)}
+
+
+def within_bound(y_true: Sequence[bool], scores: np.ndarray, ordinary: Sequence[dict],
+                 of_ordinary: np.ndarray) -> dict | None:
+    """As `at_best_f1`, of the thresholds at which at most `FALSE_ALARMS` of a hundred ordinary calls raise an alarm.
+
+    That holds in the worst source; see `quiet_above`. Where no threshold keeps it, nothing is found: a recall of 0.
+    """
+    if not ordinary:
+        return None
+    try:
+        threshold = bounded_threshold(y_true, scores, quiet_above(ordinary, of_ordinary, FALSE_ALARMS), best_f1=True)
+    except DataError:
+        return {"false_alarms": FALSE_ALARMS, "threshold": None, "precision": None, "recall": 0.0, "f1": 0.0}
+    metrics = classification_metrics(y_true, scores >= threshold)
+    return {"false_alarms": FALSE_ALARMS, "threshold": threshold,
+            **{name: metrics[name] for name in ("precision", "recall", "f1")}}
 
 
 def false_alarms(ordinary: Sequence[dict], alarms: Sequence[bool]) -> dict | None:
@@ -234,21 +264,34 @@ def table(report: dict) -> str:
     for row in report["rows"]:
         by_name.setdefault(row["variant"], []).append(row)
 
-    means = [{"variant": name, "seeds": len(rows), "alarms": _mean_alarms(rows),
+    means = [{"variant": name, "seeds": len(rows), "alarms": _mean_alarms(rows), "bounded": _mean_bounded(rows),
               **{key: statistics.fmean(row[key] for row in rows)
                  for key in ("f1", "average_precision", "eval_loss", "train_seconds")}}
              for name, rows in by_name.items()]
     means.sort(key=lambda row: -row["average_precision"])
     return "\n".join(["| variant | seeds | F1 | average precision | eval loss | false alarms per 100 ordinary calls "
-                      "| train, s |", "|---|---|---|---|---|---|---|",
+                      f"| F1, recall with at most {FALSE_ALARMS:g} | train, s |", "|---|---|---|---|---|---|---|---|",
                       *("| {variant} | {seeds} | {f1:.4f} | {average_precision:.4f} | {eval_loss:.4f} | {alarms} "
-                        "| {train_seconds:.0f} |".format(**row) for row in means)])
+                        "| {bounded} | {train_seconds:.0f} |".format(**row) for row in means)])
 
 
 def _mean_alarms(rows: Sequence[dict]) -> str:
     if not all(row["ordinary"] for row in rows):
         return "-"
     return f"{statistics.fmean(row['ordinary']['all']['per_hundred_calls'] for row in rows):.1f}"
+
+
+def _mean_bounded(rows: Sequence[dict]) -> str:
+    if not all(row.get("bounded") for row in rows):
+        return "-"
+    return ", ".join(f"{statistics.fmean(row['bounded'][name] for row in rows):.4f}" for name in ("f1", "recall"))
+
+
+def _own_variant(text: str) -> tuple[str, Variant]:
+    name, equals, options = text.partition("=")
+    if not (name and equals) or name in VARIANTS:
+        raise argparse.ArgumentTypeError(f"expected NAME=TRAIN OPTIONS with a name that is not yet taken, found {text}")
+    return name, Variant(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -258,10 +301,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="folder of prepared data, a folder for each variant and seed")
     parser.add_argument("--source", help="folder of dialogue CSVs, to prepare what --data lacks")
     parser.add_argument("--ordinary", nargs="+", default=[], help="non-fraud dialogues from elsewhere, to train on")
+    parser.add_argument("--ordinary-eval", nargs="+", default=[], help="others, to choose the threshold on alone")
     parser.add_argument("--prepare", default=PREPARE, help="options of data.prepare, every row (default: %(default)s)")
     parser.add_argument("--train", default=TRAIN, help="options of trainer.py for every row (default: %(default)s)")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
-                        help=f"of {', '.join(VARIANTS)} (default: all)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME",
+                        help=f"of {', '.join(VARIANTS)} (default: all, with --variant none)")
+    parser.add_argument("--variant", type=_own_variant, action="append", default=[], metavar="'NAME=TRAIN OPTIONS'",
+                        help="another, by options of trainer.py; may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--prepare-only", action="store_true", help="make the data of all rows and stop; no --model")
     parser.add_argument("--merge", nargs="+", metavar="FILE", help="add the rows of these to --output, make none")
@@ -278,14 +324,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.data is None or (args.model is None and not args.prepare_only):
         parser.error("--model and --data are needed, unless for --merge")
+    own = dict(args.variant)
+    names = [*((args.variants or ()) if own else args.variants or VARIANTS), *own]
     job = Job(args.model, args.data, args.source, tuple(args.ordinary), tuple(shlex.split(args.prepare)),
-              tuple(shlex.split(args.train)), args.device)
+              tuple(shlex.split(args.train)), args.device, tuple(args.ordinary_eval), {**VARIANTS, **own})
     if args.prepare_only:
         for seed in args.seeds:
-            for name in args.variants:
+            for name in names:
                 print(prepared(job, name, seed), flush=True)
         return 0
-    print(table(run(job, args.variants, args.seeds, args.output)))
+    print(table(run(job, names, args.seeds, args.output)))
     return 0
 
 

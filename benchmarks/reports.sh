@@ -4,7 +4,8 @@
 #
 #   benchmarks/reports.sh MODEL DIALOGS EVAL0819.jsonl "ORDINARY ..." OUT [PART ...]        # default: all parts
 #
-# ORDINARY are folders or CSV files of non-fraud dialogues from elsewhere, to train on and to judge by.
+# ORDINARY are folders or CSV files of non-fraud dialogues from elsewhere, to train on and to judge by. The threshold is
+# that of the best F1 on eval with at most FALSE_ALARMS in a hundred of the ordinary calls that are kept for choosing it.
 #
 #   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819, and scams_unseen for SCAMS
 #   apart     trained without the dialogues eval0819 was cut from -> eval0819_apart
@@ -16,7 +17,8 @@
 # Reports go to RESULTS/SET/NAME/seed-N.json (RESULTS=results/reports, NAME=the model's folder). What is there is not
 # made again: a script that was stopped goes on. Several GPUs share the seeds. In the environment, with their defaults:
 # SEEDS="0 1 2", PYTHON=python3, TRAIN and PREPARE (below), TRAININGS=1 (more are averaged to one adapter),
-# ORDINARY_JUDGE="" (ordinary talk to judge on only), SCAMS="" (records of kinds of scam that the corpus lacks),
+# ORDINARY_EVAL="" and ORDINARY_JUDGE="" (ordinary talk to choose the threshold on only, and to judge on only),
+# CALIBRATE="--best-f1" (the target), FALSE_ALARMS=2, SCAMS="" (records of kinds of scam that the corpus lacks),
 # ENCODER="" (an encoder to fine-tune as a peer),
 # ARTICLE="--keep-speaker-names" (the rest of the article's recipe is what trainer.py does by default),
 # GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and stops).
@@ -31,12 +33,15 @@ trainings=${TRAININGS:-1} encoder=${ENCODER:-}
 read -ra prepare <<<"${PREPARE:---augment 0.5}"
 read -ra train <<<"${TRAIN:---num-train-epochs 1 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 480 --save-steps 480}"
 read -ra article <<<"${ARTICLE:---keep-speaker-names}"
+read -ra chosen_on <<<"${ORDINARY_EVAL:-}"
 read -ra judged_only <<<"${ORDINARY_JUDGE:-}"
+read -ra target <<<"${CALIBRATE:---best-f1}"
 gpus=${GPUS:-$( (nvidia-smi -L 2>/dev/null || true) | wc -l)}
 
 # data_of NAME SEED OPTIONS: data-NAME-SEED, with ordinary talk in train and apart from it
 data_of() {
     local data=$out/data-$1-$2 options=(--ordinary "${ordinary[@]}")
+    if ((${#chosen_on[@]})); then options+=(--ordinary-eval "${chosen_on[@]}"); fi
     if ((${#judged_only[@]})); then options+=(--ordinary-judge "${judged_only[@]}"); fi
     [[ -e $data/leakage.json ]] ||
         "$python" -m data.prepare --source "$dialogs" --output "$data" --seed "$2" "${prepare[@]}" "${options[@]}" "${@:3}"
@@ -52,7 +57,7 @@ train() {
 
 # model_of NAME SEED: run-NAME-SEED, trained on data-NAME-SEED and calibrated on its eval split
 model_of() {
-    local data=$out/data-$1-$2 run=$out/run-$1-$2 runs=()
+    local data=$out/data-$1-$2 run=$out/run-$1-$2 runs=() bound=()
     [[ -e $run.calibrated.json ]] && return
     if ((trainings == 1)); then
         train "$data" "$run" "$2" "${train[@]}"
@@ -63,8 +68,11 @@ model_of() {
         done
         [[ -e $run ]] || "$python" -m antifraud.training.average --checkpoints "${runs[@]}" --output "$run"
     fi
-    "$python" evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate --best-f1 \
-        --output "$run.calibrated.json"
+    if [[ -e $data/ordinary_eval.jsonl ]]; then
+        bound=(--ordinary "$data/ordinary_eval.jsonl" --false-alarms "${FALSE_ALARMS:-2}")
+    fi
+    "$python" evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate "${target[@]}" \
+        "${bound[@]}" --output "$run.calibrated.json"
 }
 
 # judge RUN DATA SET SEED OPTIONS: RESULTS/SET/NAME/seed-SEED.json

@@ -70,11 +70,50 @@ def test_a_row_is_made_by_the_real_commands_once_and_never_reads_test(command, s
     assert (row["variant"], row["seed"], row["steps"]) == ("augment-1", 3, 2)
     assert row["settings"]["prepare"] == ["--augment", "0.5", "--augment", "1"]
     assert row["ordinary"]["chat"]["calls"] == 2 and 0 <= row["f1"] <= 1 and row["eval_loss"] > 0
+    assert row["bounded"]["false_alarms"] == 2 and row["bounded"]["f1"] <= row["f1"] + 1e-9
     assert len(row["provenance"]["eval"]) == 64 and row["provenance"]["device"] == "cpu"
     monkeypatch.setattr(ablations, "make_row", lambda *_: pytest.fail("a row was made twice"))
     assert command("--variants", "augment-1") == 0
     assert command("--variants", "augment-1", "--prepare", "--augment 0.25") == 2  # the same name, other options
+    assert command("--variants", "augment-1", "--ordinary-eval", "talk.csv") == 2
     assert json.loads((tmp_path / "ablations.json").read_text()) == report
+
+
+def test_a_variant_may_come_with_the_command(command, monkeypatch):
+    made = []
+
+    def make_row(job, name, seed):
+        made.append((name, job.variants[name].train))
+        return {"f1": 0.5, "average_precision": 0.5, "eval_loss": 0.1, "train_seconds": 1.0, "ordinary": None}
+    monkeypatch.setattr(ablations, "make_row", make_row)
+    assert command("--variant", "fast=--learning-rate 2e-4 --seed 9", "--variant", "slow=--learning-rate 1e-6") == 0
+    assert made == [("fast", "--learning-rate 2e-4 --seed 9"), ("slow", "--learning-rate 1e-6")]
+    assert command("--variants", "base", "--variant", "fast=--learning-rate 2e-4 --seed 9") == 0
+    assert made[2:] == [("base", "")]  # fast is there already
+    for wrong in ("base=--learning-rate 1", "--learning-rate 1", "=x"):
+        with pytest.raises(SystemExit):
+            command("--variant=" + wrong)
+
+
+def test_ordinary_talk_for_choosing_is_prepared_with_the_rest(command, source, tmp_path, in_this_process):
+    talk = [Dialogue(f"聊天/{i}", "聊天", (Line("甲", chr(0x4E00 + i) * 12, False),)) for i in range(3)]
+    write_dialogues(tmp_path / "聊天.csv", talk)
+    assert command("--source", str(source), "--ordinary-eval", str(tmp_path / "聊天.csv"), "--variants", "base",
+                   "--prepare-only") == 0
+    calls = read_records(tmp_path / "data" / "base-3" / "ordinary_eval_calls.jsonl")
+    assert {record["case"] for record in calls} == {dialogue.case for dialogue in talk}
+
+
+def test_figures_within_the_bound_are_those_counted_by_hand():
+    y_true, scores = [True, True, True, False, False], np.array([0.9, 0.8, 0.3, 0.6, 0.1])
+    ordinary = [{"case": f"{i}", "source": "chat"} for i in range(50)]
+    # One of fifty calls may alarm, so the threshold exceeds 0.7: two of three frauds found, no false alarm.
+    found = ablations.within_bound(y_true, scores, ordinary, np.array([0.95, 0.7] + [0.2] * 48))
+    assert found["threshold"] == 0.75 and (found["precision"], found["recall"]) == (1, pytest.approx(2 / 3))
+    assert found["f1"] == pytest.approx(4 / 5)
+    nothing = ablations.within_bound(y_true, scores, ordinary, np.array([0.95, 0.95] + [0.2] * 48))
+    assert (nothing["threshold"], nothing["recall"], nothing["f1"]) == (None, 0, 0)
+    assert ablations.within_bound(y_true, scores, [], np.array([])) is None
 
 
 def test_data_that_is_not_there_is_refused_before_a_training(command, capsys):
