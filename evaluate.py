@@ -122,10 +122,12 @@ def _parser() -> argparse.ArgumentParser:
                              "--calibrate those kept for choosing, ordinary_eval.jsonl")
     report.add_argument("--train", help="train file for the baselines (default: the one the checkpoint names)")
     report.add_argument("--eval", help="eval split, to choose the baselines' thresholds on as the model's was")
+    report.add_argument("--ordinary-eval", metavar="FILE", help="ordinary calls kept for choosing, on which the "
+                        "baselines' thresholds keep the bound that --false-alarms gave the model's")
     report.add_argument("--peer", action="append", default=[], metavar="NAME=FILE",
                         help="another classifier to compare with, by its probabilities for --data as --predict writes "
-                             "them: NAME=FILE[,FILE for --eval[,FILE for --ordinary]], or NAME=FOLDER of files named "
-                             "as the data files are; may be repeated")
+                             "them: NAME=FILE[,FILE for --eval[,for --ordinary[,for --ordinary-eval]]], or NAME=FOLDER "
+                             "of files named as the data files are; may be repeated")
     report.add_argument("--show-text", action="store_true", help="show the dialogues of the worst errors in the report")
 
     calibration = parser.add_argument_group(
@@ -155,8 +157,8 @@ def _load(args: argparse.Namespace):
 
 def _evaluate(args: argparse.Namespace) -> int:
     inputs = read_inputs(args.data, full=args.full, method=args.method, batch=True, threshold=args.threshold,
-                         train_path=args.train, eval_path=args.eval, ordinary=args.ordinary, peers=args.peer,
-                         with_text=args.show_text)
+                         train_path=args.train, eval_path=args.eval, ordinary=args.ordinary,
+                         ordinary_eval=args.ordinary_eval, peers=args.peer, with_text=args.show_text)
     report = make_report(*_load(args), inputs)
     if args.output:
         write_json(args.output, report)

@@ -86,16 +86,18 @@ judge() {
 full() {
     local data=$out/data-$1-$4
     local options=(--full --train "$data/train.jsonl" --eval "$data/eval.jsonl" "${@:5}")
+    if [[ -e $data/ordinary_eval.jsonl ]]; then options+=(--ordinary-eval "$data/ordinary_eval.jsonl"); fi
     if [[ $encoder ]]; then options+=(--peer "encoder=$out/encoder-$1-$4"); fi
     judge "$out/run-$1-$4" "$2" "$3" "$4" "${options[@]}"
 }
 
 # peer_of NAME SEED FILES: encoder-NAME-SEED, its scores of the files
 peer_of() {
-    local data=$out/data-$1-$2
+    local data=$out/data-$1-$2 ordinary=()
+    for file in "$data"/ordinary{,_eval}.jsonl; do [[ ! -e $file ]] || ordinary+=("$file"); done
     [[ ! $encoder || -e $out/encoder-$1-$2 ]] ||
         "$python" -m antifraud.evaluation.encoder --model "$encoder" --train "$data/train.jsonl" \
-            --eval "$data/eval.jsonl" --predict "$data/eval.jsonl" "$data/ordinary.jsonl" "${@:3}" --seed "$2" \
+            --eval "$data/eval.jsonl" --predict "$data/eval.jsonl" "${ordinary[@]}" "${@:3}" --seed "$2" \
             --output "$out/encoder-$1-$2"
 }
 

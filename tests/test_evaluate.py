@@ -270,6 +270,27 @@ def test_a_peer_is_joined_by_line_and_judged_beside_the_model(loaded, eval_file,
             evaluate_with_model(*loaded, eval_file, "cpu", eval_path=train_file, peers=[peer])
 
 
+def test_a_peers_threshold_keeps_the_bound_on_false_alarms_that_the_models_was_found_with(
+        loaded, eval_file, train_file, ordinary_file, tmp_path, monkeypatch):
+    def predictions(of, probability_of):
+        rows = [json.loads(line) for line in Path(of).read_text().splitlines()]
+        (tmp_path / "peer").mkdir(exist_ok=True)
+        write_records(tmp_path / "peer" / Path(of).name, [
+            {"line": number, "probability": probability_of(number, row)} for number, row in enumerate(rows, 1)])
+
+    predictions(train_file, lambda number, row: (0.8 if number % 2 else 0.4) if row["label"] else 0.1)
+    predictions(eval_file, lambda number, row: 0.7 if row["label"] else 0.55)
+    predictions(ordinary_file, lambda number, row: 0.5 if number == 1 else 0.1)
+    monkeypatch.setattr(loaded[0].lineage, "calibration", {
+        "target": {"best_f1": True}, "ordinary": {"at_most_per_hundred_calls": 0}})
+    options = {"eval_path": train_file, "peers": [f"encoder={tmp_path / 'peer'}"], "progress": False}
+    found = evaluate_with_model(*loaded, eval_file, "cpu", ordinary_eval=ordinary_file, **options)
+    assert found["baselines"]["encoder"]["at_threshold"]["threshold"] == pytest.approx((0.5 + 0.8) / 2)
+    assert found["baselines"]["encoder"]["at_threshold"]["fp"] == 0
+    without = evaluate_with_model(*loaded, eval_file, "cpu", **options)
+    assert without["baselines"]["encoder"]["at_threshold"] is None and "threshold of encoder" in without["not_made"]
+
+
 @pytest.mark.parametrize("rows", [make_records(6), [row for row in make_records(12) if row["label"]]])
 def test_six_rows_and_rows_of_one_label_cost_the_baselines_and_nothing_else(loaded, rows, tmp_path):
     write_records(tmp_path / "few.jsonl", rows)

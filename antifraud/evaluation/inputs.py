@@ -33,6 +33,7 @@ class Inputs:
     eval_split: list[dict]
     ordinary: list[dict]
     ordinary_files: list[dict]
+    ordinary_eval: list[dict]
     peers: dict[str, dict[str, np.ndarray]]
     with_text: bool
     progress: bool
@@ -43,15 +44,16 @@ class Inputs:
 
     @property
     def texts(self) -> dict[str, list[str]]:
-        """The dialogues of each set: ``data``, ``eval`` and ``ordinary``."""
-        sets = {"data": self.records, "eval": self.eval_split, "ordinary": self.ordinary}
+        """The dialogues of each set: ``data``, ``eval``, ``ordinary`` and ``ordinary_eval``."""
+        sets = {"data": self.records, "eval": self.eval_split, "ordinary": self.ordinary,
+                "ordinary_eval": self.ordinary_eval}
         return {name: [record["input"] for record in records] for name, records in sets.items() if records}
 
 
 def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: bool = False,
                 threshold: float | None = None, train_path: str | None = None, eval_path: str | None = None,
-                ordinary: str | Sequence[str] = (), peers: Sequence[str] = (), with_text: bool = False,
-                progress: bool = True) -> Inputs:
+                ordinary: str | Sequence[str] = (), ordinary_eval: str | None = None, peers: Sequence[str] = (),
+                with_text: bool = False, progress: bool = True) -> Inputs:
     """Reads and checks what a report is about.
 
     Args:
@@ -64,9 +66,11 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
             there.
         eval_path: the eval split, on which the baselines' thresholds are chosen as the model's was.
         ordinary: files of records of ordinary dialogues from elsewhere, none of them fraud.
-        peers: other classifiers, each as ``NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl]]``: lines of ``line`` and
-            ``probability``, as ``--predict`` writes them, for `path`, `eval_path` and the one `ordinary` file; or as
-            ``NAME=FOLDER`` that holds them under the names of these files.
+        ordinary_eval: ordinary dialogues kept for choosing, where the baselines' thresholds keep the bound on false
+            alarms that the model's was chosen with.
+        peers: other classifiers, each as ``NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl[,ORDINARY_EVAL.jsonl]]]``:
+            lines of ``line`` and ``probability``, as ``--predict`` writes them, for `path`, `eval_path`, the one
+            `ordinary` file and `ordinary_eval`; or as ``NAME=FOLDER`` that holds them under the names of these files.
         with_text: show the dialogues of the worst errors in the report; without it, it holds none.
 
     Raises:
@@ -77,24 +81,27 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
     if threshold is not None and not 0 <= threshold <= 1:
         raise DataError(f"threshold must be a probability from 0 to 1, not {threshold}; write 0.6 for 60 %")
     ordinary = [ordinary] if isinstance(ordinary, str) else list(ordinary)
-    for file in (path, *ordinary, *filter(None, (train_path, eval_path))):
+    for file in (path, *ordinary, *filter(None, (train_path, eval_path, ordinary_eval))):
         require_input(file)
     skipped = Skipped()
     numbered = read_numbered_records(path, skipped)
     eval_split = read_numbered_records(eval_path, skipped) if eval_path else []
     ordinary_rows = {}
-    for file in ordinary:
+    for file in (*ordinary, *filter(None, [ordinary_eval])):
         ordinary_rows[file] = read_numbered_records(file, skipped)
         require_ordinary(ordinary_rows[file], file)
+    kept_for_choosing = ordinary_rows.pop(ordinary_eval, [])
     if skipped:
         print(skipped.summary(), file=sys.stderr)
     sets = {"data": (path, numbered), "eval": (eval_path, eval_split),
-            "ordinary": ((ordinary or [None])[0], [row for rows in ordinary_rows.values() for row in rows])}
+            "ordinary": ((ordinary or [None])[0], [row for rows in ordinary_rows.values() for row in rows]),
+            "ordinary_eval": (ordinary_eval, kept_for_choosing)}
     return Inputs(
         path, numbered, sum(place.startswith(f"{path}:") for place in skipped.places), full, method,
         GENERATE_ROWS_A_BATCH if batch else 1, threshold, train_path, [record for _, record in eval_split],
         [record for _, record in sets["ordinary"][1]],
         [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
+        [record for _, record in kept_for_choosing],
         dict(_read_peer(peer, sets) for peer in peers), with_text, progress)
 
 
@@ -103,7 +110,8 @@ def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[in
     """(name, set -> [records] probability) of another classifier."""
     name, _, place = text.partition("=")
     if not name or not place:
-        raise DataError(f"peer {text!r}: expected NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl]] or NAME=FOLDER")
+        raise DataError(f"peer {text!r}: expected NAME=FOLDER or "
+                        "NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl[,ORDINARY_EVAL.jsonl]]]")
     if Path(place).is_dir():
         files = {of_set: Path(place) / Path(path).name for of_set, (path, _) in sets.items() if path}
         files = {of_set: file for of_set, file in files.items() if of_set == "data" or file.is_file()}
@@ -115,7 +123,8 @@ def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[in
 def _probabilities(file: str | Path, of_set: str, numbered: Sequence[tuple[int, dict]]) -> np.ndarray:
     """[records] what a file of ``line`` and ``probability`` says of the records of these lines."""
     if not numbered:
-        raise DataError(f"{file}: probabilities for the {of_set} file, which is not given; add --{of_set}")
+        raise DataError(f"{file}: probabilities for the {of_set} file, which is not given; "
+                        f"add --{of_set.replace('_', '-')}")
     rows = (parse_object(line, required={"line": int}) for _, line in numbered_lines(file))
     probability_of = {row["line"]: row.get("probability") for row in rows}
     missing = [number for number, _ in numbered if not _is_probability(probability_of.get(number))]

@@ -4,6 +4,8 @@ What was not asked for, or failed, is None in the report and named with the reas
 cannot be fitted on six records costs the baselines and nothing else.
 """
 
+import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +22,7 @@ from data.records import Skipped, groups_of, read_records
 
 from ..checkpoint import Lineage, lineage_of, provenance_of
 from ..provenance import file_sha256
-from .calibration import at_prevalence, choose_threshold, reliability
+from .calibration import at_prevalence, bounded_threshold, quiet_above, reliability
 from .calls import call_report, ordinary_report, paired_by_call
 from .errors import error_report
 from .inputs import Inputs
@@ -207,9 +209,10 @@ def _side_dishes(model, inputs: Inputs, scored: Scored, beside: Mapping[str, Fut
     others = {**_by_classifier(fitted["probabilities"]), **inputs.peers}
     if untuned is not None:
         others["untuned"] = {"data": untuned}
-    target = lineage_of(model).calibration.get("target") or {"best_f1": True}
-    thresholds = {name: choose_threshold([record["label"] for record in inputs.eval_split], sets["eval"], **target)
+    thresholds = {name: _attempt(not_made, f"threshold of {name}",
+                                 functools.partial(_threshold, inputs, sets, lineage_of(model).calibration))
                   for name, sets in others.items() if "eval" in sets}
+    thresholds = {name: chosen for name, chosen in thresholds.items() if chosen is not None}
     opinion = _attempt(not_made, "label_audit", lambda: beside["opinion"].result(), not_full)
     return {
         "probes": probes and _with_tfidf(probes, records, fitted["probabilities"]),
@@ -248,6 +251,17 @@ def _why_no_lines(model, records: Sequence[dict]) -> str | None:
     if not lineage_of(model).decision.line_aware:
         return "the model was not trained with the auxiliary line loss"
     return None if all("line_labels" in record for record in records) else "the records do not label their lines"
+
+
+def _threshold(inputs: Inputs, sets: Mapping[str, np.ndarray], calibration: Mapping) -> float:
+    """Another classifier's threshold, by the target, and the bound on false alarms, that the model's was found with."""
+    above, bound = -math.inf, calibration.get("ordinary")
+    if bound and "ordinary_eval" not in sets:
+        raise DataError("the model's keeps a bound on false alarms in ordinary calls; name those with --ordinary-eval")
+    if bound:
+        above = quiet_above(inputs.ordinary_eval, sets["ordinary_eval"], bound["at_most_per_hundred_calls"])
+    return bounded_threshold([record["label"] for record in inputs.eval_split], sets["eval"], above,
+                             **calibration.get("target") or {"best_f1": True})
 
 
 def _by_classifier(probabilities: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
