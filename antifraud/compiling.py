@@ -25,10 +25,15 @@ def compile_layers(model) -> None:
 
 def _keep_kernels() -> None:
     """Torch itself keeps them in /tmp, which many machines empty."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "antifraud" / "torchinductor"
     with contextlib.suppress(OSError):  # a home that cannot be written: then in /tmp
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        kernel_folder().mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_folder()))
+
+
+def kernel_folder() -> Path:
+    """Where compiled kernels are kept; torch tells those of other devices, versions and settings apart."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache / "antifraud" / "torchinductor")
 
 
 def selective_recomputation(wanted: bool = True) -> contextlib.AbstractContextManager:

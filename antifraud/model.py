@@ -47,8 +47,7 @@ CAUSAL_HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names o
 
 
 def load_base(model_path: str, device: str = "cuda", *, quantization: str | BitsAndBytesConfig | None = "nf4",
-              double_quantization: bool = False, shardable: bool = False, dequantize: bool = False,
-              trust_remote_code: bool = False):
+              double_quantization: bool = False, dequantize: bool = False, trust_remote_code: bool = False):
     """Loads a causal LM with 4-bit base weights, and its tokenizer.
 
     Args:
@@ -57,7 +56,6 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
         quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), ``none`` for 16-bit weights, or a whole
             `BitsAndBytesConfig` in place of this and the next two.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
-        shardable: keep the 4-bit weights in tensors of the compute dtype, without which FSDP cannot shard them.
         dequantize: keep the values that 4 bits can hold in 16 bit: the same results, faster, 2 bytes a weight.
 
     Returns:
@@ -71,7 +69,7 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
     require_model_files(folder, with_code=trust_remote_code)
     dtype = compute_dtype(device)
     if isinstance(quantization, str):
-        quantization = four_bit(quantization, dtype, double=double_quantization, shardable=shardable)
+        quantization = four_bit(quantization, dtype, double=double_quantization)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with _without_load_report():
@@ -96,15 +94,14 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
     return model, tokenizer
 
 
-def four_bit(kind: str, dtype: torch.dtype, *, double: bool = False,
-             shardable: bool = False) -> BitsAndBytesConfig | None:
+def four_bit(kind: str, dtype: torch.dtype, *, double: bool = False) -> BitsAndBytesConfig | None:
     """The 4-bit weights that `load_base` describes, computed with in `dtype`; None for ``none``."""
     if kind not in QUANTIZATIONS:
         raise DataError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, not {kind!r}")
     if kind == "none":
         return None
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double,
-                              bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype if shardable else None)
+                              bnb_4bit_compute_dtype=dtype)
 
 
 def require_model_files(folder: str | Path, *, with_code: bool = False) -> None:

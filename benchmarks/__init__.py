@@ -5,10 +5,12 @@ Here is what they share: a folder with weights, free memory, and one training st
 
 import contextlib
 import gc
+import os
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,14 +114,41 @@ def wait_for(device: str | torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def execute(*words: object) -> str:
-    """Runs a Python command of this project, in its root; returns what it printed.
+def execute(*words: object, env: dict[str, str] | None = None) -> list[tuple[float, str]]:
+    """Runs a Python command of this project, in its root.
+
+    Returns:
+        what it printed, line by line, each with the seconds after which it did.
 
     Raises:
         DataError: it failed; with the last line that it wrote on standard error.
     """
-    done = subprocess.run([sys.executable, *map(str, words)], text=True, encoding="utf-8", capture_output=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing on standard error"]
-        raise DataError(f"exit code {done.returncode} from python {shlex.join(map(str, words))}: {said[-1]}")
-    return done.stdout
+    started = time.perf_counter()
+    with (tempfile.TemporaryFile("w+", encoding="utf-8") as said,
+          subprocess.Popen([sys.executable, *map(str, words)], text=True, encoding="utf-8", stdout=subprocess.PIPE,
+                           stderr=said, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}) as process):
+        printed = [(time.perf_counter() - started, line.rstrip("\n")) for line in process.stdout]
+        code = process.wait()
+        said.seek(0)
+        last = [line for line in said.read().splitlines() if line.strip()] or ["nothing on standard error"]
+    if code:
+        raise DataError(f"exit code {code} from python {shlex.join(map(str, words))}: {last[-1]}")
+    return printed
+
+
+def seconds_a_step(printed: list[tuple[float, str]], steps_a_line: int) -> float:
+    """The median over what a training printed of its steps' losses, by when it did; without evaluations.
+
+    Raises:
+        DataError: it did not print twice between two evaluations.
+    """
+    times = [[]]
+    for seconds, line in printed:
+        if line.startswith("{'loss'"):
+            times[-1].append(seconds)
+        elif line.startswith("{'eval_loss'"):
+            times.append([])
+    between = [later - earlier for part in times for earlier, later in zip(part, part[1:])]
+    if not between:
+        raise DataError(f"a training too short to time: take more than {2 * steps_a_line} steps")
+    return statistics.median(between) / steps_a_line

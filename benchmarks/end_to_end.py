@@ -3,13 +3,14 @@
     python -m benchmarks.end_to_end --model MODEL --data PREPARED --evaluate eval0819.jsonl [--full]
 
 PREPARED is a folder of `data.prepare`. trainer.py trains for one epoch, evaluate.py judges its best checkpoint, core
-and, with --full, with everything. Seconds inside a command are those that it says itself: ``train_runtime`` and
-``eval_runtime`` of the trainer, ``seconds`` by part in the report. The rest is start, loading and compiling.
+and, with --full, with everything. With --max-steps the training is cut short, and the figure to keep is
+``beside_steps_seconds``: what start, compiling, evaluations and checkpoints cost, however many steps there are. Seconds
+inside a command are those that it says itself: a step's by when losses are printed, ``eval_runtime``, and ``seconds``
+by part in the report. Run it twice to see what compiled kernels save that are kept on disk.
 """
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -17,35 +18,35 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from antifraud.compiling import kernel_folder
 from antifraud.model import default_device
 from antifraud.provenance import code_provenance, device_name, file_sha256
-from benchmarks import execute
+from benchmarks import execute, seconds_a_step
 from data.command import command
 from data.files import require_input, write_json
 
 TRAIN = "--num-train-epochs 1 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 480 --save-steps 480"
+LOGGING_STEPS = 10
 
 
-def timed(*words: object) -> tuple[float, str]:
-    """Seconds that a Python command of this project takes, and what it prints."""
-    started = time.perf_counter()
-    printed = execute(*words)
-    return time.perf_counter() - started, printed
-
-
-def of_training(run: Path, printed: str) -> dict:
-    """What a training says of its inside.
+def of_training(run: Path, printed: list[tuple[float, str]]) -> dict:
+    """Where the seconds of a training went.
 
     Returns:
-        ``steps``, ``evaluations``, ``evaluating_seconds``, and ``steps_seconds``: those of `Trainer.train` less those
-        of the evaluations in it, checkpoints included.
+        ``train_seconds`` of the whole command; ``steps``, ``seconds_a_step`` and ``steps_seconds``, those of the steps
+        alone; ``beside_steps_seconds``, all others; of these, ``start_seconds`` up to the first step, which is
+        compiled, ``evaluating_seconds`` of so many ``evaluations``, and ``rest_seconds``: graphs of shapes that come
+        later, checkpoints, the end.
     """
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
     evaluations = [row["eval_runtime"] for row in state["log_history"] if "eval_runtime" in row]
-    found = {"steps": state["global_step"], "evaluations": len(evaluations), "evaluating_seconds": sum(evaluations)}
-    trained = re.search(r"'train_runtime': '?([0-9.]+)", printed)
-    return {**found, "steps_seconds": float(trained[1]) - sum(evaluations)} if trained else found
+    a_step, steps = seconds_a_step(printed, LOGGING_STEPS), state["global_step"]
+    found = {"train_seconds": printed[-1][0], "steps": steps, "seconds_a_step": a_step, "steps_seconds": steps * a_step,
+             "beside_steps_seconds": printed[-1][0] - steps * a_step, "evaluations": len(evaluations),
+             "evaluating_seconds": sum(evaluations),
+             "start_seconds": next(at for at, line in printed if line.startswith("{'loss'")) - LOGGING_STEPS * a_step}
+    return {**found, "rest_seconds": found["beside_steps_seconds"] - found["start_seconds"] - sum(evaluations)}
 
 
 def run(model: str, data: Path, judged: str, *, full: bool, train: Sequence[str], device: str, output: str) -> dict:
@@ -53,17 +54,19 @@ def run(model: str, data: Path, judged: str, *, full: bool, train: Sequence[str]
     report = {"commands": {}, "device": device_name(device),
               "provenance": {"model": Path(model).name, "train": file_sha256(data / "train.jsonl"),
                              "evaluated": file_sha256(judged), "train_options": shlex.join(train),
+                             "kernels_kept": kernel_folder().is_dir() and any(kernel_folder().iterdir()),
                              **code_provenance()}}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "run"
-        report["train_seconds"], printed = timed(
-            "trainer.py", "--model", model, "--train", data / "train.jsonl", "--eval", data / "eval.jsonl",
-            "--output", checkpoint, "--device", device, *train)
-        report |= of_training(checkpoint, printed)
+        report |= of_training(checkpoint, execute(
+            "trainer.py", "--model", model, "--train", data / "train.jsonl", "--eval", data / "eval.jsonl", "--output",
+            checkpoint, "--device", device, "--disable-tqdm", "true", "--logging-steps", LOGGING_STEPS, *train))
         write_json(output, report)
         for name, options in (("evaluate", []), *([("full", ["--full", "--train", data / "train.jsonl"])] * full)):
-            seconds, _ = timed("evaluate.py", "--model", model, "--checkpoint", checkpoint, "--device", device,
-                               "--data", judged, "--output", f"{scratch}/{name}.json", *options)
+            started = time.perf_counter()
+            execute("evaluate.py", "--model", model, "--checkpoint", checkpoint, "--device", device,
+                    "--data", judged, "--output", f"{scratch}/{name}.json", *options)
+            seconds = time.perf_counter() - started
             judged_report = json.loads(Path(f"{scratch}/{name}.json").read_text(encoding="utf-8"))
             report[f"{name}_seconds"] = seconds
             report["commands"][name] = by_part(judged_report, seconds)
@@ -82,9 +85,9 @@ def by_part(judged: dict, seconds: float) -> dict[str, float]:
 def table(report: dict) -> str:
     """Commands and their insides as a Markdown table."""
     lines = ["| command | seconds | of it |", "|---|---|---|"]
-    inside = [f"steps {report['steps_seconds']:.0f}"] if "steps_seconds" in report else []
-    inside.append(f"{report['evaluations']} evaluations {report['evaluating_seconds']:.0f}")
-    lines.append(f"| train, {report['steps']} steps | {report['train_seconds']:.0f} | {', '.join(inside)} |")
+    inside = {"start": "start", "steps": "steps", "evaluating": f"{report['evaluations']} evaluations", "rest": "rest"}
+    said = ", ".join(f"{words} {report[f'{name}_seconds']:.0f}" for name, words in inside.items())
+    lines.append(f"| train, {report['steps']} steps | {report['train_seconds']:.0f} | {said} |")
     for name, parts in report["commands"].items():
         said = sorted(parts.items(), key=lambda part: -part[1])
         lines.append(f"| {'evaluate' if name == 'evaluate' else 'evaluate --full'} | {report[f'{name}_seconds']:.1f} "
@@ -101,13 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluate", required=True, metavar="JSONL", help="records to judge")
     parser.add_argument("--full", action="store_true", help="judge once more with everything")
     parser.add_argument("--train", default=TRAIN, help="options of trainer.py (default: %(default)s)")
+    parser.add_argument("--max-steps", type=int, help="end the training after so many, with one evaluation")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/speed/end_to_end.json")
     args = parser.parse_args(argv)
     for path in (args.data / "train.jsonl", args.data / "eval.jsonl", args.evaluate):
         require_input(path)
-    print(table(run(args.model, args.data, args.evaluate, full=args.full, train=shlex.split(args.train),
-                    device=args.device, output=args.output)))
+    short = [word for name in ("max", "eval", "save") for word in (f"--{name}-steps", str(args.max_steps))]
+    print(table(run(args.model, args.data, args.evaluate, full=args.full, device=args.device, output=args.output,
+                    train=shlex.split(args.train) + short * (args.max_steps is not None))))
     return 0
 
 

@@ -3,12 +3,14 @@
     python -m benchmarks.scoring --model MODEL [--checkpoint DIR] --data F --output results/speed/scoring.json
 
 MODEL may be config and tokenizer alone, as for `benchmarks.training`; the adapter is then random too, and what is
-measured is speed. Tokenising is part of every figure. ``generate`` is the article's way; it runs on a few rows.
+measured is speed. Tokenising is part of every figure, and reading and writing of that of ``predict_file``.
+``generate`` is the article's way; it runs on a few rows.
 ``score_32_bit`` shows how far 16-bit arithmetic itself moves a probability, on a CPU with ``--compute-dtype bfloat16``.
 """
 
 import argparse
 import contextlib
+import itertools
 import statistics
 import sys
 import tempfile
@@ -31,16 +33,19 @@ from antifraud.evaluation import scoring
 from antifraud.evaluation.scoring import GENERATE_ROWS_A_BATCH, generate_answers, score_prompts
 from antifraud.model import compute_dtype, default_device
 from antifraud.provenance import code_provenance, device_name
+from antifraud.serving.predict import predict_file
 from benchmarks import folder_with_weights, free_memory, replaced
 from benchmarks.training import whole_rows
 from data.command import command
 from data.files import write_json
 from data.prompt import PromptEncoder
-from data.records import Skipped, read_records
+from data.records import Skipped, read_records, write_records
 from trainer import build_loraconfig, load_model
 
 GENERATED_ROWS = 32
 RUNS = 3
+PREDICT_ROWS = 100_000
+WARM_UP_ROWS = 256  # layers are compiled as they first run
 BORDERLINE = (0.49, 0.51)  # where rounding may decide
 # How the model is prepared for each method; every one but the first is compared with `score`.
 METHODS = {
@@ -54,6 +59,7 @@ METHODS = {
     "score_merged": {"dequantize": True, "merge": True},
     "score_merged_compiled": {"dequantize": True, "merge": True, "compile": True},
     "score_merged_compiled_as_eager": {"dequantize": True, "merge": True, "compile": True, "as_eager": True},
+    "predict_file": {"dequantize": True, "merge": True, "compile": True},  # what --predict --fast does
 }
 TOKENS_A_BATCH = {"score_smaller_batches": 4096}  # others: as many as `score_prompts` takes
 
@@ -119,8 +125,18 @@ def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str],
             "first_run_seconds": seconds[0]}, scores
 
 
+def time_predict_file(model, encoder: PromptEncoder, dialogues: Sequence[str], rows: int) -> dict:
+    """Rows a second from a file of so many rows, the dialogues over and over, to the file of their predictions."""
+    time_score(model, encoder, dialogues[:WARM_UP_ROWS])
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Path(scratch) / "in.jsonl"
+        write_records(given, ({"input": text} for text in itertools.islice(itertools.cycle(dialogues), rows)))
+        summary = predict_file(model, encoder.tokenizer, given, Path(scratch) / "out.jsonl", progress=False)
+    return {"rows": summary["rows"], "rows_per_second": summary["rows_per_second"]}
+
+
 def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], device: str, output: str,
-        rows: int | None = None, dtype: torch.dtype | None = None) -> dict:
+        rows: int | None = None, predict_rows: int = PREDICT_ROWS, dtype: torch.dtype | None = None) -> dict:
     """Every method on the first `rows` of `data` (default: all); written after each."""
     dialogues = [record["input"] for record in read_records(data, Skipped())][:rows]
     report = {"methods": {}, "device": device_name(device),
@@ -137,6 +153,8 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
             with computing_in(torch.float32 if METHODS[method].get("exact") else dtype):
                 if method == "generate":
                     found = time_generate(loaded, encoder, dialogues)
+                elif method == "predict_file":
+                    found = time_predict_file(loaded, encoder, dialogues, predict_rows)
                 else:
                     with whole_rows() if method == "score_whole_rows" else contextlib.nullcontext():
                         found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
@@ -181,6 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="", help="folder of an adapter; default: a random one")
     parser.add_argument("--data", required=True, help="JSONL records to score")
     parser.add_argument("--rows", type=int, help="how many of them (default: all)")
+    parser.add_argument("--predict-rows", type=int, default=PREDICT_ROWS,
+                        help="of the file of predict_file, where a dialogue that comes twice in 4,096 is scored once "
+                             "(default: %(default)s)")
     parser.add_argument("--compute-dtype", choices=("bfloat16", "float16", "float32"), help="default: the device's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--device", default=default_device())
@@ -188,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     disable_progress_bars()
     report = run(args.model, args.checkpoint, args.data, methods=args.methods, device=args.device,
-                 output=args.output, rows=args.rows,
+                 output=args.output, rows=args.rows, predict_rows=args.predict_rows,
                  dtype=getattr(torch, args.compute_dtype) if args.compute_dtype else None)
     print(table(report))
     return 0

@@ -5,16 +5,13 @@
 Each layout is a command of the README in processes of its own: one GPU, a copy of the model on each of several
 (``configs/ddp.yaml``), one model sharded over them (``configs/fsdp.yaml``), with the recipe that ``auto`` chooses.
 Losses are those of 16 rows a step, however many GPUs share them, without LoRA dropout, which each process would draw
-for itself. Samples a second are those of 16 rows a step on each GPU, by the difference between a run of many steps
-and one of a third of them, in which start, compiling and capturing cancel out. MODEL may be config and tokenizer
-alone, as for `benchmarks.training`.
+for itself. Samples a second are those of 16 rows a step on each GPU, by when a run prints its losses: the median, so
+that start, compiling and capturing are not in it. FSDP is not timed: it is for models that do not fit otherwise.
+MODEL may be config and tokenizer alone, as for `benchmarks.training`.
 """
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,14 +24,15 @@ from tqdm.auto import tqdm
 from antifraud.checkpoint import checkpoints_in
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, device_name
-from benchmarks import folder_with_weights
+from benchmarks import execute, folder_with_weights, seconds_a_step
 from benchmarks.training import ROWS_A_STEP
 from data.command import command
-from data.files import DataError, write_json
+from data.files import write_json
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = {"one": None, "ddp": ROOT / "configs" / "ddp.yaml", "fsdp": ROOT / "configs" / "fsdp.yaml"}
 STEPS = 24
+LINES = 8  # that a timed run prints
 
 
 def words_of(layout: str, processes: int, options: Sequence[str], rows: int | None = None) -> list[str]:
@@ -43,7 +41,7 @@ def words_of(layout: str, processes: int, options: Sequence[str], rows: int | No
     launch = [] if config is None else ["-m", "accelerate.commands.launch", "--config_file", str(config),
                                         "--num_processes", str(processes)]
     rows = rows or (ROWS_A_STEP if config is None else ROWS_A_STEP // processes)
-    return [sys.executable, *launch, str(ROOT / "trainer.py"), *options, "--per-device-train-batch-size", str(rows)]
+    return [*launch, str(ROOT / "trainer.py"), *options, "--per-device-train-batch-size", str(rows)]
 
 
 def train(layout: str, processes: int, options: Sequence[str], output: str, device: str) -> dict:
@@ -56,7 +54,7 @@ def train(layout: str, processes: int, options: Sequence[str], output: str, devi
         DataError: the command failed; says what it wrote last.
     """
     began = time.time()
-    execute(words_of(layout, processes, [*options, "--output", output, "--device", device]), device, layout)
+    execute(*words_of(layout, processes, [*options, "--output", output, "--device", device]), env=environment(device))
     history = json.loads((checkpoints_in(output)[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return {"losses": [row["loss"] for row in history if "loss" in row],
             "eval_loss": next(row["eval_loss"] for row in reversed(history) if "eval_loss" in row),
@@ -66,29 +64,16 @@ def train(layout: str, processes: int, options: Sequence[str], output: str, devi
 def samples_per_second(layout: str, processes: int, options: Sequence[str], output: str, device: str,
                        steps: int) -> float:
     """Rows that all GPUs of `layout` learn from in a second, 16 a step on each, once everything is compiled."""
-    seconds = []
     never = [word for name in ("eval", "save") for word in (f"--{name}-strategy", "no")]
-    for n_steps in (steps // 3, steps):
-        words = [*options, *never, "--load-best-model-at-end", "false", "--max-steps", str(n_steps),
-                 "--output", f"{output}-{n_steps}", "--device", device]
-        printed = execute(words_of(layout, processes, words, rows=ROWS_A_STEP), device, layout)
-        seconds.append(float(re.search(r"'train_runtime': '?([0-9.]+)", printed)[1]))
-    rows = ROWS_A_STEP * (1 if LAYOUTS[layout] is None else processes)
-    return (steps - steps // 3) * rows / (seconds[1] - seconds[0])
+    a_line = max(1, steps // LINES)
+    words = [*options, *never, "--load-best-model-at-end", "false", "--max-steps", str(steps), "--logging-steps",
+             str(a_line), "--output", output, "--device", device]
+    printed = execute(*words_of(layout, processes, words, rows=ROWS_A_STEP), env=environment(device))
+    return ROWS_A_STEP * (1 if LAYOUTS[layout] is None else processes) / seconds_a_step(printed, a_line)
 
 
-def execute(words: Sequence[str], device: str, layout: str) -> str:
-    """What a command prints.
-
-    Raises:
-        DataError: it failed; says what it wrote last.
-    """
-    on_cpu = {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **on_cpu})
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise DataError(f"{layout}: training failed: {said[-1] if said else f'exit code {done.returncode}'}")
-    return done.stdout
+def environment(device: str) -> dict[str, str]:
+    return {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
 
 
 def against_one(found: dict, one: dict) -> dict:
@@ -116,9 +101,9 @@ def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], 
         for layout in tqdm(layouts, desc="layouts"):
             found = train(layout, processes, [*options, *alike], f"{scratch}/{layout}", device)
             report["layouts"][layout] = against_one(found, report["layouts"].get("one", found))
-            if timed_steps:
+            if timed_steps and layout != "fsdp":
                 report["layouts"][layout]["samples_per_second"] = samples_per_second(
-                    layout, processes, [*options, *["--compile-layers", "true"] * (compiled and layout != "fsdp")],
+                    layout, processes, [*options, *["--compile-layers", "true"] * compiled],
                     f"{scratch}/{layout}-timed", device, timed_steps)
             write_json(output, report)
     return report
@@ -145,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, help="default: all; on a CPU, all but fsdp")
     parser.add_argument("--processes", type=int, default=2, help="GPUs; 16 is a multiple of it")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--timed-steps", type=int, help="0: no samples a second; default: 240, on a CPU 0")
-    parser.add_argument("--compile-layers", action="store_true", help="compiled in the timed runs, but for fsdp")
+    parser.add_argument("--timed-steps", type=int, help="0: no samples a second; default: 160, on a CPU 0")
+    parser.add_argument("--compile-layers", action="store_true", help="compiled in the timed runs")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--output", default="results/speed/several_gpus.json")
     args = parser.parse_args(argv)
@@ -157,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--layouts fsdp: Accelerate shards models on GPUs only; on a CPU it would train as ddp does")
     report = run(args.model, args.train, args.eval, layouts=layouts, processes=args.processes,
                  steps=args.steps, device=args.device, output=args.output, compiled=args.compile_layers,
-                 timed_steps=240 * (args.device != "cpu") if args.timed_steps is None else args.timed_steps)
+                 timed_steps=160 * (args.device != "cpu") if args.timed_steps is None else args.timed_steps)
     print(table(report))
     return 0
 

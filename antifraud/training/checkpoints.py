@@ -127,6 +127,7 @@ class SealedCheckpoints(Trainer):
 
     def _load_best_model(self) -> None:
         self.wait_until_sealed()
+        self.accelerator.wait_for_everyone()  # the first process seals what all of them read
         read_checkpoint(self.state.best_model_checkpoint)  # a damaged one is refused in one line
         super()._load_best_model()
 

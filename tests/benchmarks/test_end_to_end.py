@@ -10,36 +10,60 @@ from data.records import write_records
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Commands that write what the real ones do, at once."""
+    """Commands that write what the real ones do, at once; yields the options of each."""
+    given = []
+
     def execute(script, *words):
+        given.append((script, *map(str, words)))
         options = dict(zip(map(str, words[::2]), words[1::2]))
         if script == "trainer.py":
-            folder = options["--output"] / "checkpoint-4"
+            folder = options["--output"] / "checkpoint-40"
             folder.mkdir(parents=True)
-            (folder / "trainer_state.json").write_text(json.dumps({"global_step": 4, "log_history": [
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": 40, "log_history": [
                 {"loss": 1.0}, {"eval_loss": 1.0, "eval_runtime": 1.5}, {"eval_loss": 1.0, "eval_runtime": 2.5}]}))
-            return "{'loss': '1.0'}\n{'train_runtime': '10.0', 'train_loss': '1.0'}\n"
+            return [(1.0, "trainable params: 1"), (30.0, "{'loss': '1.0'}"), (32.0, "{'loss': '1.0'}"),
+                    (34.0, "{'eval_loss': '1.0'}"), (45.0, "{'loss': '1.0'}"), (47.0, "{'loss': '1.0'}"),
+                    (51.0, "{'eval_loss': '1.0'}"), (60.0, "next: python evaluate.py")]
         parts = {"scoring": 2.0, "probes": 3.0} if "--full" in words else {"scoring": 2.0}
         with open(options["--output"], "w") as file:
             json.dump({"n": 20, "rows_per_second": 10.0, "seconds": parts}, file)
-        return ""
+        return []
 
     monkeypatch.setattr(end_to_end, "execute", execute)
+    return given
 
 
-def test_seconds_are_split_into_what_they_are_spent_on(commands, tmp_path):
+@pytest.fixture
+def arguments(tmp_path):
     for name in ("train", "eval", "judged"):
         write_records(tmp_path / f"{name}.jsonl", [{"input": "甲: 好", "label": True}])
-    output = tmp_path / "end_to_end.json"
-    assert end_to_end.main(["--model", "M", "--data", str(tmp_path), "--evaluate", str(tmp_path / "judged.jsonl"),
-                            "--full", "--device", "cpu", "--output", str(output)]) == 0
-    report = json.loads(output.read_text())
-    assert (report["steps"], report["evaluations"], report["evaluating_seconds"]) == (4, 2, 4.0)
-    assert report["steps_seconds"] == 6.0 and report["scoring_seconds"] == 2.0
+    return ["--model", "M", "--data", str(tmp_path), "--evaluate", str(tmp_path / "judged.jsonl"), "--device", "cpu",
+            "--output", str(tmp_path / "end_to_end.json")]
+
+
+def test_seconds_are_split_into_what_they_are_spent_on(commands, arguments):
+    assert end_to_end.main([*arguments, "--full"]) == 0
+    with open(arguments[-1]) as file:
+        report = json.load(file)
+    assert report["seconds_a_step"] == pytest.approx(0.2)  # lines 2 s apart, for 10 steps each
+    assert (report["steps"], report["steps_seconds"]) == (40, pytest.approx(8.0))
+    assert (report["evaluations"], report["evaluating_seconds"]) == (2, 4.0)
+    assert report["start_seconds"] == pytest.approx(28.0)  # the first line comes after 10 steps
+    assert (report["train_seconds"], report["beside_steps_seconds"]) == (60.0, pytest.approx(52.0))
+    assert report["rest_seconds"] == pytest.approx(52 - 28 - 4)
+    assert report["scoring_seconds"] == 2.0
     for name, parts in report["commands"].items():
         assert sum(parts.values()) == pytest.approx(report[f"{name}_seconds"])
     assert report["commands"]["full"]["probes"] == 3.0 and "probes" not in report["commands"]["evaluate"]
-    assert report["train_seconds"] >= 0 and report["device"] == "cpu"
+    assert report["device"] == "cpu"
+
+
+def test_a_training_cut_short_is_evaluated_once_at_its_end(commands, arguments):
+    assert end_to_end.main([*arguments, "--max-steps", "40"]) == 0
+    words = list(commands[0])
+    for name in ("max", "eval", "save"):  # the last one counts
+        place = len(words) - words[::-1].index(f"--{name}-steps")
+        assert words[place] == "40"
 
 
 def test_a_missing_file_is_refused_before_anything_runs(commands, tmp_path):

@@ -22,6 +22,13 @@ def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, ru
     assert 0 < report["methods"]["score_merged"]["max_probability_difference"] < 1e-3
 
 
+def test_predicting_a_file_is_timed_over_as_many_rows_as_are_asked_for(base, eval_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(scoring.METHODS, "predict_file", {})  # nothing compiled
+    report = scoring.run(base, "", eval_file, methods=["predict_file"], device="cpu", rows=6, predict_rows=20,
+                         output=str(tmp_path / "scoring.json"))
+    assert report["methods"]["predict_file"]["rows"] == 20 and report["methods"]["predict_file"]["rows_per_second"] > 0
+
+
 def test_16_bit_arithmetic_is_what_tells_plain_scores_from_those_in_32_bit(base, eval_file, tmp_path):
     found = {}
     for dtype in (None, torch.bfloat16):
