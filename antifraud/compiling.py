@@ -36,6 +36,11 @@ def kernel_folder() -> Path:
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache / "antifraud" / "torchinductor")
 
 
+def kernels_kept() -> bool:
+    """Whether an earlier run left kernels there."""
+    return kernel_folder().is_dir() and any(kernel_folder().iterdir())
+
+
 def selective_recomputation(wanted: bool = True) -> contextlib.AbstractContextManager:
     """Layers that are compiled within this context keep a third less for the backward pass.
 

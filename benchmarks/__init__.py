@@ -137,7 +137,9 @@ def execute(*words: object, env: dict[str, str] | None = None) -> list[tuple[flo
 
 
 def seconds_a_step(printed: list[tuple[float, str]], steps_a_line: int) -> float:
-    """The median over what a training printed of its steps' losses, by when it did; without evaluations.
+    """The median over the later half of what a training printed of its steps' losses, by when it did.
+
+    Evaluations are not in it. In the first half most graphs are captured.
 
     Raises:
         DataError: it did not print twice between two evaluations.
@@ -151,4 +153,4 @@ def seconds_a_step(printed: list[tuple[float, str]], steps_a_line: int) -> float
     between = [later - earlier for part in times for earlier, later in zip(part, part[1:])]
     if not between:
         raise DataError(f"a training too short to time: take more than {2 * steps_a_line} steps")
-    return statistics.median(between) / steps_a_line
+    return statistics.median(between[len(between) // 2:]) / steps_a_line

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from antifraud.compiling import kernel_folder
+from antifraud.compiling import kernels_kept
 from antifraud.model import default_device
 from antifraud.provenance import code_provenance, device_name, file_sha256
 from benchmarks import execute, seconds_a_step
@@ -54,7 +54,7 @@ def run(model: str, data: Path, judged: str, *, full: bool, train: Sequence[str]
     report = {"commands": {}, "device": device_name(device),
               "provenance": {"model": Path(model).name, "train": file_sha256(data / "train.jsonl"),
                              "evaluated": file_sha256(judged), "train_options": shlex.join(train),
-                             "kernels_kept": kernel_folder().is_dir() and any(kernel_folder().iterdir()),
+                             "kernels_kept": kernels_kept(),
                              **code_provenance()}}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "run"

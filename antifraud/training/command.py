@@ -17,7 +17,7 @@ from data.prompt import PromptEncoder, Task, add_task_options, task_of
 from data.records import Skipped, read_records
 
 from ..checkpoint import Lineage, checkpoints_in, newest_complete_checkpoint
-from ..model import default_device, locate_model, require_model_files
+from ..model import default_device, locate_model, pick_device, require_model_files
 from ..provenance import describe_base, describe_data
 from .examples import require_both_labels
 from .guard import what_is_kept
@@ -98,7 +98,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
         raise DataError(f"--recipe {args.recipe} needs a GPU; take --recipe plain, or leave it out")
     if ":" in args.device:
         os.environ["ACCELERATE_TORCH_DEVICE"] = args.device  # where Trainer puts the batches
-        torch.cuda.set_device(args.device)
+    if args.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(pick_device(args.device))  # before a process looks at the first one's memory
     require_lora(args.lora_r, args.lora_alpha, args.lora_dropout)
     require_strategies(given)
     return args, given

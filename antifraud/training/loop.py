@@ -29,7 +29,10 @@ from .recipes import sharded
 
 # Padded tokens of a batch in evaluation, which keeps nothing for a backward pass: as many as scoring takes, ...
 EVAL_TOKENS = {"cuda": 32768, "cpu": 4096}
-EVAL_MICRO_BATCHES = 8  # ... and at most so many times those of a micro-batch, a token of which takes MBs in training
+# ... or so many times those of a micro-batch: 0.2 MiB a token, logits at the answers included, where training takes
+# 3.5, all of which stays with the CUDA graphs. That is within the reserve of `recipes.settings_for`.
+EVAL_MICRO_BATCHES = 4
+FEWEST_EVAL_TOKENS = 4096
 
 
 class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
@@ -96,7 +99,7 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         rows = RowsAfterPrefix(dataset, self.prefix.tolist())  # without lines: eval loss is about the answer alone
         tokens = EVAL_TOKENS[args.device.type]
         if args.tokens_per_micro_batch:  # which says how much memory there is
-            tokens = min(tokens, EVAL_MICRO_BATCHES * args.tokens_per_micro_batch)
+            tokens = min(tokens, max(FEWEST_EVAL_TOKENS, EVAL_MICRO_BATCHES * args.tokens_per_micro_batch))
         batches = batches_by_tokens(rows.lengths, self.data_collator.width, tokens=tokens - len(self.prefix),
                                     most_rows=args.per_device_eval_batch_size, processes=args.world_size)
         return torch.utils.data.DataLoader(rows, batch_sampler=batches[args.process_index::args.world_size],

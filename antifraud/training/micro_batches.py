@@ -8,12 +8,14 @@ from transformers import Trainer
 
 from data.files import DataError, one_line
 
-from ..compiling import can_compile, compile_layers, selective_recomputation
+from ..compiling import can_compile, compile_layers, kernels_kept, selective_recomputation
 from .cuda_graphs import CapturedMicroBatch
+from .joint_adapters import join_adapters
 from .loss import label_position_loss
 
-# Rows, from which on compiled layers make up for compiling them: 100 s or so, for 1.7 ms a row (Qwen2-1.5B, one H100).
-COMPILING_PAYS = 60_000
+# Rows, from which on compiled layers make up for compiling them: 100 s or so, and 15 where an earlier run left kernels,
+# for 1.7 ms a row (Qwen2-1.5B, one H100).
+COMPILING_PAYS, COMPILING_PAYS_AGAIN = 60_000, 15_000
 
 
 class NotCaptured(DataError):
@@ -34,6 +36,8 @@ class MicroBatches(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         inputs = self._prepare_inputs(inputs)
         if self.compiled is None:
+            if self.args.joint_adapters:
+                join_adapters(self.model)
             self.compiled = self._compile_if_it_pays()
         one = self._captured_step if self.args.cuda_graphs else super().training_step
         with selective_recomputation(self.args.selective_recomputation):  # a layer is compiled when it first runs
@@ -109,7 +113,8 @@ class MicroBatches(Trainer):
 
     def _compile_if_it_pays(self) -> bool:
         rows_to_come = (self.state.max_steps - self.state.global_step) * self.args.train_batch_size
-        pays = self.args.cuda_graphs and rows_to_come >= COMPILING_PAYS and can_compile()
+        enough = rows_to_come >= (COMPILING_PAYS_AGAIN if kernels_kept() else COMPILING_PAYS)
+        pays = self.args.cuda_graphs and enough and can_compile()
         asked_for = self.args.compile_layers or self.args.selective_recomputation
         wanted = asked_for or pays and self.args.compile_layers is None
         if wanted:

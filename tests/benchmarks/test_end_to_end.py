@@ -21,7 +21,7 @@ def commands(monkeypatch):
             folder.mkdir(parents=True)
             (folder / "trainer_state.json").write_text(json.dumps({"global_step": 40, "log_history": [
                 {"loss": 1.0}, {"eval_loss": 1.0, "eval_runtime": 1.5}, {"eval_loss": 1.0, "eval_runtime": 2.5}]}))
-            return [(1.0, "trainable params: 1"), (30.0, "{'loss': '1.0'}"), (32.0, "{'loss': '1.0'}"),
+            return [(1.0, "trainable params: 1"), (29.0, "{'loss': '1.0'}"), (32.0, "{'loss': '1.0'}"),
                     (34.0, "{'eval_loss': '1.0'}"), (45.0, "{'loss': '1.0'}"), (47.0, "{'loss': '1.0'}"),
                     (51.0, "{'eval_loss': '1.0'}"), (60.0, "next: python evaluate.py")]
         parts = {"scoring": 2.0, "probes": 3.0} if "--full" in words else {"scoring": 2.0}
@@ -45,12 +45,12 @@ def test_seconds_are_split_into_what_they_are_spent_on(commands, arguments):
     assert end_to_end.main([*arguments, "--full"]) == 0
     with open(arguments[-1]) as file:
         report = json.load(file)
-    assert report["seconds_a_step"] == pytest.approx(0.2)  # lines 2 s apart, for 10 steps each
+    assert report["seconds_a_step"] == pytest.approx(0.2)  # the later lines are 2 s apart, 10 steps
     assert (report["steps"], report["steps_seconds"]) == (40, pytest.approx(8.0))
     assert (report["evaluations"], report["evaluating_seconds"]) == (2, 4.0)
-    assert report["start_seconds"] == pytest.approx(28.0)  # the first line comes after 10 steps
+    assert report["start_seconds"] == pytest.approx(27.0)  # the first line comes after 10 steps
     assert (report["train_seconds"], report["beside_steps_seconds"]) == (60.0, pytest.approx(52.0))
-    assert report["rest_seconds"] == pytest.approx(52 - 28 - 4)
+    assert report["rest_seconds"] == pytest.approx(52 - 27 - 4)
     assert report["scoring_seconds"] == 2.0
     for name, parts in report["commands"].items():
         assert sum(parts.values()) == pytest.approx(report[f"{name}_seconds"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import make_records, train_briefly
 
+from antifraud.training import loop
 from antifraud.training.batches import IGNORED, batches_by_tokens
 from antifraud.training.loss import label_position_loss
 from data.records import write_records
@@ -31,7 +32,9 @@ def test_every_process_gets_as_many_batches_and_each_row_is_in_one():
 
 
 @pytest.mark.parametrize("limit", [{"tokens_per_micro_batch": 20}, {"per_device_eval_batch_size": 3}])
-def test_eval_loss_is_that_of_the_rows_one_by_one_however_they_are_batched(base, train_file, tmp_path, limit):
+def test_eval_loss_is_that_of_the_rows_one_by_one_however_they_are_batched(base, train_file, tmp_path, limit,
+                                                                           monkeypatch):
+    monkeypatch.setattr(loop, "FEWEST_EVAL_TOKENS", 160)
     rows = tmp_path / "eval.jsonl"
     write_records(rows, make_records(11, first_case=50))
     trainer = train_briefly(base, train_file, str(rows), tmp_path, max_steps=1, eval_steps=1, save_steps=1, **limit)

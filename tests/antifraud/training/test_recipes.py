@@ -366,6 +366,13 @@ def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, e
     assert run(selective_recomputation=True) == 1
     with pytest.raises(DataError, match="selective_recomputation needs compiled layers"):
         run(selective_recomputation=True, compile_layers=False)
+    monkeypatch.setattr(micro_batches, "COMPILING_PAYS_AGAIN", 8)
+    kept = tmp_path / "kernels" / "fxgraph"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kept.parent))
+    kept.mkdir(parents=True)
+    assert run(cuda_graphs=True) == 1  # an earlier run compiled
+    kept.rmdir()
+    assert run(cuda_graphs=True) == 0
     monkeypatch.setattr(micro_batches, "COMPILING_PAYS", 8)
     assert run(cuda_graphs=True) == 1
     assert run(cuda_graphs=True, compile_layers=False) == run() == 0
