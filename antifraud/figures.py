@@ -309,19 +309,21 @@ def dialogue_with_gloss(lines: Sequence[tuple[str, str, bool]], probabilities: S
     """
     picture = Picture(f"{title}. " + " ".join(f"{english} ({probability:.2f})" for (_, english, _), probability
                                               in zip(lines, probabilities)),
-                      columns=2, height=0.22 + 0.13 * len(lines), sharey=True, width_ratios=(1.15, 1))
+                      columns=2, height=0.22 + 0.13 * len(lines), sharey=True, width_ratios=(1.5, 1))
+    picture.figure.set_figwidth(8.6)  # no wider than the words need: README scales it down
     (words, axes), font = picture.panels, chinese_font()
     for place, (chinese, english, is_fraud) in enumerate(lines):
         color = RED if is_fraud else "black"
         words.text(0, place - 0.14, chinese, font=font, fontsize=12, va="center", color=color)
-        words.text(0, place + 0.22, english, fontsize=9, va="center", color=GREY)
-    words.set(xlim=(0, 1), title=title)
+        words.text(0, place + 0.22, english, fontsize=10, va="center", color=GREY)
+    words.set(xlim=(0, 1))
+    words.set_title(title, loc="left")
     words.axis("off")
     style(axes, "", "probability of fraud after this line", xlim=(-0.02, 1.12), ylim=(len(lines) - 0.5, -0.5))
     axes.plot(probabilities, range(len(lines)), color=RED, marker="o")
     for place, probability in enumerate(probabilities):
         axes.annotate(f"{probability:.2f}", (probability, place), (8, 0), textcoords="offset points", va="center",
-                      fontsize=9)
+                      fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     if threshold is not None:
         axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
         axes.text(threshold, -0.45, "alarm ", ha="right", va="top", color=GREY, fontsize=9)

@@ -7,7 +7,6 @@ those of the model that is given, and both pictures name it. Chinese needs a fon
 """
 
 import argparse
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -19,14 +18,14 @@ from pathlib import Path
 from antifraud.checkpoint import lineage_of
 from antifraud.figures import dialogue_with_gloss
 from antifraud.model import default_device, load_tuned
-from antifraud.serving.app import EXAMPLES, PAGE, score_lines
+from antifraud.serving.app import EXAMPLES, PAGE, score_dialogue, score_lines
 from data.command import command
 from data.english import Glossed, glossed_dialogues
 
 ROOT = Path(__file__).parents[1]
 SHOWN = "refund scam"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-APP_SIZE = "900,1060"  # pixels
+APP_SIZE = "900,1080"  # pixels
 # The page asks its server twice; a picture of it needs none.
 ANSWERED = """<script>
 const ANSWERS = $answers;
@@ -53,8 +52,7 @@ def app_page(model, tokenizer, dialogue: str) -> str:
     answers = {
         "dialogue": dialogue,
         "/task": {"model": lineage.base["name"], "checkpoint": lineage.checkpoint, "examples": EXAMPLES},
-        "/score": {"threshold": lineage.decision.threshold,
-                   "lines": [dataclasses.asdict(line) for line in score_lines(model, tokenizer, dialogue)]},
+        "/score": {"threshold": lineage.decision.threshold, **score_dialogue(model, tokenizer, dialogue)},
     }
     said = json.dumps(answers, ensure_ascii=False).replace("</", "<\\/")
     answered = ANSWERED.replace("$answers", said)
