@@ -5,8 +5,8 @@
 PREPARED is a folder of `data.prepare`. trainer.py trains for one epoch, evaluate.py judges its best checkpoint, core
 and, with --full, with everything. With --max-steps the training is cut short, and the figure to keep is
 ``beside_steps_seconds``: what start, compiling, evaluations and checkpoints cost, however many steps there are. Seconds
-inside a command are those that it says itself: a step's by when losses are printed, ``eval_runtime``, and ``seconds``
-by part in the report. Run it twice to see what compiled kernels save that are kept on disk.
+inside a command are those that it says itself: a step's by when losses are printed, ``eval_runtime``, and the report's
+rows a second. Run it twice to see what compiled kernels save that are kept on disk.
 """
 
 import argparse
@@ -70,16 +70,14 @@ def run(model: str, data: Path, judged: str, *, full: bool, train: Sequence[str]
             judged_report = json.loads(Path(f"{scratch}/{name}.json").read_text(encoding="utf-8"))
             report[f"{name}_seconds"] = seconds
             report["commands"][name] = by_part(judged_report, seconds)
-            if name == "evaluate":
-                report["scoring_seconds"] = judged_report["n"] / judged_report["rows_per_second"]
             write_json(output, report)
     return report
 
 
 def by_part(judged: dict, seconds: float) -> dict[str, float]:
-    """Seconds of a report's parts, and what is left: start, loading, and whatever the report does not time."""
-    parts = dict(judged.get("seconds") or {})
-    return {**parts, "rest": seconds - sum(parts.values())}
+    """Seconds of a report that its rows' scores took, and all others: start, loading, statistics, side dishes."""
+    scoring = judged["n"] / judged["rows_per_second"]
+    return {"scoring": scoring, "rest": seconds - scoring}
 
 
 def table(report: dict) -> str:
