@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import tables, training
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,6 +83,13 @@ def test_every_decimal_number_and_percentage_comes_from_the_results(name):
 def test_numbers_are_read_from_prose_and_not_from_code_links_or_names():
     page = "F1 0.935 (0.9 to +1,234.5), 98 % or -0.5; 12 calls, `0.1`, [a](0.2) of Qwen2.5-1.5B, GPL-3.0\n```\n7.5\n```"
     assert numbers_of(page) == ["0.935", "0.9", "1234.5", "98%", "-0.5"]
+
+
+def test_every_recipe_of_training_is_explained_whether_it_can_be_measured_or_has_been():
+    measured = {name for path in (ROOT / "results" / "speed").glob("training*.json")
+                for name in json.loads(path.read_text(encoding="utf-8"))["recipes"]}
+    explained = re.findall(r"`(\w+)`", (ROOT / "docs" / "memory_and_speed.md").read_text(encoding="utf-8"))
+    assert (measured | set(training.RECIPES)) - set(explained) == set()
 
 
 def test_the_readme_is_short():
