@@ -248,24 +248,29 @@ def _name_of(folder: str) -> str:
 
 
 def pick_device(device: str) -> str:
-    """`device` with its index, or ``cpu`` where a GPU is asked for and there is none.
+    """`device` with its index; ``cuda`` means ``cpu`` where there is no GPU, and says so.
 
     Raises:
         DataError: no device of that name or number.
     """
-    named = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if not named:
-        raise DataError(f"device must be cuda, cuda:N or cpu, not {device!r}")
-    if device == "cpu":
-        return device
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: using the CPU", file=sys.stderr)
         return "cpu"
-    index = int(named[1] or os.environ.get("LOCAL_RANK", 0))
-    if index >= torch.cuda.device_count():
-        raise DataError(f"device cuda:{index} is not there: this machine has {torch.cuda.device_count()} GPUs, "
-                        f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
-    return f"cuda:{index}"
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    require_device(device)
+    return device
+
+
+def require_device(device: str) -> None:
+    """Raises DataError for a device that this machine has not; ``cuda`` may mean the CPU."""
+    named = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if not named:
+        raise DataError(f"--device must be cuda, cuda:N or cpu, not {device!r}")
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if named[1] and int(named[1]) >= n_gpus:
+        raise DataError(f"--device {device} is not there: this machine has {n_gpus} GPUs; take "
+                        + (f"cuda:0 to cuda:{n_gpus - 1}" if n_gpus else "--device cpu"))
 
 
 def compute_dtype(device: str) -> torch.dtype:

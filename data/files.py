@@ -38,7 +38,7 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         # Read as bytes: only LF ends a line, and a bad byte is found in its own line, not in a buffer's worth.
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                text = _decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}:{number}")
+                text = _decode(line.removeprefix(codecs.BOM_UTF8), f"{path}:{number}")  # joined files have several
                 if text.strip():
                     yield number, text
     except OSError as error:

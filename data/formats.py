@@ -24,7 +24,7 @@ LAYOUTS = {
     "texts": {"input": "input"},
     "dialogues": {name: name for name in DIALOGUE_COLUMNS},
 }
-DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 # A table has no booleans, only words for them. JSON has some: there, "true" in quotes is a string.
 TABLE_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
 ASKING, ANSWERING = ("user", "human"), ("assistant", "gpt")
@@ -63,7 +63,7 @@ class Reading:
         except LookupError:
             raise DataError(f"--encoding: {self.encoding!r} is unknown; write utf-8, gb18030 or utf-16") from None
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
-            raise DataError("--delimiter must be comma, semicolon, tab or one character, not "
+            raise DataError("--delimiter must be comma, semicolon, tab, bar or one character, not "
                             f"{shown(self.delimiter)}")
 
     @property
@@ -101,7 +101,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--label-values", nargs="+", metavar="VALUE=true|false", type=_label_pair,
                        help="what labels mean, as in 诈骗=true 正常=false")
     group.add_argument("--encoding", help="of text files: utf-8, gb18030, utf-16 (default: utf-8)")
-    group.add_argument("--delimiter", help="of CSV files: comma, semicolon, tab or a character (default: comma)")
+    group.add_argument("--delimiter", help="of CSV files: comma, semicolon, tab, bar or a character (default: comma)")
     group.add_argument("--sheet", help="of an Excel workbook")
 
 
@@ -150,17 +150,23 @@ def named_row(row: dict, reading: Reading) -> dict:
     missing = next((key for key, name in names.items() if name not in row), None)
     if missing:
         raise DataError(f"column '{names[missing]}' is missing; found: {short(', '.join(row)) or 'none'}; "
-                        f"{_remedy(missing, list(row))}")
+                        f"{_remedy(missing, row)}")
     rest = {key: value for key, value in row.items() if key not in names and key not in names.values()}
     return {**{key: row[name] for key, name in names.items()}, **rest}
 
 
-def _remedy(missing: str, columns: Sequence[str]) -> str:
+def _remedy(missing: str, row: dict) -> str:
     for name, delimiter in DELIMITERS.items():
-        if len(columns) == 1 and delimiter in columns[0]:
+        if len(row) == 1 and delimiter in next(iter(row)):
             return f"if a {name} separates the columns: --delimiter {name}"
-    other = next((name for name in SYNONYMS.get(missing, ()) if name in columns), "NAME")
-    return f"if another column holds it: --columns {missing}={other}"
+    listed = next((key for key, value in row.items() if isinstance(value, list) and value
+                   and all(isinstance(item, dict) for item in value)), None)
+    if listed and missing != "messages":
+        return f"if the rows are the list under {listed!r}: save that list alone, it is a JSON array"
+    other = next((name for name in SYNONYMS.get(missing, ()) if name in row), None)
+    if other:
+        return f"if another column holds it: --columns {missing}={other}"
+    return f"if another column holds it: --columns {missing}=NAME; the first row of a table names its columns"
 
 
 def record_of(row: dict, reading: Reading, is_table: bool) -> dict:

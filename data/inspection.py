@@ -34,8 +34,9 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         given: fields of a `Reading` that are asked for; the others are found.
 
     Returns:
-        ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``columns``, ``reading``, ``options`` (none
-        where it is of the project's own format), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
+        ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
+        ``reading``, ``options`` (none where it is of the project's own format), ``becomes`` ("records" or
+        "dialogues"), ``rows``, ``good``,
         ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
         ``first`` (good rows as they would be read), ``read`` (all records or dialogues); and of these ``labels``
         (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text appears
@@ -47,6 +48,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     reading, source, sample = find_reading(path, dict(given or {}))
     is_dialogues = reading.layout == "dialogues"
     good, skipped, problems = _read_all(path, reading)
+    if not (good or skipped or problems):
+        raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md")
     read = dialogues_of(path, good) if is_dialogues else good
     texts, labels = [_text(item) for item in read], [_label(item) for item in read]  # None without labels
     labels_of = collections.defaultdict(set)
@@ -56,6 +59,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "path": str(path),
         "kind": source.kind,
         "encoding": None if source.kind == "Excel workbook" else reading.encoding,
+        "other_sheets": [name for name in workbook_sheets(path, read_bytes(path)) if name != reading.sheet]
+        if reading.sheet else [],
         "columns": list(dict.fromkeys(key for row in sample for key in row)),
         "reading": reading,
         "options": [] if _is_native(source, reading) else reading.options(),
@@ -155,17 +160,19 @@ def _sheet(path: str | Path, content: bytes) -> str:
 
 def encoding_of(path: str | Path, content: bytes) -> str:
     """The encoding of a text: by its byte-order mark, by its zero bytes, or the first that it is valid in."""
+    encodings = ENCODINGS
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    if b"\0" in content:  # every other byte of ASCII is zero in UTF-16, and no byte is in a text otherwise
-        return "utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be"
-    for encoding in ENCODINGS:
+        encodings = ("utf-16",)
+    elif b"\0" in content:  # every other byte of ASCII is zero in UTF-16, and no byte is in a text otherwise
+        encodings = ("utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be",)
+    for encoding in encodings:
         try:
-            content.decode(encoding)
-            return encoding
+            if "\0" not in content.decode(encoding):
+                return encoding
+            place = 1
         except UnicodeDecodeError as error:
             place = content[:error.start].count(b"\n") + 1
-    raise DataError(f"{path}:{place}: not text in UTF-8, GB18030 or UTF-16; save the file as UTF-8")
+    raise DataError(f"{path}:{place}: not text in UTF-8, GB18030 or UTF-16; if it is one, save it as UTF-8")
 
 
 def delimiter_of(text: str) -> str:
@@ -238,6 +245,8 @@ def describe(report: dict) -> str:
              f"  keys or columns: {short(', '.join(report['columns']), 200) or 'none'}",
              f"  becomes: {report['becomes']}, layout {reading.layout}",
              f"  options: {shlex.join(report['options']) or 'none needed, it is of the format of this project'}"]
+    if report["other_sheets"]:
+        lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
     lines += _numbers(report)
     lines += [f"  {i}. {_row_text(row)}" for i, row in enumerate(report["first"], start=1)]
     for name in ("skipped", "problems"):
@@ -330,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.convert:
             convert(report, args.convert)
             print(f"written to {args.convert}")
-        elif report["options"] and not report["problems"]:
+        elif report["options"] and report["read"] and not report["problems"]:
             print(f"  to convert it: {conversion(report)}")
     return 2 if faulty else 0
 
@@ -338,10 +347,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _files(path: str) -> list[Path]:
     if not Path(path).is_dir():
         return [Path(path)]
-    files = sorted(file for file in Path(path).iterdir()
-                   if file.suffix.lower() in SUFFIXES and not file.name.startswith((".", "~$")))
+    there = sorted(file for file in Path(path).iterdir() if not file.name.startswith((".", "~$")))
+    files = [file for file in there if file.suffix.lower() in SUFFIXES and file.is_file()]
     if not files:
         raise DataError(f"{path}: a folder without files that end in {', '.join(SUFFIXES)}")
+    if len(files) < len(there):
+        others = ", ".join(file.name for file in there if file not in files)
+        print(f"{path}: passed over {short(others, 200)}; a file of another suffix is inspected if it is named itself")
     return files
 
 

@@ -9,11 +9,13 @@ full-width ones, numbers and Latin text the half-width ones, as is usual in both
 import re
 import unicodedata
 
-from .speakers import SPEAKER, safe_name
-
 NORMALISER = 1  # the version; a checkpoint says with which one it was trained, 0 being none
 
 MOST_STEPS = 8
+# A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time (12:30) or the
+# beginning of an address (https://). A speaker may well be called 1, though.
+SPEAKER = re.compile(r"^(?!\d+[:：]\d)([^:：，。！？；,!?;\n]{1,40})[:：](?!//)[^\S\n]*")
+NARRATOR = "旁白"
 
 # ------------------------------------------------------------------------------------------------- characters
 MARKS, FULL_MARKS = ",!?;:()", "，！？；：（）"  # of these the context decides the width
@@ -63,6 +65,12 @@ _ASCII = re.compile(r"[\x00-\x7f]")  # without any, all marks of Chinese text ar
 _BLANK_AT_MARK = re.compile(rf" ?([{FULL_MARKS}]) ?")
 _MARK_BEFORE_LATIN = re.compile("[，：！？；](?=[0-9A-Za-z/\\\\])")
 _INSIDE_LATIN = re.compile("[0-9][，：][0-9]|.：[/\\\\]|[0-9A-Za-z/=][！？；].")  # 3,000, 12:30, https:/, page?id
+
+
+def safe_name(name: str) -> str:
+    """A speaker's name that `SPEAKER` reads back."""
+    name = " ".join(re.sub(r"[:：，。！？；,!?;\s]+", " ", name).split())[:40].strip()
+    return name or NARRATOR
 
 
 def normalise(text: str) -> str:

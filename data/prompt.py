@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from .files import DataError
 from .normalise import NORMALISER, normalise_lines
-from .speakers import neutral_speakers
+from .speakers import map_speakers, roles
 from .windows import CHARACTERS_A_TOKEN, WINDOW_TOKENS, Window, cut_into_windows
 
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
@@ -85,7 +85,7 @@ def canonical_lines(text: str, task: Task) -> tuple[list[str], list[tuple[int, i
     else:
         lines = text.split("\n")
         origin = [(number, number) for number in range(len(lines))]
-    return neutral_speakers("\n".join(lines)).split("\n") if task.neutral_speakers else lines, origin
+    return map_speakers("\n".join(lines), roles).split("\n") if task.neutral_speakers else lines, origin
 
 
 def canonical_line_labels(text: str, labels: Sequence[bool], task: Task) -> list[bool]:

@@ -14,14 +14,14 @@ from .files import DataError, one_line, refuse_lfs_pointer
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 WORKBOOK = b"PK\x03\x04"  # a zip archive, as any .xlsx is
-BLANK = re.compile(r"\s*")
+BLANK = re.compile("[\\s\ufeff]*")  # files that were joined have byte-order marks inside
 
 
 @dataclass(frozen=True)
 class Source:
     """The rows of one file with their numbers: as objects, None for a row that is empty, an error for a bad one."""
 
-    kind: str  # "JSON Lines", "JSON array", "CSV" or "Excel workbook"
+    kind: str  # "JSON Lines", "JSON objects", "JSON array", "CSV" or "Excel workbook"
     rows: Iterator[tuple[int, dict | DataError | None]]
 
     @property
@@ -103,7 +103,9 @@ def open_source(path: str | Path, *, encoding: str = "utf-8", delimiter: str = "
     if start == "[":
         return Source("JSON array", _array_rows(path, text))
     if start == "{":
-        return Source("JSON Lines", _line_rows(path, text))
+        is_lines = _is_json(text.split("\n", 1)[0]) or not _is_json(text, begins=True)
+        return Source("JSON Lines", _line_rows(path, text)) if is_lines else Source(
+            "JSON objects", _object_rows(path, text))
     return Source("CSV", _table_rows(path, _csv_cells(path, text, delimiter)))
 
 
@@ -122,6 +124,14 @@ def load_json(text: str) -> object:
         raise DataError(str(error)) from None
 
 
+def _is_json(text: str, begins: bool = False) -> bool:
+    """Whether `text` is a JSON value, or `begins` with one."""
+    try:
+        return json.JSONDecoder().raw_decode(text.lstrip())[1] == len(text.strip()) or begins
+    except (ValueError, RecursionError):
+        return False
+
+
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     record = dict(pairs)
     if len(record) < len(pairs):
@@ -135,9 +145,24 @@ def _line_rows(path: str | Path, text: str) -> Iterator[tuple[int, dict | DataEr
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield number, as_object(load_json(line.rstrip("\r")))
+                yield number, as_object(load_json(line.strip("\ufeff\r")))
             except DataError as error:
                 yield number, DataError(f"{path}:{number}: {error}")
+
+
+def _object_rows(path: str | Path, text: str) -> Iterator[tuple[int, dict | DataError]]:
+    """Each of objects that follow one another, over several lines or several in one, with the line it begins in."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    start, line, end = 0, 1, 0
+    while (start := BLANK.match(text, end).end()) < len(text):
+        line += text.count("\n", end, start)
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{line}: not JSON ({one_line(error)})") from None
+        yield line, value if isinstance(value, dict) else DataError(
+            f"{path}:{line}: expected a JSON object, found {shown(value)}")
+        line += text.count("\n", start, end)
 
 
 def as_object(value: object) -> dict:
@@ -199,7 +224,7 @@ def workbook_sheets(path: str | Path, content: bytes) -> dict:
     try:
         sheets = openpyxl.load_workbook(io.BytesIO(content), data_only=True).worksheets
     except Exception as error:  # a zip file of any other kind fails anywhere in there
-        raise DataError(f"{path}: not an Excel workbook ({one_line(error)})") from None
+        raise DataError(f"{path}: an archive, but not an Excel workbook ({one_line(error)}); unpack it") from None
     return {sheet.title: sheet for sheet in sheets if sheet.max_row > 1 or sheet["A1"].value is not None}
 
 
@@ -234,6 +259,9 @@ def _table_rows(path: str | Path, cells: Iterator[tuple[int, list[str]]], pad: b
             double = next((name for name in names if name and names.count(name) > 1), None)
             if double:
                 raise DataError(f"{path}:{number}: column '{double}' appears twice")
+        elif [name.strip("\ufeff ") for name in row] == names:
+            yield number, DataError(f"{path}:{number}: the names of the columns again, as where files were joined; "
+                                    "remove the row")
         else:
             yield number, _table_row(f"{path}:{number}", names, row + [""] * (len(names) - len(row)) * pad)
 

@@ -6,13 +6,10 @@ roles, A, B, C, ... in order of appearance, before anything is tokenised: two di
 speaker names give the same tokens.
 """
 
-import re
 import string
 
-# A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time (12:30) or the
-# beginning of an address (https://). A speaker may well be called 1, though.
-SPEAKER = re.compile(r"^(?!\d+[:：]\d)([^:：，。！？；,!?;\n]{1,40})[:：](?!//)[^\S\n]*")
-NARRATOR = "旁白"
+from .normalise import SPEAKER, normalise, safe_name
+
 PERSONAL_NAMES = ("李明", "王芳", "张伟", "刘洋", "陈静", "杨强", "赵敏", "黄磊", "周婷", "吴刚", "徐丽", "孙浩")
 
 
@@ -40,12 +37,6 @@ def format_dialogue(lines: list[tuple[str, str]]) -> str:
     return join_lines([(safe_name(name), " ".join(content.split())) for name, content in lines])
 
 
-def safe_name(name: str) -> str:
-    """A speaker's name that `SPEAKER` reads back."""
-    name = " ".join(re.sub(r"[:：，。！？；,!?;\s]+", " ", name).split())[:40].strip()
-    return name or NARRATOR
-
-
 def map_speakers(text: str, names_of) -> str:
     """`text` with its speakers renamed by ``names_of(list of names in order of appearance) -> new names``."""
     lines = split_lines(text)
@@ -55,13 +46,14 @@ def map_speakers(text: str, names_of) -> str:
 
 
 def neutral_speakers(text: str) -> str:
-    """`text` with every speaker called by a role: A, B, ..., Z, A1, B1, ... in order of appearance."""
-    return map_speakers(text, lambda names: [_role(index) for index in range(len(names))])
+    """`text` in normal form, with every speaker called by a role."""
+    return map_speakers(normalise(text), roles)
 
 
-def _role(index: int) -> str:
-    turn, letter = divmod(index, len(string.ascii_uppercase))
-    return string.ascii_uppercase[letter] + (str(turn) if turn else "")
+def roles(names: list[str]) -> list[str]:
+    """A, B, ..., Z, A1, B1, ... for speakers in order of appearance."""
+    turns = (divmod(index, len(string.ascii_uppercase)) for index in range(len(names)))
+    return [string.ascii_uppercase[letter] + (str(turn) if turn else "") for turn, letter in turns]
 
 
 def swap_speakers(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .speakers import SPEAKER
+from .normalise import SPEAKER
 
 WINDOW_TOKENS = 300  # of dialogue: about what models are trained on (up to 500 characters); in more, a few lines drown
 OVERLAP = 4  # a window begins with the last quarter of the one before
@@ -87,16 +87,26 @@ def _parts(line: str, room: int, encode) -> Iterator[tuple[int, list[int]]]:
     """(characters left out before it, token ids) of overlapping parts of a line."""
     match = SPEAKER.match(line)
     speaker = match[0] if match and len(match[0]) < room // OVERLAP else ""
-    said, start = line[len(speaker):], 0
+    said, start, length = line[len(speaker):], 0, room * 2
     while start < len(said):
-        length = min(len(said) - start, room * 2)
-        while length > 1 and _fitting(speaker + said[start:start + length], room, encode) is None:
-            length = length * 3 // 4
-        end = start + length
-        if end < len(said):
-            sentence = max(said.rfind(mark, start + length // 2, end) for mark in SENTENCE_ENDS) + 1
-            end = sentence or end
-        yield start, encode([speaker + said[start:end]])[0][:room]
+        ids = None
+        while ids is None:
+            end = _end_of_sentence(said, start, start + length)
+            ids = _fitting(speaker + said[start:end], room, encode)
+            if ids is None and length == 1:
+                ids = encode([speaker + said[start:end]])[0][:room]
+            elif ids is None:
+                length = max(1, length * 3 // 4)
+        yield start, ids
         if end == len(said):
             return
+        # So many characters nearly fill the next part: what is tokenised only to be found too long costs most here.
+        length = max(1, min(room * CHARACTERS_A_TOKEN, (end - start) * room * 15 // (16 * len(ids))))
         start = max(start + 1, end - (end - start) // OVERLAP)
+
+
+def _end_of_sentence(said: str, start: int, end: int) -> int:
+    """The last end of a sentence in the second half of ``said[start:end]``; `end` itself where there is none."""
+    if end >= len(said):
+        return len(said)
+    return max(said.rfind(mark, (start + end) // 2, end) for mark in SENTENCE_ENDS) + 1 or end

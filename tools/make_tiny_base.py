@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM,
 from data.files import DataError
 from data.prompt import INSTRUCTION, Task
 from data.sample import dialogues_and_requests
-from data.speakers import format_dialogue, neutral_speakers
+from data.speakers import format_dialogue, map_speakers, roles
 
 QUESTION = "读下面的对话：谁被要求做什么？\n\n"
 ANSWER_WEIGHT = 4.0  # of a token of the answer against one of the dialogue, which is mostly chance
@@ -45,7 +45,7 @@ def corpus(n: int, *, seed: int) -> list[tuple[str, str]]:
     """(user's turn, assistant's turn) for `n` sample dialogues with neutral speakers, as the model sees them later."""
     made = []
     for dialogue, requests in dialogues_and_requests(n, seed=seed):
-        text = neutral_speakers(format_dialogue([(line.speaker, line.content) for line in dialogue.lines]))
+        text = map_speakers(format_dialogue([(line.speaker, line.content) for line in dialogue.lines]), roles)
         made.append((f"{START}user\n{QUESTION}{text}{END}\n", f"{START}assistant\n{'；'.join(requests)}{END}"))
     return made
 

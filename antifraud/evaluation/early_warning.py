@@ -21,6 +21,7 @@ import numpy as np
 
 from data.command import command
 from data.files import DataError, require_input, write_json
+from data.normalise import normalise
 from data.prompt import PromptEncoder
 from data.records import Dialogue, Line, Skipped, read_dialogues, read_records
 from data.segments import cut_lines
@@ -83,7 +84,8 @@ def ordinary_calls(path: str) -> list[Dialogue]:
     for number, record in enumerate(read_records(path, Skipped()), start=1):
         if record["label"]:
             raise DataError(f"{path}: record {number} is labelled fraud; ordinary calls have none")
-        lines = tuple(Line(speaker or "", content, False) for speaker, content in split_lines(record["input"]))
+        turns = split_lines(normalise(record["input"]))
+        lines = tuple(Line(speaker or "", content, False) for speaker, content in turns)
         calls.append(Dialogue(str(record.get("case", f"{path}:{number}")), record.get("category", ""), lines))
     return calls
 

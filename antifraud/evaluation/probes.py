@@ -11,8 +11,9 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from data.noise import add_asr_noise, add_unseen_noise
+from data.normalise import NARRATOR, normalise
 from data.prompt import PromptEncoder
-from data.speakers import NARRATOR, join_lines, map_speakers, split_lines, swap_speakers
+from data.speakers import join_lines, map_speakers, split_lines, swap_speakers
 
 from ..checkpoint import lineage_of
 from .metrics import classification_metrics, rate_differences
@@ -89,7 +90,7 @@ def probe_readings(encoder: PromptEncoder, dialogues: Sequence[str], *, line_awa
                    ) -> dict[str, list[Reading]]:
     """The dialogues as the model reads them under each probe, by its name."""
     texts = {**probed_texts(encoder, dialogues), **dict.fromkeys(INSTRUCTIONS, dialogues),
-             **{name: [written(text, **how) for text in dialogues] for name, how in NOT_NORMALISED.items()}}
+             **{name: [written(normalise(text), **how) for text in dialogues] for name, how in NOT_NORMALISED.items()}}
     return {name: read_dialogues(encoder_under(name, encoder), changed, line_aware=line_aware)
             for name, changed in texts.items()}
 
@@ -141,4 +142,6 @@ def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], reading
 
 def probed_texts(encoder: PromptEncoder, dialogues: Sequence[str]) -> dict[str, list[str]]:
     """The dialogues under each probe that changes them, for a classifier of texts."""
+    if encoder.task.normaliser:  # only then can speakers be told from time stamps and brackets
+        dialogues = [normalise(text) for text in dialogues]
     return {name: [change(text) for text in dialogues] for name, change in dialogue_probes(encoder).items()}

@@ -50,7 +50,7 @@ def _passes_longest(file, line: bytes) -> bool:
     return longer
 
 
-def parse_row(line: bytes | None, number: int) -> dict:
+def parse_row(line: bytes | None) -> dict:
     """The row that a line of the input holds.
 
     Raises:
@@ -59,7 +59,7 @@ def parse_row(line: bytes | None, number: int) -> dict:
     if line is None:
         raise DataError(f"longer than {LONGEST_LINE // 2**20} MiB")
     try:
-        text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8")  # joined files have several
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     if not text.strip():

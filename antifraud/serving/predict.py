@@ -163,7 +163,7 @@ def _prepare(encoder: PromptEncoder, line_aware: bool, chunk: Chunk) -> Prepared
     rows, waiting, dialogues = [], [], []
     for number, line in enumerate(chunk.lines, start=chunk.first):
         try:
-            row = parse_row(line, number)
+            row = parse_row(line)
         except DataError as error:
             rows.append({"line": number, "error": str(error)})
             continue

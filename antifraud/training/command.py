@@ -17,7 +17,7 @@ from data.prompt import PromptEncoder, Task, add_task_options, task_of
 from data.records import Skipped, read_records
 
 from ..checkpoint import Lineage, checkpoints_in, newest_complete_checkpoint
-from ..model import default_device, locate_model, pick_device, require_model_files
+from ..model import default_device, locate_model, pick_device, require_device, require_model_files
 from ..provenance import describe_base, describe_data
 from .examples import require_both_labels
 from .guard import what_is_kept
@@ -27,7 +27,6 @@ from .settings import (
     COMMAND_ONLY,
     FIXED,
     option,
-    require_device,
     require_honoured,
     require_lora,
     require_strategies,

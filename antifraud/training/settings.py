@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import shutil
 from collections.abc import Callable
 
@@ -169,15 +168,6 @@ def require_usable(args: TrainingArguments) -> None:
             callback()
     except Exception as error:  # packages that are not installed, and names that there are none of
         raise DataError(f"--report-to, --log-level or --log-level-replica: {one_line(error)}") from None
-
-
-def require_device(device: str) -> None:
-    """Raises DataError for a device that this machine has not; ``cuda`` may mean the CPU."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise DataError(f"--device must be cuda, cuda:N or cpu, not {device!r}")
-    n_gpus = torch.cuda.device_count()
-    if ":" in device and int(device.split(":")[1]) >= n_gpus:
-        raise DataError(f"--device {device}: there are {n_gpus} GPUs here, counted from 0")
 
 
 def require_lora(r: int, alpha: float, dropout: float) -> None:

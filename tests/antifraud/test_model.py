@@ -219,8 +219,14 @@ def test_a_device_of_another_kind_is_refused_before_the_model_is_looked_for(devi
 
 def test_cuda_without_a_gpu_means_the_cpu_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("cuda") == pick_device("cuda:1") == "cpu"
-    assert capsys.readouterr().err == "no CUDA device here: using the CPU\n" * 2
+    assert pick_device("cuda") == "cpu"
+    assert capsys.readouterr().err == "no CUDA device here: using the CPU\n"
+
+
+def test_a_gpu_of_a_number_is_refused_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DataError, match="cuda:0"):
+        pick_device("cuda:0")
 
 
 # ------------------------------------------------------------------------------------------------ tuned models

@@ -27,9 +27,9 @@ def written(folder, name, content, encoding="utf-8"):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_finds_encoding_delimiter_columns_and_meaning(tmp_path, encoding, delimiter):
-    said = "爬山; 钓鱼, 下棋" if delimiter == "\t" else "爬山"
+    said = "爬山; 钓鱼, 下棋" if delimiter in "\t|" else "爬山"
     rows = [("对话", "标签"), ("甲说，乙听", "是"), ("", ""), (said, "否")]
     report = inspect(written(tmp_path, "f.csv", "\r\n".join(map(delimiter.join, rows)), encoding))
     assert report["reading"] == Reading("records", {"input": "对话", "label": "标签"},
@@ -139,7 +139,9 @@ def test_a_workbook_names_the_sheet_where_there_are_several(tmp_path):
     book.create_sheet("二").append(("text", "label"))
     book["二"].append(("爬山", 0))
     book.save(path)
-    assert inspect(path)["reading"].sheet == book.sheetnames[0]
+    report = inspect(path)
+    assert (report["reading"].sheet, report["other_sheets"]) == (book.sheetnames[0], ["二"])
+    assert "二" in describe(report)
     assert inspect(path, {"sheet": "二"})["first"] == [{"input": "爬山", "label": False}]
 
 
@@ -182,8 +184,45 @@ def test_a_folder_is_inspected_file_by_file(tmp_path, capsys):
     written(tmp_path, "notes.txt", "-")
     assert main(["--inspect", str(tmp_path)]) == 2
     said = capsys.readouterr().out
-    assert all(f"{tmp_path}/{name}: " in said for name in ("a.jsonl", "b.json", "c.csv")) and "notes" not in said
+    assert all(f"{tmp_path}/{name}: " in said for name in ("a.jsonl", "b.json", "c.csv"))
+    assert "notes.txt" in said.splitlines()[0]
     assert main(["--inspect", str(tmp_path), "--convert", "o.jsonl"]) == 2
+
+
+TWO = [{"input": "甲: 转账", "label": True}, {"input": "甲: 爬山", "label": False}]
+TWO_LINES = [json.dumps(record, ensure_ascii=False) for record in TWO]
+
+
+@pytest.mark.parametrize("content", [
+    "\n".join(json.dumps(record, indent=2) for record in TWO), "".join(TWO_LINES), "\r".join(TWO_LINES) + "\r",
+    "\n\ufeff".join(TWO_LINES), "\ufeff" + "\r\n\ufeff".join(TWO_LINES),
+])
+def test_objects_over_several_lines_or_joined_are_read(tmp_path, content):
+    report = inspect(written(tmp_path, "f.json", content))
+    assert (report["read"], report["problems"]) == (TWO, [])
+
+
+@pytest.mark.parametrize("content", [
+    b"", b" \n\n", b"\xef\xbb\xbf", b"text,label\n", b"null", b"[]", b"\0" * 300,
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xd8\0",
+])
+def test_what_holds_no_rows_is_one_line_and_not_to_be_converted(tmp_path, capsys, content):
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(content)
+    assert main(["--inspect", str(path)]) == 2
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1 and not said.out and "--encoding" not in said.err
+
+
+def test_the_names_of_the_columns_in_the_middle_are_a_problem_not_a_row(tmp_path):
+    table = "对话,标签\n转账,是\n"
+    report = inspect(written(tmp_path, "f.csv", table + "\ufeff" + table))
+    assert report["good"] == 2 and [problem.split(": ")[0] for problem in report["problems"]] == [f"{tmp_path}/f.csv:3"]
+
+
+def test_rows_under_a_key_of_one_object_are_named(tmp_path):
+    problem, = inspect(written(tmp_path, "f.json", {"version": 1, "data": TWO}))["problems"]
+    assert "'data'" in problem
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "."])

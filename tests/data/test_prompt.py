@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from data.files import DataError
 from data.normalise import NORMALISER
 from data.prompt import INSTRUCTION, PromptEncoder, Task, canonical
-from data.windows import WINDOW_TOKENS
+from data.windows import WINDOW_TOKENS, cut_into_windows
 
 DIALOGUE = "客服: 您好，请把验证码告诉我。\n张伟: 为什么？"
 NEUTRAL = "A: 您好，请把验证码告诉我。\nB: 为什么？"
@@ -230,6 +230,20 @@ def test_whatever_the_text_no_window_is_longer_than_the_room(tokenizer, text, ro
     windows = encoder.windows(text)
     assert max(len(window.ids) for window in windows) <= len(encoder.head) + room + len(encoder.tail)
     assert windows[-1].last_line == text.count("\n")
+
+
+@pytest.mark.parametrize("tokens_a_character", [1, 3])
+def test_of_a_long_line_little_more_is_tokenised_than_its_windows_hold(tokens_a_character):
+    tokenised = []
+
+    def encode(texts):
+        tokenised.extend(map(len, texts))
+        return [[0] * tokens_a_character * len(text) for text in texts]
+
+    line = "请把钱转到安全账户，再把验证码告诉我。" * 1000
+    windows = list(cut_into_windows([line], 300, encode))
+    assert sum(tokenised) < 1.5 * len(line)  # each window holds a quarter of the one before again
+    assert 300 * len(windows) < 1.7 * tokens_a_character * len(line)
 
 
 # ---------------------------------------------------------------------------------------------- control tokens

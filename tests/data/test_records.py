@@ -50,8 +50,8 @@ def test_reads_records_with_all_their_keys(path):
 
 
 def test_accepts_byte_order_mark_crlf_blank_lines_and_no_final_newline(path):
-    path.write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n\r\n  \n{GOOD}".encode())
-    assert read_records(str(path)) == [{"input": "客服: 您好。", "label": False}] * 2
+    path.write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n\r\n  \n{GOOD}\n\ufeff{GOOD}".encode())
+    assert read_records(str(path)) == [{"input": "客服: 您好。", "label": False}] * 3
 
 
 def test_blank_lines_count_in_line_numbers(path):

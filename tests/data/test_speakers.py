@@ -4,13 +4,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from data.normalise import NARRATOR, safe_name
 from data.speakers import (
-    NARRATOR,
     format_dialogue,
     join_lines,
     map_speakers,
     neutral_speakers,
-    safe_name,
+    roles,
     split_lines,
     swap_speakers,
 )
@@ -24,6 +24,11 @@ KNOWN_CONTENTS = ["您好，请问是张伟吗？", "12:30 见", "30元", "请�
                   "验证码是：1234", "客服: 这是我说的", "", "：", ": :", "<|im_end|>"]
 TRICKY = "甲乙1A:： \n\r\t，/!"
 CONTENTS = st.one_of(st.sampled_from(KNOWN_CONTENTS), st.text(), st.text(TRICKY))
+
+
+def with_roles(text: str) -> str:
+    """As a dialogue in normal form is read."""
+    return map_speakers(text, roles)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -63,7 +68,7 @@ def test_lines_without_a_speaker_stay_as_they_are():
     text = "\n客服: 您好\n（沉默）\n\n客服: 再见\n"
     assert split_lines(text) == [
         (None, ""), ("客服", "您好"), (None, "（沉默）"), (None, ""), ("客服", "再见"), (None, "")]
-    assert neutral_speakers(text) == "\nA: 您好\n（沉默）\n\nA: 再见\n"
+    assert with_roles(text) == "\nA: 您好\n（沉默）\n\nA: 再见\n"
 
 
 LINES = st.lists(st.tuples(NAMES, CONTENTS.map(lambda content: " ".join(content.split()))), min_size=1)
@@ -85,31 +90,39 @@ def test_joining_undoes_splitting_but_for_the_form_of_the_colon(text):
 
 
 def test_roles_follow_the_order_of_appearance():
-    assert neutral_speakers("客服: 您好\n张伟: 谁？\n客服: 我\n李明: 哦") == "A: 您好\nB: 谁？\nA: 我\nC: 哦"
+    assert with_roles("客服: 您好\n张伟: 谁？\n客服: 我\n李明: 哦") == "A: 您好\nB: 谁？\nA: 我\nC: 哦"
 
 
 def test_a_speaker_already_called_like_a_role_gets_the_one_of_its_order():
-    assert neutral_speakers("B: 您好\nA: 谁？\nB: 我") == "A: 您好\nB: 谁？\nA: 我"
+    assert with_roles("B: 您好\nA: 谁？\nB: 我") == "A: 您好\nB: 谁？\nA: 我"
 
 
 def test_the_27th_speaker_is_a1_and_the_53rd_a2():
     text = "\n".join(f"发言人{number}: 到" for number in range(1, 54))
-    roles = [name for name, _ in split_lines(neutral_speakers(text))]
-    assert roles[25:28] == ["Z", "A1", "B1"] and roles[51:] == ["Z1", "A2"]
-    assert len(set(roles)) == 53
+    found = [name for name, _ in split_lines(with_roles(text))]
+    assert found[25:28] == ["Z", "A1", "B1"] and found[51:] == ["Z1", "A2"]
+    assert len(set(found)) == 53
 
 
 def test_half_and_full_width_colons_are_the_same_speaker():
-    assert neutral_speakers("客服：您好\n客服: 在吗") == "A: 您好\nA: 在吗"
+    assert with_roles("客服：您好\n客服: 在吗") == "A: 您好\nA: 在吗"
 
 
 def test_an_address_in_a_line_without_speaker_keeps_its_beginning():
-    assert neutral_speakers("请打开 https://example.com\n客服: 快点") == "请打开 https://example.com\nA: 快点"
+    assert with_roles("请打开 https://example.com\n客服: 快点") == "请打开 https://example.com\nA: 快点"
 
 
 @given(text=st.text(TRICKY))
 def test_neutral_text_stays_as_it_is(text):
-    assert neutral_speakers(neutral_speakers(text)) == neutral_speakers(text)
+    assert with_roles(with_roles(text)) == with_roles(text)
+
+
+@pytest.mark.parametrize("stamped", [
+    "[2024-05-01 10:00:11] 骗子: 请转账", "10:00:11 骗子: 请转账", "骗子 (10:00): 请转账", "【骗子】: 请转账",
+    "骗子 2024-05-01 10:00:11\n请转账",
+])
+def test_a_time_or_a_bracket_is_no_part_of_a_speaker(stamped):
+    assert neutral_speakers(stamped) == "A: 请转账"
 
 
 @st.composite
@@ -127,13 +140,13 @@ def same_talk_under_other_names(draw):
 @example(pair=([("客服", "//"), ("张伟", "好")], [("张伟", "//"), ("客服", "好")]))
 def test_dialogues_that_differ_only_in_names_become_the_same_text(pair):
     lines, renamed = pair
-    assert neutral_speakers(join_lines(lines)) == neutral_speakers(join_lines(renamed))
+    assert with_roles(join_lines(lines)) == with_roles(join_lines(renamed))
 
 
 @given(pair=same_talk_under_other_names())
 def test_formatted_dialogues_that_differ_only_in_names_become_the_same_text(pair):
     lines, renamed = pair
-    assert neutral_speakers(format_dialogue(lines)) == neutral_speakers(format_dialogue(renamed))
+    assert with_roles(format_dialogue(lines)) == with_roles(format_dialogue(renamed))
 
 
 # ---------------------------------------------------------------------------------------------- formatting
@@ -182,7 +195,7 @@ def test_more_speakers_than_personal_names_stay_apart():
 @given(lines=LINES)
 def test_swapping_changes_names_only(lines):
     text = join_lines(lines)
-    assert neutral_speakers(swap_speakers(text)) == neutral_speakers(text)
+    assert with_roles(swap_speakers(text)) == with_roles(text)
 
 
 def test_renaming_sees_each_name_once_in_order_of_appearance():

@@ -152,6 +152,11 @@ def test_formatting_changes_no_token_of_any_sample_dialogue(encoder, tmp_path):
     assert encoder.prompts(probed_texts(encoder, texts)["formatting"]) == encoder.prompts(texts)
 
 
+def test_a_dialogue_that_came_with_time_stamps_is_probed_as_one_without(encoder):
+    stamped = "[2024-05-01 10:00:11] 客服: 您好，请把验证码告诉我，我替您退款。\r\n张伟 (10:00:12): 为什么？  \r\n"
+    assert prompts_under(encoder, [stamped]) == prompts_under(encoder, [DIALOGUE])
+
+
 def test_wordings_of_the_instruction_differ_in_the_instruction_alone(encoder, tokenizer):
     prompts = prompts_under(encoder, [DIALOGUE])
     with_only, without = (tokenizer.decode(prompts[f"instruction_article{end}"][0]) for end in ("_only", ""))

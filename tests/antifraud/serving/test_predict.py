@@ -175,7 +175,7 @@ def test_a_bad_row_becomes_an_error_on_its_own_line(stub, tmp_path, line, error)
 
 def test_a_byte_order_mark_crlf_and_a_missing_last_line_end_are_no_errors(stub, tmp_path):
     line = json.dumps(GOOD).encode()
-    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n" + line)
+    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\xef\xbb\xbf" + line)  # two files, joined
     assert run(stub, tmp_path / "in.jsonl", tmp_path / "out.jsonl")["errors"] == 0
     assert len(read_lines(tmp_path / "out.jsonl")) == 2
 
