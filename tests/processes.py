@@ -1,4 +1,4 @@
-"""Real processes that run ``trainer.py`` as a user does, without the seconds that its imports take."""
+"""Real processes that run the front doors as a user does, without the seconds that their imports take."""
 
 import multiprocessing
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), os.getenv("PYTHONPATH")]))
 SERVER = multiprocessing.get_context("forkserver")  # imports once, then forks: it has no threads
-SERVER.set_forkserver_preload(["trainer", "bitsandbytes", "matplotlib.pyplot", "peft.tuners.lora.bnb",
+SERVER.set_forkserver_preload(["trainer", "evaluate", "bitsandbytes", "matplotlib.pyplot", "peft.tuners.lora.bnb",
                                "transformers.models.qwen2.modeling_qwen2"])
 
 
-def start(args: list[str], log: Path, *, before=None, env: dict | None = None):
-    """Starts ``python trainer.py ARGS``, both outputs to `log`; `before`, a (function, arguments), runs first in it."""
-    process = SERVER.Process(target=_run, args=(args, str(log), before, env or {}))
+def start(args: list[str], log: Path, *, script: str = "trainer.py", before=None, env: dict | None = None):
+    """Starts ``python SCRIPT ARGS``, both outputs to `log`; `before`, a (function, arguments), runs first in it."""
+    process = SERVER.Process(target=_run, args=(script, args, str(log), before, env or {}))
     process.start()
     return process
 
@@ -31,29 +31,34 @@ def run(args: list[str], log: Path, **options) -> int:
 
 
 def run_together(args: list[str], log: Path, n: int, **options) -> list[int]:
-    """The exit codes of `n` processes that train together, as ``accelerate launch`` starts them; logs LOG.0, LOG.1.
+    """The exit codes of `n` processes that work together, as ``accelerate launch`` starts them; logs LOG.0, LOG.1.
 
     Where one fails the others get SIGTERM, as from a launcher.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n),
-              "ACCELERATE_USE_CPU": "true", **options.pop("env", {})}
-    processes = [start(args, Path(f"{log}.{rank}"), env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                       **options) for rank in range(n)]
+    common = {"MASTER_PORT": str(port), **options.pop("env", {})}
+    processes = [start(args, Path(f"{log}.{rank}"), env={**launched(rank, n), **common}, **options)
+                 for rank in range(n)]
     for _ in range(1200):
         for process in processes:
             process.join(0.05)
         if any(process.exitcode for process in processes):
             for process in processes:
-                process.join(5)
+                process.join(20)
                 process.terminate()
         if all(process.exitcode is not None for process in processes):
             break
     return [process.exitcode for process in processes]
 
 
-def _run(args, log, before, env) -> None:
+def launched(rank: int, n: int) -> dict[str, str]:
+    """What ``accelerate launch`` tells process `rank` of `n` on a CPU, beside a port."""
+    return {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+
+
+def _run(script, args, log, before, env) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -63,8 +68,8 @@ def _run(args, log, before, env) -> None:
     os.environ.update(env)
     if before:
         before[0](*before[1:])
-    sys.argv = ["trainer.py", *args]
-    runpy.run_path(str(ROOT / "trainer.py"), run_name="__main__")
+    sys.argv = [script, *args]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 # ------------------------------------------------------------------------------------- what may go wrong in them

@@ -1,8 +1,10 @@
 """The layouts are what the README says, train the same, and a failure is told in a line. CPU processes over gloo."""
 
 import json
+from pathlib import Path
 
 import pytest
+from processes import ROOT, launched, run, run_together
 
 import benchmarks
 from benchmarks import several_gpus
@@ -19,7 +21,33 @@ def test_every_layout_takes_the_same_rows_a_step(layout):
     assert ("accelerate.commands.launch" in words) == (processes > 1) == (layout != "one")
 
 
-def test_two_processes_learn_as_one_does(base, train_file, eval_file, tmp_path):
+def test_what_starts_several_processes_tells_them_what_the_tests_processes_are_told(tmp_path):
+    told = tmp_path / "told.py"
+    told.write_text("import json, os, sys\n"
+                    "json.dump(dict(os.environ), open(f'{sys.argv[1]}/' + os.environ['RANK'], 'w'))\n")
+    words = several_gpus.words_of("ddp", 2, [str(tmp_path)])
+    words[words.index(str(ROOT / "trainer.py"))] = str(told)
+    several_gpus.execute(*words, env=several_gpus.environment("cpu"))
+    for rank in (0, 1):
+        environment = json.loads((tmp_path / str(rank)).read_text())
+        assert launched(rank, 2).items() <= environment.items() and environment["MASTER_PORT"].isdecimal()
+
+
+def train_in_forks(folder: Path):
+    """What `execute` does, without starting Python anew for each process."""
+    def execute(*words, env):
+        script = words.index(str(ROOT / "trainer.py"))
+        args = list(words[script + 1:])
+        if "--num_processes" in words:
+            n = int(words[words.index("--num_processes") + 1])
+            assert run_together(args, folder / "log", n, env=env) == [0] * n, (folder / "log.0").read_text()
+        else:
+            assert run(args, folder / "log", env=env) == 0, (folder / "log").read_text()
+    return execute
+
+
+def test_two_processes_learn_as_one_does(base, train_file, eval_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(several_gpus, "execute", train_in_forks(tmp_path))
     output = tmp_path / "report.json"
     assert several_gpus.main(["--model", base, "--train", train_file, "--eval", eval_file, "--layouts", "one", "ddp",
                               "--steps", "3", "--device", "cpu", "--output", str(output)]) == 0

@@ -6,9 +6,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -19,6 +16,7 @@ import torch
 from helpers import make_records
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from processes import run_together
 from tqdm.auto import tqdm
 
 import evaluate as evaluate_module
@@ -32,7 +30,6 @@ from data.prompt import PromptEncoder, Task
 from data.records import write_records
 from evaluate import load_model
 
-ROOT = Path(__file__).parents[3]
 GOOD = {"input": "客服: 请把验证码告诉我。"}
 
 
@@ -524,7 +521,7 @@ def test_the_command_says_which_options_go_together(command, options, message, c
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_two_processes_write_what_one_does_and_continue_what_one_began(base, loaded, run_folder, tmp_path, capfd):
+def test_two_processes_write_what_one_does_and_continue_what_one_began(base, loaded, run_folder, tmp_path):
     lines = [b"?" if i == 20 else {**record, "id": i} for i, record in enumerate(make_records(45))]
     source = write_lines(tmp_path / "in.jsonl", lines)
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
@@ -533,16 +530,11 @@ def test_two_processes_write_what_one_does_and_continue_what_one_began(base, loa
     os.truncate(two, 2000)  # what one process had done when it was killed
     begun = two.read_bytes().count(b"\n") // 8
     assert 0 < begun < 5
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "evaluate.py"), "--model", base, "--checkpoint", run_folder, "--device",
-               "cpu", "--predict", str(source), "--output", str(two), "--batch-rows", "8"]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in "01"]
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], said
+    command = ["--model", base, "--checkpoint", run_folder, "--device", "cpu", "--predict", str(source),
+               "--output", str(two), "--batch-rows", "8"]
+    codes = run_together(command, tmp_path / "log", 2, script="evaluate.py")
+    first, second = ((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
+    assert codes == [2, 2], first
     assert two.read_bytes() == one.read_bytes()
-    assert "45 rows" in said[0][0] and "1 of 45 rows could not be scored" in said[0][1]
-    assert said[1][0] == "" and "predicting" not in said[1][1]
+    assert "45 rows" in first and "1 of 45 rows" in first
+    assert "rows" not in second and "predicting" not in second
