@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import gc
 import os
 
 import pytest
@@ -23,45 +24,61 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory) -> str:
+def made_once(tmp_path_factory):
+    """Makes what has a name in a folder of all the processes that run tests: the first that needs it, for all."""
+    from filelock import FileLock
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "common"
+
+    def of_name(name: str, make) -> str:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make(path)
+        return str(path)
+    return of_name
+
+
+@pytest.fixture(scope="session")
+def base(made_once) -> str:
     """The folder of a random two-layer Qwen2 with the small tokenizer."""
     from helpers import save_tiny_qwen2
 
-    return save_tiny_qwen2(tmp_path_factory.mktemp("base"))
+    return made_once("base", save_tiny_qwen2)
 
 
 @pytest.fixture(scope="session")
-def train_file(tmp_path_factory) -> str:
-    return _records(tmp_path_factory, "train.jsonl", 48)
+def train_file(made_once) -> str:
+    return made_once("data/train.jsonl", lambda path: _write_records(path, 48))
 
 
 @pytest.fixture(scope="session")
-def eval_file(tmp_path_factory) -> str:
-    return _records(tmp_path_factory, "eval.jsonl", 20, first_case=100)
+def eval_file(made_once) -> str:
+    return made_once("data/eval.jsonl", lambda path: _write_records(path, 20, first_case=100))
 
 
-def _records(tmp_path_factory, name: str, n: int, **options) -> str:
+def _write_records(path, n: int, **options) -> None:
     from helpers import make_records
 
     from data.records import write_records
 
-    path = tmp_path_factory.mktemp("data") / name
     write_records(path, make_records(n, **options))
-    return str(path)
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory, base, train_file, eval_file) -> str:
+def run_folder(made_once, base, train_file, eval_file) -> str:
     """A training run with checkpoint-40 and checkpoint-80, long enough to answer in JSON; treat it as read-only."""
     from helpers import train_briefly
 
-    folder = tmp_path_factory.mktemp("run")
-    train_briefly(base, train_file, eval_file, folder, max_steps=80, eval_steps=40, save_steps=40)
-    return str(folder)
+    return made_once("run", lambda folder: train_briefly(base, train_file, eval_file, folder, max_steps=80,
+                                                         eval_steps=40, save_steps=40))
 
 
 # Files whose tests start processes share one that has imported everything: they stay together.
-WITH_PROCESSES = ("test_survive.py", "test_scale_out.py", "test_several_gpus.py", "test_predict.py")
+WITH_PROCESSES = ("test_survive.py", "test_scale_out.py", "test_several_gpus.py", "test_trust.py",
+                  "test_predict_resumed.py")
 LONGEST_FIRST = ("test_demo.py", *WITH_PROCESSES, "test_article_cells.py")
 
 
@@ -81,3 +98,8 @@ def pytest_collection_modifyitems(items):
     """The long ones first: whoever is done with them does the rest."""
     first = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the collections that each training asks for need not look through it."""
+    gc.freeze()

@@ -3,16 +3,16 @@
 import json
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_records, users_environment
+from helpers import make_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run
 
 from antifraud.checkpoint import find_checkpoint
 from antifraud.evaluation.scoring import score_prompts
@@ -21,7 +21,6 @@ from data.prompt import PromptEncoder, Task
 from data.records import write_records
 from evaluate import load_model
 
-ROOT = Path(__file__).parents[2]
 PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin", "adapter_model.bin",
            "pytorch_model.bin")
 HARMLESS = {".json", ".safetensors", ".jinja", ".txt", ".model"}
@@ -78,29 +77,19 @@ def test_the_traps_of_these_tests_go_off(mark, traps, tmp_path):
     assert mark.exists()
 
 
-# Python reports every file it opens and every name it unpickles to an audit hook; a hook stays, hence the process.
-WATCHED = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-import evaluate
-seen = []
-sys.addaudithook(lambda event, args: event in ("open", "pickle.find_class") and seen.append((event, str(args[0]))))
-code = evaluate.main(sys.argv[2:])
-with open(sys.argv[1], "w") as file:
-    file.writelines(f"{event} {what}\\n" for event, what in seen)
-sys.exit(code)
-"""
+def watch(seen: str) -> None:
+    """Python reports every file it opens and every name it unpickles to an audit hook; one stays, hence a process."""
+    file = open(seen, "w", buffering=1)
+    sys.addaudithook(lambda event, args: event in ("open", "pickle.find_class") and file.write(f"{event} {args[0]}\n"))
 
 
 def test_an_evaluation_opens_json_and_safetensors_and_unpickles_nothing(base_copy, checkpoint, traps, mark, tmp_path):
     traps(checkpoint)
     traps(base_copy)
     write_records(tmp_path / "in.jsonl", make_records(4))
-    done = subprocess.run([sys.executable, "-c", WATCHED, str(ROOT), str(tmp_path / "seen"), "--model", str(base_copy),
-                           "--checkpoint", str(checkpoint), "--device", "cpu", "--predict",
-                           str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")],
-                          capture_output=True, text=True, cwd=tmp_path, env=users_environment())
-    assert done.returncode == 0, done.stderr
+    command = ["--model", str(base_copy), "--checkpoint", str(checkpoint), "--device", "cpu", "--predict",
+               str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    assert run(command, tmp_path / "log", script="evaluate.py", before=(watch, str(tmp_path / "seen"))) == 0
     assert (tmp_path / "out.jsonl").read_text().count('"probability"') == 4
     seen = [line.split(" ", 1) for line in (tmp_path / "seen").read_text().splitlines()]
     opened = [Path(what) for event, what in seen if event == "open"]
