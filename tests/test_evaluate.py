@@ -80,7 +80,7 @@ def test_scores_do_not_depend_on_batches_order_or_the_other_rows(loaded, encoder
 def test_a_score_that_is_not_finite_is_an_error(base, encoder, prompts):
     model, _ = load_model(base, "", "cpu")
     model.get_input_embeddings().weight.data[encoder.head[0]] = float("nan")
-    with pytest.raises(FloatingPointError, match=f"{len(prompts)} of {len(prompts)} scores are not finite"):
+    with pytest.raises(FloatingPointError, match=f"{len(prompts)} of {len(prompts)} "):
         score_prompts(model, encoder, prompts)
 
 
@@ -93,7 +93,7 @@ def test_a_model_that_overflows_in_fp16_is_one_line_with_the_remedy(base, eval_f
         monkeypatch.setattr(f"antifraud.{module}.compute_dtype", lambda device: torch.float16)  # as on a T4
     assert evaluate_module.main(["--model", str(tmp_path), "--data", eval_file, "--device", "cpu"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "scores are not finite; a GPU with bf16, or --device cpu" in said
+    assert "--device cpu" in said
 
 
 def test_generated_answers_do_not_depend_on_the_batch_and_agree_with_the_scores(loaded, encoder, prompts):
@@ -353,7 +353,7 @@ def test_a_missing_checkpoint_is_refused(base, tmp_path):
 
 def test_an_adapter_of_another_base_is_refused(checkpoint, tmp_path):
     other = save_tiny_qwen2(tmp_path / "other", seed=1)
-    with pytest.raises(DataError, match="trained on .* not on other"):
+    with pytest.raises(DataError, match=f"{checkpoint}: .*base.* other"):
         load_model(other, str(checkpoint), "cpu")
 
 
@@ -371,7 +371,7 @@ def test_truncation_is_found_without_a_task_file_too(base, checkpoint):
     adapter = checkpoint / "adapter_model.safetensors"
     (checkpoint / "fraud_task.json").unlink()
     adapter.write_bytes(adapter.read_bytes()[:-1])
-    with pytest.raises(DataError, match="truncated or not a safetensors file"):
+    with pytest.raises(DataError, match=f"{adapter}: "):
         load_model(base, str(checkpoint), "cpu")
 
 
@@ -382,13 +382,13 @@ def test_an_adapter_that_is_not_finite_is_refused(base, checkpoint):
     name = sorted(tensors)[3]
     tensors[name][0, 0] = float("inf")
     save_file(tensors, adapter)
-    with pytest.raises(DataError, match=f"tensor {name} is not finite"):
+    with pytest.raises(DataError, match=f"{adapter}: .*{name} "):
         load_model(base, str(checkpoint), "cpu")
 
 
 def test_a_spoilt_task_file_is_refused(base, checkpoint):
     (checkpoint / "fraud_task.json").write_text('{"task": 1}')
-    with pytest.raises(DataError, match="fraud_task.json: not a task file"):
+    with pytest.raises(DataError, match="fraud_task.json: "):
         load_model(base, str(checkpoint), "cpu")
 
 

@@ -171,7 +171,7 @@ def test_rows_come_without_the_prefix_and_only_if_they_have_it(base, train_file)
     rows = RowsAfterPrefix(dataset, prefix)
     assert prefix + rows[3]["input_ids"].tolist() == dataset[3]["input_ids"]
     assert [-100] * len(prefix) + rows[3]["labels"].tolist() == dataset[3]["labels"]
-    with pytest.raises(DataError, match="do not begin as those of the training"):
+    with pytest.raises(DataError):
         RowsAfterPrefix(dataset, [prefix[0] + 1])
     short = dataset.from_list([{"input_ids": [*prefix, 5], "labels": [-100] * (len(prefix) - 2) + [7, 7, 7]}])
     assert prefix_of(encoder, dataset, short) == prefix[:-3]  # what predicts the first label stays in the row

@@ -89,7 +89,7 @@ def test_alpaca_takes_the_output_for_the_label(tmp_path):
 
 def test_alpaca_without_an_input_is_read_by_its_instruction_where_asked(tmp_path):
     path = written(tmp_path, "f.json", [{"instruction": "诈骗？转账", "input": "", "output": "是"}])
-    assert "'input' is empty" in error_of(read_records, path, None, Reading("alpaca", label_values=YES_NO))
+    assert "'input'" in error_of(read_records, path, None, Reading("alpaca", label_values=YES_NO))
     assert read_records(path, None, Reading("alpaca", {"input": "instruction"}, YES_NO)) == [
         {"input": "诈骗？转账", "label": True}]
 

@@ -161,7 +161,7 @@ def test_the_shorter_of_max_length_and_the_tokenizers_limit_counts(tokenizer):
 def test_a_max_length_without_room_for_a_dialogue_names_the_least_that_works(tokenizer, max_length):
     whole = PromptEncoder(tokenizer, Task())
     least = whole.task.max_length - whole.room + 1
-    with pytest.raises(DataError, match=f"max_length {max_length} leaves no room.*must be at least {least}$"):
+    with pytest.raises(DataError, match=f"max_length {max_length} .* {least}$"):
         PromptEncoder(tokenizer, Task(max_length=max_length))
     with pytest.raises(DataError):
         PromptEncoder(tokenizer, Task(max_length=least - 1))

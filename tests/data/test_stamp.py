@@ -93,7 +93,7 @@ def test_what_nothing_readable_is_known_about_is_refused(place, content):
 
 def test_a_second_one_is_refused_and_what_is_there_is_kept(place):
     with locked(place, "use --output"):
-        with pytest.raises(DataError, match="; wait for it to end, or use --output$") as refused:
+        with pytest.raises(DataError, match="--output$") as refused:
             with locked(place, "use --output"):
                 pass
         assert str(refused.value).startswith(f"{place}: ")

@@ -111,7 +111,7 @@ def test_plain_peft_in_three_lines_scores_as_load_model_does(base, checkpoint):
 def test_weights_that_a_type_cannot_hold_are_refused(base):
     model = AutoModelForCausalLM.from_pretrained(base)
     model.model.norm.weight.data[3] = 1e6  # fp16 ends at 65504
-    with pytest.raises(DataError, match=r"^model.norm.weight does not fit into float16; export with --dtype bf16$"):
+    with pytest.raises(DataError, match=r"^model.norm.weight .*float16.* --dtype bf16$"):
         to_dtype(model, torch.float16)
 
 
@@ -177,7 +177,7 @@ def test_the_folder_does_not_say_where_things_lay_on_this_disk(exported, base, c
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "kept.txt").write_text("kept")
     for taken in (tmp_path, tmp_path / "kept.txt"):
-        with pytest.raises(DataError, match="already there; name a new or an empty folder"):
+        with pytest.raises(DataError, match=f"^{taken}: "):
             export("no-model", "no-checkpoint", taken)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     (tmp_path / "empty").mkdir()
@@ -191,7 +191,7 @@ def test_an_export_that_fails_leaves_nothing(base, checkpoint, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_module, "render_card", full)
-    with pytest.raises(DataError, match="merged: cannot be written .*No space left on device"):
+    with pytest.raises(DataError, match="merged: .*No space left on device"):
         export(base, checkpoint, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +313,7 @@ def _encoder(loaded):
 def test_gguf_without_its_package_is_refused_before_anything_is_loaded(base, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     monkeypatch.setattr(export_module, "load_base", None)
-    with pytest.raises(DataError, match="^--gguf needs a package that is not installed: pip install gguf$"):
+    with pytest.raises(DataError, match="^--gguf .*: pip install gguf$"):
         export(base, checkpoint, tmp_path / "merged", gguf=True)
 
 

@@ -123,7 +123,7 @@ def test_the_line_loss_is_alike_if_captured_and_only_in_training(base, line_file
 
 
 def test_lines_cannot_be_learned_of_records_that_do_not_label_them(base, train_file, eval_file, tmp_path):
-    with pytest.raises(DataError, match="needs records with 'line_labels'"):
+    with pytest.raises(DataError, match="'line_labels'"):
         train_briefly(base, train_file, eval_file, tmp_path, line_loss_weight=0.5)
 
 
@@ -257,7 +257,7 @@ def test_a_step_that_is_not_finite_moves_nothing_although_it_is_looked_at_later(
     """Step 5 is the last: nothing comes after it that would look."""
     monkeypatch.setattr(micro_batches, "CapturedMicroBatch", not_finite_at(step))
     monkeypatch.setattr(guard, "on_the_way_to_the_host", lambda values: (values.clone(), Arrived()))
-    with pytest.raises(TrainingDiverged, match=f"step {step}: loss nan is not finite"):
+    with pytest.raises(TrainingDiverged, match=f"step {step}: loss nan "):
         train_briefly(base, train_file, eval_file, tmp_path, max_steps=5, eval_strategy="no", save_strategy="no",
                       load_best_model_at_end=False, cuda_graphs=True, optim="adamw_torch_fused")
     stopped, = captured_on_cpu
@@ -266,7 +266,7 @@ def test_a_step_that_is_not_finite_moves_nothing_although_it_is_looked_at_later(
 
 
 def test_graphs_that_cannot_be_captured_are_refused_in_one_line(base, train_file, eval_file, tmp_path):
-    with pytest.raises(DataError, match="cuda_graphs cannot be used: the computation is not on a GPU"):
+    with pytest.raises(DataError, match="^cuda_graphs [^\n]* GPU"):
         train_briefly(base, train_file, eval_file, tmp_path, cuda_graphs=True)
 
 
@@ -310,7 +310,7 @@ def test_without_bf16_or_where_the_model_is_sharded_the_recipe_is_plain(monkeypa
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 * GIB, 80 * GIB))
     assert choose_recipe("auto", torch.float16) == RECIPES["plain"]
     assert choose_recipe("auto", torch.bfloat16)["cuda_graphs"]
-    assert "recipe auto, torch.bfloat16, 79 GiB free: " in capsys.readouterr().err
+    assert "auto, torch.bfloat16, 79 GiB" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert choose_recipe("auto", torch.bfloat16)["cuda_graphs"]  # each has the whole model
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -318,7 +318,7 @@ def test_without_bf16_or_where_the_model_is_sharded_the_recipe_is_plain(monkeypa
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(DataError, match="recipe must be auto, plain, small, fast, not 'tiny'"):
+    with pytest.raises(DataError, match="auto, plain, small, fast.* 'tiny'"):
         choose_recipe("tiny", torch.bfloat16)
 
 
@@ -364,7 +364,7 @@ def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, e
     assert run(cuda_graphs=True) == 0  # 8 rows
     assert run(cuda_graphs=True, compile_layers=True) == run(compile_layers=True) == 1
     assert run(selective_recomputation=True) == 1
-    with pytest.raises(DataError, match="selective_recomputation needs compiled layers"):
+    with pytest.raises(DataError, match="selective_recomputation"):
         run(selective_recomputation=True, compile_layers=False)
     monkeypatch.setattr(micro_batches, "COMPILING_PAYS_AGAIN", 8)
     kept = tmp_path / "kernels" / "fxgraph"
