@@ -29,8 +29,8 @@ from trainer import load_model
 def runs(tmp_path_factory, base, train_file, eval_file, run_folder) -> list[Path]:
     """Two checkpoints of one recipe, with different seeds."""
     other = tmp_path_factory.mktemp("other")
-    train_briefly(base, train_file, eval_file, other, max_steps=80, eval_steps=40, save_steps=40, seed=7)
-    return [Path(folder) / "checkpoint-80" for folder in (run_folder, other)]
+    train_briefly(base, train_file, eval_file, other, max_steps=20, eval_steps=20, save_steps=20, seed=7)
+    return [Path(run_folder) / "checkpoint-80", other / "checkpoint-20"]
 
 
 def log_odds_of(model, tokenizer, file: str) -> np.ndarray:
