@@ -347,7 +347,7 @@ def test_dialogues_longer_than_the_window_lose_their_end_and_are_counted(base, t
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     _, tokenizer = load_model(base, "cpu")
     dataset, _ = load_dataset(str(path), str(path), tokenizer)
-    assert capsys.readouterr().err.startswith("1 dialogues ")
+    assert f"{path}: 1 dialogues " in capsys.readouterr().err
     completion = [id for id in dataset[0]["labels"] if id != -100]
     assert tokenizer.decode(completion) == '{"is_fraud": true}<|im_end|>'
     assert len(dataset[0]["input_ids"]) == 2048
