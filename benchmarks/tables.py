@@ -7,6 +7,7 @@ Prose is written by hand. A page shows the tables that it names, and need name n
 """
 
 import argparse
+import functools
 import json
 import re
 import statistics
@@ -33,6 +34,7 @@ ARTICLE_SETS = {"article_split": "its own shuffled test", "article_eval0819": "e
 FRONT_SETS = {"held_out": "held-out F1", "eval0819": "eval0819 F1", "eval0819_onset": "eval0819 F1, trained from onset"}
 PEERS = {"tfidf": "character TF-IDF", "tfidf_line_labels": "TF-IDF + line labels", "encoder": "fine-tuned encoder"}
 SIMPLER = {"untuned": "the base, not tuned", "speaker_names": "TF-IDF of the speakers' names alone"}
+PER_HUNDRED = "false_alarms_per_hundred_calls"
 SOURCES = {  # of ordinary talk
     "kdconv": "chats (KdConv)",
     "crosswoz": "calls to a tourist service (CrossWOZ), a kind that train has",
@@ -103,9 +105,6 @@ def rows_of(lines: Sequence[Sequence[str]], *head: str) -> str | None:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
-# ------------------------------------------------------------------------------------------- tables of reports
-
-
 def front() -> str | None:
     """README's first table: means over the seeds, all at thresholds from eval."""
     sets = {name: title for name, title in FRONT_SETS.items() if reports_on(name)}
@@ -127,26 +126,32 @@ def front() -> str | None:
 
 def front_zh() -> str | None:
     """The same for readers of Chinese."""
-    made = front()
-    for english, chinese in IN_CHINESE.items():
-        made = made and made.replace(english, chinese)
-    return made
+    return functools.reduce(lambda made, pair: made.replace(*pair), IN_CHINESE.items(), front() or "")
 
 
 def _alarms(talk: Sequence[dict]) -> list[str]:
-    return [mean((row["false_alarms_per_hundred_calls"] for row in under(talk, "by_source", source)), ".0f")
+    return [mean((row[PER_HUNDRED] for row in under(talk, "by_source", source)), ".0f")
             for source in ("kdconv", "crosswoz", "sample_ordinary_judge")]
 
 
 def results() -> str | None:
     """Model and baselines on every set, means of the seeds with the lowest and the highest."""
-    rows = []
+    rows, rules = [], set()
     for title, model, reports in judged_on(SETS):
+        rules |= set(map(_rule, under(reports, "calibration", "fitted_on")))
         judged = {said: baseline(reports, key) for key, said in (SIMPLER | PEERS).items()} | {f"**{model}**": reports}
         rows += [[title, said, str(len(found)), *(spread(row[key] for row in found)
                                                   for key in ("precision", "recall", "f1", "average_precision"))]
                  for said, found in judged.items() if found]
-    return rows_of(rows, "judged on", "model", "seeds", "precision", "recall", "F1", "average precision")
+    made = rows_of(rows, "judged on", "model", "seeds", "precision", "recall", "F1", "average precision")
+    return made and f"{made}\n\nThresholds: {'; '.join(sorted(rules))}."
+
+
+def _rule(calibration: dict) -> str:
+    """How a threshold was found on the eval split."""
+    bound = calibration.get("ordinary")
+    return ", ".join(calibration["target"]).replace("_", " ").replace("f1", "F1") + " on eval" + (
+        f" with at most {bound['at_most_per_hundred_calls']:g} alarms in 100 ordinary calls" if bound else "")
 
 
 def article() -> str | None:
@@ -215,8 +220,7 @@ def ordinary() -> str | None:
         for source in sorted({source for talk in under(reports, "ordinary", "by_source") for source in talk}):
             for said, found in judged.items():
                 of_source = under(found, "by_source", source)
-                per_hundred = "false_alarms_per_hundred_calls"
-                by_seed = "; ".join(_with_interval(row[per_hundred], row[f"{per_hundred}_interval"], ".1f")
+                by_seed = "; ".join(_with_interval(row[PER_HUNDRED], row[f"{PER_HUNDRED}_interval"], ".1f")
                                     for row in of_source)
                 if of_source:
                     rows.append([SOURCES.get(source, source), mean((row["calls"] for row in of_source), ".0f"), said,
@@ -251,8 +255,7 @@ def _counted(found: Sequence[dict]) -> str:
     corpus, non_fraud, judged = ("/".join(sorted({str(value) for value in values})) for values in (
         (row["n"] for row in found), (row["tn"] + row["fp"] for row in found),
         (row.get("non_fraud_calls", row["tn"] + row["fp"]) for row in found)))
-    return (f"{corpus} calls in each seed, {non_fraud} of them non-fraud; false alarms per 100 are counted in {judged} "
-            "non-fraud calls.")
+    return f"{corpus} calls a seed, {non_fraud} of them non-fraud; false alarms are counted in {judged} such calls."
 
 
 def early_warning() -> str | None:
@@ -280,8 +283,7 @@ def probes() -> str | None:
             rows.append([name, spread(row["recall"] for row in found),
                          *(spread((row["value"] for row in under(found, of, figure)), "+.3f")
                            for of in ("change", "change_of_tfidf") for figure in ("recall", "f1"))])
-    return rows_of(rows, "held-out dialogues, changed", "recall", "change of recall", "of F1", "TF-IDF: of recall",
-                   "of F1")
+    return rows_of(rows, "held-out dialogues, changed", "recall", "change of recall", "of F1", "TF-IDF: recall", "F1")
 
 
 def normaliser() -> str | None:
@@ -296,9 +298,6 @@ def normaliser() -> str | None:
                                      (reports, under(reports, "probes", "formatting"), without))])
     return rows_of(rows, "written with", "accuracy as it was", "all changes, with the normaliser",
                    "this change, without it")
-
-
-# ------------------------------------------------------------------------------------------ tables of measurements
 
 
 def _speed(name: str, table: Callable[[dict], str]) -> Callable[[], str | None]:
@@ -391,8 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             changed.append(path)
             if not args.check:
                 write_text(path, made)
-    for path in changed:
-        print(f"{path.relative_to(ROOT)}: {'differs from results/' if args.check else 'written'}")
+            print(f"{path.relative_to(ROOT)}: {'differs from results/' if args.check else 'written'}")
     return int(args.check and bool(changed))
 
 

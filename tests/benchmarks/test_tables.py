@@ -169,7 +169,7 @@ def test_where_nothing_is_measured_every_table_says_so_and_none_fails(put, tmp_p
 
 def test_seeds_are_shown_as_their_mean_and_range(put):
     put("held_out", report(0.75, 0.05), report(0.875, 0.2))
-    tfidf, model = cells(tables.results())
+    tfidf, model = cells(tables.results().partition("\n\n")[0])
     assert tfidf[1:4] == ["character TF-IDF", "2", "0.812 (0.750 to 0.875)"] and tfidf[5] == "0.500"
     assert model[1:] == ["**model**", "2", *["0.812 (0.750 to 0.875)"] * 4]
     assert [row[1:3] for row in cells(tables.seeds())] == [["0", "0.750 (0.650 to 1.000)"],
@@ -188,7 +188,16 @@ def test_a_peer_that_only_some_seeds_were_judged_beside_is_shown_with_their_numb
     first, second = report(0.75, 0.05), report(0.875, 0.2)
     first["baselines"]["encoder"] = {**first["baselines"]["tfidf"], "at_threshold": None, "f1": 0.625}
     put("held_out", first, second)
-    assert [(row[1], row[2], row[5]) for row in cells(tables.results())][1] == ("fine-tuned encoder", "1", "0.625")
+    shown = cells(tables.results().partition("\n\n")[0])[1]
+    assert (shown[1], shown[2], shown[5]) == ("fine-tuned encoder", "1", "0.625")
+
+
+def test_rules_by_which_thresholds_were_found_are_said(put):
+    found = {"target": {"best_f1": True}}
+    bound = {**found, "ordinary": {"at_most_per_hundred_calls": 2.0}}
+    put("held_out", *(report(0.75, 0.05, calibration={"fitted_on": rule}) for rule in (found, bound, bound)))
+    said = tables.results().partition("\n\n")[2]
+    assert said.count("best F1 on eval") == 2 and said.count("at most 2 alarms") == 1
 
 
 def test_ordinary_talk_and_calls_are_shown_for_every_classifier(put):
