@@ -51,8 +51,7 @@ from data.files import DataError, write_json
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
 ROWS_A_STEP = 16
-WARM_UP_STEPS = 4  # of what is not captured
-EPOCHS_TIMED = 2  # of what is
+WARM_UP_STEPS, EPOCHS_TIMED = 4, 2  # of what is not captured, and of what is
 COLUMNS = ["input_ids", "labels"]
 
 
@@ -268,9 +267,10 @@ def run(model: str, data: str, *, recipes: Sequence[str], rows: int, steps: int,
                 runs = [*report["rounds"].get(name, []), measured(name, folder, chosen, device, steps)]
             except DataError as error:  # a peer's failure costs the others nothing
                 report["skipped"][name] = str(error)
-                continue
-            report["rounds"][name] = runs
-            report["recipes"][name] = {key: statistics.median(found[key] for found in runs) for key in runs[0]}
+                print(f"{name}: skipped, {error}", file=sys.stderr)
+            else:
+                report["rounds"][name] = runs
+                report["recipes"][name] = {key: statistics.median(found[key] for found in runs) for key in runs[0]}
             write_json(output, report)
     return report
 
@@ -359,10 +359,10 @@ def study(model: str, device: str, output: str) -> dict:
 
 def table(report: dict) -> str:
     """The measured recipes as a Markdown table, the first of them its measure."""
-    first = next(iter(report["recipes"]))
+    first = next(iter(report["recipes"]), "the first")
     lines = [f"| recipe | peak allocated, GiB | peak reserved, GiB | samples/s | real tokens/s | against {first} |",
              "|---|---|---|---|---|---|"]
-    base = report["recipes"][first]["samples_per_second"]
+    base = report["recipes"].get(first, {}).get("samples_per_second")
     for name, found in report["recipes"].items():
         memory = [f"{found[key]:.1f}" if key in found else "-" for key in ("peak_allocated_gib", "peak_reserved_gib")]
         lines.append(f"| {name} | {memory[0]} | {memory[1]} | {found['samples_per_second']:.1f} "

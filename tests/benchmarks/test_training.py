@@ -59,6 +59,10 @@ def test_a_peer_that_fails_costs_the_others_nothing(base, line_file, tmp_path, m
     report = training.run(base, line_file, output=str(tmp_path / "training.json"), rows=16, steps=1, rounds=1,
                           device="cpu", recipes=["trl", "small"])
     assert list(report["recipes"]) == ["small"] and report["skipped"] == {"trl": "trl: no such argument"}
+    output = tmp_path / "alone.json"
+    assert training.main(["--model", base, "--data", line_file, "--recipes", "trl", "--rows", "16", "--device", "cpu",
+                          "--output", str(output)]) == 0
+    assert json.loads(output.read_text())["skipped"] == {"trl": "trl: no such argument"}
 
 
 def test_rounds_take_turns_and_each_figure_is_their_median(base, line_file, tmp_path, monkeypatch):
