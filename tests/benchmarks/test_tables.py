@@ -64,6 +64,11 @@ CLAIMS = {
         statistics.fmean(found["value"] for found in minus_tfidf(held_out(), key=key)) > 0 for key in PEERS),
     "tfidf_ahead_by_call": lambda: all(
         recall_by_call(alarms) < recall_by_call(alarms, "baselines", "tfidf") for alarms in ("1", "5")),
+    "few_non_fraud_calls": lambda: all(
+        found.get("non_fraud_calls", found["tn"] + found["fp"]) < 50 for found in held_out("calls")),
+    "level_by_call": lambda: all(
+        found["interval"][0] <= 0 <= found["interval"][1] for key in PEERS
+        for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "goals_missed": lambda: (statistics.fmean(alarms_of("kdconv")) > 2
                              and statistics.fmean(alarms_of("sample_ordinary_judge")) > 5),
     "tfidf_raises_more_alarms_on_unseen_kinds": lambda: all(
