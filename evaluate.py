@@ -160,9 +160,11 @@ def _evaluate(args: argparse.Namespace) -> int:
                          train_path=args.train, eval_path=args.eval, ordinary=args.ordinary,
                          ordinary_eval=args.ordinary_eval, peers=args.peer, with_text=args.show_text)
     report = make_report(*_load(args), inputs)
-    if args.output:
-        write_json(args.output, report)
-    print(*summary(report, debug=True), sep="\n")
+    try:
+        if args.output:
+            write_json(args.output, report)
+    finally:  # where the disk is full, the figures are on the screen at least
+        print(*summary(report, debug=True), sep="\n")
     if args.output:
         print(f"report: {args.output}, {_picture(report, Path(args.output).with_suffix('.png'))}")
     return 0

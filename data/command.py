@@ -1,6 +1,7 @@
 """What every command of this project does around its work: output in any encoding, errors in one line, exit codes."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,8 @@ Main = Callable[[Sequence[str] | None], int]
 def command(main: Main) -> Main:
     """`main`, so that it ends in an exit code: 2 with one line for what the user can mend, 130 after Ctrl-C.
 
-    A character that the terminal cannot show is written as an escape: printing never costs a result.
+    A character that the terminal cannot show is written as an escape: printing never costs a result. Where nobody reads
+    the output any more, as behind ``| head``, the command ends with 1 and says nothing.
     """
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +26,13 @@ def command(main: Main) -> Main:
         except (DataError, FloatingPointError) as error:
             print(error, file=sys.stderr)
             return 2
+        except UnicodeEncodeError as error:  # of a path: texts are written in UTF-8
+            print(f"{error.object}: this locale ({error.encoding}) has no such file names; set PYTHONUTF8=1",
+                  file=sys.stderr)
+            return 2
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so once more at its end
+            return 1
         except KeyboardInterrupt:
             return 130
     return run

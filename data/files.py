@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -72,6 +72,10 @@ def require_output(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file")
+    _require_writable_folder(path)
+
+
+def _require_writable_folder(path: Path) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DataError(f"{path}: {folder} is {'read-only' if folder.is_dir() else 'no folder'}; name another place")
@@ -79,7 +83,11 @@ def require_output(path: str | Path) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     """Write one JSON document, atomically, refusing NaN and infinities (they are not JSON)."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -93,33 +101,43 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises:
         DataError: the folder cannot be made or written to.
     """
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[str | Path, bytes]) -> None:
+    """Write files of which none is replaced before all are on the disk: a full one leaves those that were there.
+
+    Raises:
+        DataError: a folder cannot be made or written to.
+    """
+    written: dict[str, Path] = {}
     try:
-        _write_bytes(Path(path), content)
+        for path, content in contents.items():
+            path = Path(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            written[name] = path
+            with open(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp makes a private file; data is as readable as its neighbours
+        for name, path in written.items():
+            os.replace(name, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes a private file; data is as readable as its neighbours
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    finally:
+        for name in written:
+            with contextlib.suppress(OSError):  # those that became what they were for
+                os.unlink(name)
 
 
 def refuse_existing(output: str | Path) -> None:
-    """Refuses an output that is there already, unless it is an empty folder."""
+    """Refuses an output that is there already, unless it is an empty folder, and one that cannot be made."""
     output = Path(output)
     if output.is_symlink() or output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise DataError(f"{output}: already there; name a new or an empty folder with --output")
+    _require_writable_folder(output)
 
 
 @contextlib.contextmanager

@@ -334,10 +334,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(error)
             faulty = True
             continue
-        print(describe(report))
+        try:
+            if args.convert:
+                convert(report, args.convert)
+        finally:
+            print(describe(report))
         faulty |= bool(report["problems"]) or not report["read"]
         if args.convert:
-            convert(report, args.convert)
             print(f"written to {args.convert}")
         elif report["options"] and report["read"] and not report["problems"]:
             print(f"  to convert it: {conversion(report)}")

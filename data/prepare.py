@@ -20,6 +20,7 @@ for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-ev
 import argparse
 import math
 import random
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,12 +28,12 @@ from pathlib import Path
 
 from . import inspection
 from .command import command
-from .files import DataError, write_json
+from .files import DataError, json_text, require_output, write_together
 from .formats import Reading, add_reading_options, reading_of
 from .leakage import leakage_report
 from .noise import add_asr_noise
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
-from .records import Skipped, read_dialogues, read_records, write_records
+from .records import Skipped, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
 from .split import (
     NEAR_DUPLICATE,
@@ -90,6 +91,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     Raises:
         DataError: a file is not as `data.records` wants it, or there are too few dialogues for three splits.
     """
+    require_output(Path(output) / "leakage.json")
     skipped = Skipped()
     held_out = [record for path in settings.held_out for record in read_records(path, Skipped())]
     read = read_dialogues(source, skipped, settings.reading)
@@ -205,12 +207,12 @@ def _plain(settings: dict) -> dict:
 
 
 def _write(output: Path, parts: dict[str, list[dict]], report: dict) -> None:
+    texts = {f"{name}.jsonl": records_text(records) for name, records in parts.items() if records}
+    texts["leakage.json"] = json_text(report)
+    write_together({output / name: text.encode("utf-8") for name, text in texts.items()})
     for name, records in parts.items():
-        if records:
-            write_records(output / f"{name}.jsonl", records)
-        else:
+        if not records:
             (output / f"{name}.jsonl").unlink(missing_ok=True)  # of an earlier run with ordinary talk
-    write_json(output / "leakage.json", report)
 
 
 def describe(report: dict) -> str:
@@ -312,8 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     report = prepare(args.source, args.output, _settings(parser, args))
     print(describe(report))
-    print(f"written to {args.output}; next: python trainer.py --model MODEL --train {args.output}/train.jsonl "
-          f"--eval {args.output}/eval.jsonl --output outputs/run")
+    train, evaluate = (shlex.quote(str(Path(args.output) / f"{name}.jsonl")) for name in ("train", "eval"))
+    print(f"written to {args.output}; next: python trainer.py --model MODEL --train {train} --eval {evaluate} "
+          "--output outputs/run")
     return 0
 
 

@@ -7,9 +7,11 @@ opens the model's turn. Only the dialogue is ever truncated, and it is tokenised
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby, takewhile
+from operator import itemgetter
 
 from jinja2 import TemplateError
 
@@ -21,6 +23,7 @@ from .windows import CHARACTERS_A_TOKEN, WINDOW_TOKENS, Window, cut_into_windows
 INSTRUCTION = "阅读下面的对话，判断其中有没有诈骗。只回答一个 JSON：{\"is_fraud\": true} 或 {\"is_fraud\": false}。\n\n"
 DIALOGUE_MARK = "DIALOGUE-GOES-HERE"
 ANSWER_MARK = "ANSWER-GOES-HERE"
+BEGINNINGS_AT_ONCE = 32  # of a dialogue that grows, tokenised together
 # Some templates (Llama 3, SmolLM 3) write today's date; a prompt must be the same on the day after training.
 FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
@@ -166,6 +169,34 @@ class PromptEncoder:
                        starts[origin[first][0]] + left_out)
                 for first, last, left_out, ids in cut_into_windows(lines, min(self.room, WINDOW_TOKENS),
                                                                    self._plain_ids)]
+
+    def newest_prompts(self, text: str) -> list[list[int]]:
+        """[lines] for the text up to the end of each of its lines, the prompt of the last of its windows.
+
+        At the cost of one reading, not of one a line. The text's lines must be those of `format_dialogue`, which are
+        read alike whatever follows.
+        """
+        lines, origin = canonical_lines(text, self.task)
+        ends = [bisect_right(origin, number, key=itemgetter(1)) for number in range(text.count("\n") + 1)]
+        newest: list[list[int]] = []
+        for start in range(0, len(ends), BEGINNINGS_AT_ONCE):
+            ids = self._plain_ids(["\n".join(lines[:end]) for end in ends[start:start + BEGINNINGS_AT_ONCE]])
+            newest += takewhile(lambda beginning: len(beginning) <= self.room, ids)
+            if len(newest) < min(len(ends), start + BEGINNINGS_AT_ONCE):
+                newest += self._newest_windows(lines, ends[len(newest):])
+                break
+        return [self.head + ids + self.tail for ids in newest]
+
+    def _newest_windows(self, lines: Sequence[str], ends: Sequence[int]) -> Iterator[list[int]]:
+        """Token ids of the last window of ``lines[:end]`` for each of `ends`: windows are cut from the beginning on."""
+        windows = cut_into_windows(lines, min(self.room, WINDOW_TOKENS), self._plain_ids)
+        by_lines = [(place, list(parts)[-1][3]) for place, parts in groupby(windows, key=itemgetter(0, 1))]
+        reached = 0
+        for end in ends:
+            while by_lines[reached][0][1] < end - 1:
+                reached += 1
+            (first, last), ids = by_lines[reached]
+            yield ids if last == end - 1 else self._plain_ids(["\n".join(lines[first:end])])[0]
 
     def examples(self, dialogues: Sequence[str], labels: Sequence[bool]) -> Encoded:
         """Training examples: ``input_ids`` and, of the same length, ``labels`` with -100 on the prompt."""

@@ -215,7 +215,11 @@ def _check_writable(key: str, value: object) -> None:
 
 def write_records(path: str | Path, records: Iterable[dict]) -> None:
     """Write records as JSONL, atomically: the file is complete or untouched."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, records_text(records))
+
+
+def records_text(records: Iterable[dict]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def groups_of(records: Sequence[dict]) -> list[str] | None:

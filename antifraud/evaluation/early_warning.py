@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data.command import command
-from data.files import DataError, require_input, write_json
+from data.files import DataError, one_line, require_output, write_json
 from data.normalise import normalise
 from data.prompt import PromptEncoder
 from data.records import Dialogue, Line, Skipped, read_dialogues, read_records
@@ -44,8 +44,8 @@ def score_growing(model, tokenizer, dialogues: Sequence[Dialogue], *, progress: 
 
     What `growing.GrowingDialogue` gives, all beginnings of all dialogues batched together, the faster way for many.
     """
-    encoder, texts = PromptEncoder(tokenizer, lineage_of(model).task), list(_beginnings(dialogues))
-    newest = [windows[-1].ids for windows in windows_of(encoder, texts)]
+    encoder = PromptEncoder(tokenizer, lineage_of(model).task)
+    newest = [prompt for dialogue in dialogues for prompt in encoder.newest_prompts(_text(dialogue.lines))]
     scores = score_prompts(model, encoder, newest, progress=progress)
     return _by_dialogue(calibrated(scores, lineage_of(model).decision.temperature), dialogues)
 
@@ -54,7 +54,11 @@ def _beginnings(dialogues: Sequence[Dialogue]) -> Iterator[str]:
     """The text of each dialogue up to each of its lines."""
     for dialogue in dialogues:
         for end in range(1, len(dialogue.lines) + 1):
-            yield format_dialogue([(line.speaker, line.content) for line in dialogue.lines[:end]])
+            yield _text(dialogue.lines[:end])
+
+
+def _text(lines: Sequence[Line]) -> str:
+    return format_dialogue([(line.speaker, line.content) for line in lines])
 
 
 def _by_dialogue(scores: np.ndarray, dialogues: Sequence[Dialogue]) -> list[np.ndarray]:
@@ -156,41 +160,55 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
     return [float(value) for value in np.quantile(values, (0.25, 0.5, 0.75))] if len(values) else None
 
 
-def early_warning(model, tokenizer, source: str, eval_path: str, test_path: str, *, ordinary_eval: str | None = None,
-                  ordinary: str | None = None, train: str | None = None, false_alarms: Sequence[float] = FALSE_ALARMS,
-                  progress: bool = True) -> dict:
-    """The report: for each wanted rate of false alarms, the threshold found on eval and what it does there and on test.
+def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train: Sequence[dict] = (),
+                  false_alarms: Sequence[float] = FALSE_ALARMS, progress: bool = True) -> dict:
+    """For each wanted rate of false alarms, the threshold found on eval and what it does there and on test.
+
+    Args:
+        calls: of `read_calls`.
+        train: records to fit TF-IDF on, which is then judged in the same way.
+        false_alarms: per hundred non-fraud calls.
+
+    Returns:
+        ``at`` and, with `train`, ``tfidf``; ``windows``: of each set the ``calls`` that were read in overlapping
+        windows, being longer than the model reads at once, and how many the longest took (``most``). Why TF-IDF could
+        not be fitted is in ``not_made``.
+    """
+    scores = {name: score_growing(model, tokenizer, members, progress=name if progress else None)
+              for name, members in calls.items()}
+    encoder = PromptEncoder(tokenizer, lineage_of(model).task)
+    windows = {name: [len(of_call) for of_call in windows_of(encoder, [_text(call.lines) for call in members])]
+               for name, members in calls.items()}
+    report = {"at": _at(calls, scores, false_alarms), "call_characters": CALL_CHARACTERS,
+              "temperature": lineage_of(model).decision.temperature,
+              "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
+                          for name, counts in windows.items()}}
+    if train:
+        try:
+            report["tfidf"] = {"at": _at(calls, _tfidf_scores(train, calls), false_alarms)}
+        except Exception as error:  # records of one label, say: the rest is worth more
+            report["not_made"] = {"tfidf": one_line(error)}
+    return report
+
+
+def _tfidf_scores(train: Sequence[dict], calls: dict[str, list[Dialogue]]) -> dict[str, list[np.ndarray]]:
+    from .baselines import build_tfidf, fraud_probability  # scikit-learn takes a second to import
+
+    tfidf = build_tfidf().fit([record["input"] for record in train], [record["label"] for record in train])
+    return {name: _by_dialogue(fraud_probability(tfidf, list(_beginnings(members))), members)
+            for name, members in calls.items()}
+
+
+def read_calls(source: str, eval_path: str, test_path: str, ordinary_eval: str | None = None,
+               ordinary: str | None = None) -> dict[str, list[Dialogue]]:
+    """``eval``, ``test`` and, where there are some, ``ordinary`` calls; none of eval is judged on.
 
     Args:
         source: the dialogues (CSV) that eval and test were cut from, to have them whole and line by line.
         eval_path, test_path: the splits of ``data.prepare``; their ``case`` says which dialogues they hold.
         ordinary_eval: ordinary calls (JSONL) among those that the threshold is found on.
         ordinary: other ordinary calls, judged apart.
-        train: records to fit TF-IDF on, which is then judged in the same way.
-        false_alarms: per hundred non-fraud calls.
     """
-    calls = _calls(source, eval_path, test_path, ordinary_eval, ordinary)
-    scores = {name: score_growing(model, tokenizer, members, progress=name if progress else None)
-              for name, members in calls.items()}
-    report = {"at": _at(calls, scores, false_alarms)}
-    if train:
-        from .baselines import build_tfidf, fraud_probability  # scikit-learn takes a second to import
-
-        records = read_records(train, Skipped())
-        tfidf = build_tfidf().fit([record["input"] for record in records], [record["label"] for record in records])
-        of_tfidf = {name: _by_dialogue(fraud_probability(tfidf, list(_beginnings(members))), members)
-                    for name, members in calls.items()}
-        report["tfidf"] = {"at": _at(calls, of_tfidf, false_alarms)}
-    files = {"eval_data": eval_path, "ordinary_eval": ordinary_eval, "ordinary": ordinary, "tfidf_train": train}
-    return {**report, "call_characters": CALL_CHARACTERS, "temperature": lineage_of(model).decision.temperature,
-            "provenance": {**provenance_of(model, test_path, len(calls["test"])),
-                           **{name: {"name": Path(path).name, "sha256": file_sha256(path)}
-                              for name, path in files.items() if path}}}
-
-
-def _calls(source: str, eval_path: str, test_path: str, ordinary_eval: str | None,
-           ordinary: str | None) -> dict[str, list[Dialogue]]:
-    """``eval``, ``test`` and, where there are some, ``ordinary`` calls; none of eval is judged on."""
     dialogues = {dialogue.case: dialogue for dialogue in read_dialogues(source, Skipped())}
     calls = {name: calls_of(dialogues_of(path, dialogues, source))
              for name, path in (("eval", eval_path), ("test", test_path))}
@@ -232,6 +250,12 @@ def dialogues_of(path: str, dialogues: dict[str, Dialogue], source: str) -> list
 
 
 def print_summary(report: dict) -> None:
+    for name, why in report.get("not_made", {}).items():
+        print(f"not made: {name}: {why}")
+    for name, windows in report["windows"].items():
+        if windows["calls"]:
+            print(f"{name}: {windows['calls']} calls are longer than the model reads at once; each was read in "
+                  f"overlapping windows, the longest in {windows['most']}")
     for name, rows in (("model", report["at"]), ("TF-IDF", report.get("tfidf", {}).get("at", ()))):
         for row in rows:
             test = row["test"]
@@ -275,16 +299,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not all(0 <= rate <= 100 for rate in args.false_alarms):
         parser.error("--false-alarms must be from 0 to 100")
-    for path in (args.eval, args.test, args.ordinary_eval, args.ordinary, args.train):
-        if path:
-            require_input(path)  # before gigabytes are loaded
     if not Path(args.source).exists():
         raise DataError(f"{args.source}: no such file or folder")
-    report = early_warning(*load_tuned(args.model, args.checkpoint, args.device), args.source, args.eval, args.test,
-                           ordinary_eval=args.ordinary_eval, ordinary=args.ordinary, train=args.train,
-                           false_alarms=args.false_alarms)
-    write_json(args.output, report)
-    print_summary(report)
+    require_output(args.output)
+    calls = read_calls(args.source, args.eval, args.test, args.ordinary_eval, args.ordinary)
+    if all(is_fraud(call) for call in calls["eval"]):
+        raise DataError(f"{args.eval}: no non-fraud calls to find a threshold on; give some with --ordinary-eval")
+    train = read_records(args.train, Skipped()) if args.train else ()
+    model, tokenizer = load_tuned(args.model, args.checkpoint, args.device)
+    report = early_warning(model, tokenizer, calls, train=train, false_alarms=args.false_alarms)
+    files = {"eval_data": args.eval, "ordinary_eval": args.ordinary_eval, "ordinary": args.ordinary,
+             "tfidf_train": args.train}
+    report["provenance"] = {**provenance_of(model, args.test, len(calls["test"])),
+                            **{name: {"name": Path(path).name, "sha256": file_sha256(path)}
+                               for name, path in files.items() if path}}
+    try:
+        write_json(args.output, report)
+    finally:  # where the disk is full, the figures are on the screen at least
+        print_summary(report)
     print(f"report: {args.output}")
     return 0
 

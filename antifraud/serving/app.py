@@ -20,19 +20,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from data.command import command
-from data.files import DataError
-from data.prompt import canonical_lines
+from data.files import DataError, one_line
+from data.prompt import PromptEncoder, canonical_lines
 from data.speakers import split_lines
 
 from ..checkpoint import lineage_of
 from ..evaluation.growing import GrowingDialogue
-from ..evaluation.scoring import predict_details
+from ..evaluation.scoring import calibrated, predict_details, score_prompts, windows_of
 from ..model import default_device, load_tuned
 
 PAGE = Path(__file__).with_name("app.html")
 ADDRESS = "127.0.0.1"
 LONGEST_REQUEST = 256 * 1024  # bytes
-MOST_LINES = 300
+MOST_LINES = 300  # to be scored one after the other; a longer dialogue is scored by its windows
 EXAMPLES = {  # our own words
     "退款电话": "客服: 您好，我是百优商城的客服，您上周买的电饭煲有质量问题，我们给您双倍退款。\n"
               "顾客: 啊？我用着还挺好的呀。\n"
@@ -58,11 +58,11 @@ EXAMPLES = {  # our own words
 
 @dataclass(frozen=True)
 class ScoredLine:
-    """One spoken line as the model sees it, and the probability of fraud after it.
+    """One spoken line, or a window of many, as the model sees it, and the probability of fraud after it.
 
     Attributes:
         number: of the line of the given text that it ends with, counted from 1.
-        role: who speaks, as the model sees it; None where the line names nobody.
+        role: who speaks, as the model sees it; None where the line names nobody, and of a window.
         from_line: of the given text, where the window begins that the model read up to here; above 1 in long dialogues.
         of_line: probability that this line itself is part of a fraud; None where the model did not learn that.
     """
@@ -95,20 +95,36 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
             for number, turn in turns.items()]
 
 
+def score_windows(model, tokenizer, dialogue: str) -> list[ScoredLine]:
+    """The probability of fraud in each of the overlapping windows in which `dialogue` is read."""
+    decision, encoder = lineage_of(model).decision, PromptEncoder(tokenizer, lineage_of(model).task)
+    windows, = windows_of(encoder, [dialogue])
+    scores = calibrated(score_prompts(model, encoder, [window.ids for window in windows]), decision.temperature)
+    read = [window.ids[len(encoder.head):len(window.ids) - len(encoder.tail)] for window in windows]
+    return [ScoredLine(window.last_line + 1, None, tokenizer.decode(ids), float(score), window.first_line + 1, None)
+            for window, ids, score in zip(windows, read, scores)]
+
+
 def score_dialogue(model, tokenizer, dialogue: str) -> dict:
     """What the page shows of a dialogue.
 
     Returns:
         ``probability`` of the whole dialogue, as `evaluate.predict` gives it, None where it is empty; in how many
         overlapping ``windows`` it was read and the ``window_lines`` [first, last] of the highest; ``lines``, those of
-        `score_lines`.
+        `score_lines`, or of `score_windows` where there are more than `MOST_LINES` (``by_window``).
     """
-    lines = [asdict(line) for line in score_lines(model, tokenizer, dialogue)]
+    dialogue = dialogue.rstrip()
+    if dialogue.count("\n") >= MOST_LINES:
+        lines = score_windows(model, tokenizer, dialogue)
+        highest = max(lines, key=lambda window: window.probability)
+        return {"probability": highest.probability, "windows": len(lines), "by_window": True,
+                "window_lines": [highest.from_line, highest.number], "lines": list(map(asdict, lines))}
+    lines = list(map(asdict, score_lines(model, tokenizer, dialogue)))
     if not lines:
-        return {"probability": None, "windows": 0, "window_lines": None, "lines": []}
-    whole, = predict_details(model, tokenizer, [dialogue.rstrip()])
+        return {"probability": None, "windows": 0, "window_lines": None, "by_window": False, "lines": []}
+    whole, = predict_details(model, tokenizer, [dialogue])
     return {"probability": whole.probability, "windows": whole.windows, "window_lines": list(whole.lines),
-            "lines": lines}
+            "by_window": False, "lines": lines}
 
 
 # --------------------------------------------------------------------------------------------------- the server
@@ -134,6 +150,10 @@ def make_server(model, tokenizer, port: int = 7860) -> ThreadingHTTPServer:
             return {"threshold": lineage.decision.threshold, **score_dialogue(model, tokenizer, dialogue)}
 
     handler = type("Handler", (_Handler,), {"facts": facts, "score": staticmethod(score)})
+    return _bound(port, handler)
+
+
+def _bound(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     try:
         return ThreadingHTTPServer((ADDRESS, port), handler)
     except (OSError, OverflowError) as error:
@@ -170,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         except (BadRequest, DataError, FloatingPointError) as error:
             self.close_connection = True  # what was not read of the request is no second one
             self._send_json(400, {"error": str(error)})
+        except Exception as error:  # out of memory, say: the page tells, and the next dialogue may fit
+            self.close_connection = True
+            self._send_json(500, {"error": f"没能算出结果：{one_line(error)}"})
 
     def _is_local(self) -> bool:
         """Answers, and says no to, a page elsewhere that had its own name resolved to this machine."""
@@ -192,8 +215,6 @@ class _Handler(BaseHTTPRequestHandler):
             dialogue.encode("utf-8")  # no half surrogate pairs
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise BadRequest('应为 {"dialogue": "……"}') from None
-        if dialogue.count("\n") >= MOST_LINES:
-            raise BadRequest(f"对话超过 {MOST_LINES} 行，请分段检查")
         return dialogue
 
     def _send_json(self, status: int, value: dict) -> None:
@@ -238,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    _bound(args.port, BaseHTTPRequestHandler).server_close()  # a port that is taken is said before a model is loaded
     server = make_server(*load_tuned(args.model, args.checkpoint, args.device), args.port)
     print(f"open http://{ADDRESS}:{server.server_address[1]} (Ctrl+C ends)", flush=True)
     try:

@@ -168,7 +168,23 @@ def test_an_output_that_cannot_be_written_to_ends_with_one_line_and_code_2(tmp_p
     write_corpus(tmp_path)
     (tmp_path / "file").write_text("")
     assert main(["--source", str(tmp_path), "--output", str(tmp_path / "file" / "out")]) == 2
-    assert capsys.readouterr().err.startswith(f"{tmp_path}/file/out/train.jsonl: cannot be written (")
+    assert capsys.readouterr().err.startswith(f"{tmp_path}/file/out/")
+
+
+def test_a_disk_that_becomes_full_leaves_the_splits_of_an_earlier_run_together(tmp_path, monkeypatch):
+    write_corpus(tmp_path)
+    prepare(tmp_path, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    places = iter(range(3))
+
+    def fsync(handle):
+        if next(places) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(DataError, match="No space left"):
+        prepare(tmp_path, tmp_path / "out", Settings(seed=1))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize("option", [

@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from data.files import DataError
 from data.normalise import NORMALISER
 from data.prompt import INSTRUCTION, PromptEncoder, Task, canonical
+from data.speakers import format_dialogue
 from data.windows import WINDOW_TOKENS, cut_into_windows
 
 DIALOGUE = "客服: 您好，请把验证码告诉我。\n张伟: 为什么？"
@@ -230,6 +231,15 @@ def test_whatever_the_text_no_window_is_longer_than_the_room(tokenizer, text, ro
     windows = encoder.windows(text)
     assert max(len(window.ids) for window in windows) <= len(encoder.head) + room + len(encoder.tail)
     assert windows[-1].last_line == text.count("\n")
+
+
+@pytest.mark.parametrize("room", [40, 200, 10_000])
+def test_of_a_dialogue_that_grows_the_newest_window_is_known_at_every_line(tokenizer, room):
+    encoder = with_room(tokenizer, room)
+    said = [f"第{i}句，" + "今天风有点大。" * (i * 7 % 5 + 30 * (i == 17)) for i in range(40)]
+    lines = format_dialogue([("甲乙"[i % 2], words) for i, words in enumerate(said)]).split("\n")
+    assert encoder.newest_prompts("\n".join(lines)) == [
+        encoder.windows("\n".join(lines[:end]))[-1].ids for end in range(1, len(lines) + 1)]
 
 
 @pytest.mark.parametrize("tokens_a_character", [1, 3])

@@ -248,6 +248,19 @@ def test_ordinary_calls_help_to_find_the_threshold_and_tfidf_is_judged_alike(bas
     assert attempt(base, run_folder, corpus, **{"ordinary-eval": corpus / "ordinary_eval.jsonl"}, **names) == 2
 
 
+def test_a_fraud_at_the_end_of_a_call_longer_than_the_context_is_scored_and_its_windows_are_counted(
+        base, run_folder, corpus):
+    long = [Line("甲", "明天再说吧。" * 30, False)] * 15
+    kept = [Dialogue(f"退款/{i}", "退款", dialogue("", False, i % 2 == 0).lines) for i in range(7)]
+    write_dialogues(corpus / "退款.csv", [*kept, Dialogue("退款/7", "退款", (*long, Line("甲", "转", True)))])
+    write_records(corpus / "train.jsonl", [{"input": "甲: 好", "label": True}] * 2)
+    assert attempt(base, run_folder, corpus, train=corpus / "train.jsonl") == 0
+    report = json.loads((corpus / "warning.json").read_text())
+    assert report["windows"]["eval"] == {"calls": 0, "most": 1}
+    assert report["windows"]["test"]["calls"] == 1 and report["windows"]["test"]["most"] > 1
+    assert report["not_made"].keys() == {"tfidf"} and "tfidf" not in report
+
+
 def test_what_is_wrong_is_said_in_one_line(base, run_folder, corpus, capsys):
     def says(message, **changed):
         assert attempt(base, run_folder, corpus, **changed) == 2
@@ -256,6 +269,8 @@ def test_what_is_wrong_is_said_in_one_line(base, run_folder, corpus, capsys):
 
     says("none.jsonl: no such file", test=corpus / "none.jsonl")
     says("nowhere: no such file or folder", source=corpus / "nowhere")
+    says(f"{corpus}: is a folder", output=corpus)
+    says("退款.csv", model="/no/such/model", output=corpus / "退款.csv" / "warning.json")
     says("shares 4 dialogues with", test=corpus / "eval.jsonl")
     write_records(corpus / "odd.jsonl", [{"input": "甲: 好", "label": True}])
     says("a record has no 'case'", test=corpus / "odd.jsonl")

@@ -55,7 +55,8 @@ def test_the_probability_after_a_line_is_that_of_the_dialogue_up_to_it(loaded):
 @pytest.mark.parametrize("nothing", ["", "\n \n\t"])
 def test_no_dialogue_has_no_probabilities(loaded, nothing):
     assert score_lines(*loaded, nothing) == []
-    assert score_dialogue(*loaded, nothing) == {"probability": None, "windows": 0, "window_lines": None, "lines": []}
+    assert score_dialogue(*loaded, nothing) == {"probability": None, "windows": 0, "window_lines": None,
+                                                "by_window": False, "lines": []}
 
 
 def test_lines_are_shown_as_the_model_sees_them(loaded):
@@ -93,6 +94,21 @@ def test_a_line_longer_than_the_context_counts_whole(loaded):
         found = score_dialogue(model, tokenizer, dialogue)
         assert found["probability"] == predict(model, tokenizer, [dialogue])[0]
     assert found["windows"] > 1 and found["window_lines"] == [1, 1] and len(found["lines"]) == 1
+
+
+def test_a_dialogue_of_more_lines_than_are_scored_one_by_one_is_scored_by_its_windows(loaded, monkeypatch):
+    model, tokenizer = loaded
+    monkeypatch.setattr(app, "MOST_LINES", 3)
+    dialogue = "\n".join([DIALOGUE, *["顾客: 好的。"] * 30, "王经理: 请把短信里的号码念给我，我替您办退款。"])
+    with task_of(model, max_length=len(PromptEncoder(tokenizer, model.lineage.task).prompts([DIALOGUE])[0]) + 20):
+        found = score_dialogue(model, tokenizer, dialogue)
+        assert found["probability"] == pytest.approx(predict(model, tokenizer, [dialogue])[0], abs=1e-6)
+    windows = found["lines"]
+    assert found["by_window"] and found["windows"] == len(windows) > 3
+    assert (windows[0]["from_line"], windows[-1]["number"]) == (1, dialogue.count("\n") + 1)
+    assert windows[-1]["content"].endswith("我替您办退款。")
+    highest = max(windows, key=lambda window: window["probability"])
+    assert found["window_lines"] == [highest["from_line"], highest["number"]]
 
 
 # --------------------------------------------------------------------------------------------------- the server
@@ -181,8 +197,8 @@ def test_a_foreign_name_for_this_machine_is_refused(server, host, status):
 
 @pytest.mark.parametrize("body, content_type", [
     (b'{"dialogue": "x"}', "text/plain"), (b'{"dialogue": "x"}', "application/x-www-form-urlencoded"),
-    *((body, "application/json") for body in (b"{", b"[]", b'{"dialogue": 7}', b'{"dialogue": "\\ud800"}', b"\xff")),
-    (json.dumps({"dialogue": "a\n" * 300}).encode(), "application/json"),
+    *((body, "application/json") for body in (b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"dialog": "x"}',
+                                             b'{"dialogue": 7}', b'{"dialogue": "\\ud800"}')),
 ])
 def test_a_bad_request_gets_one_line(server, body, content_type):
     status, _, answer = ask(server, "POST", "/score", body, Content_Type=content_type)
@@ -194,6 +210,17 @@ def test_a_bad_request_gets_one_line(server, body, content_type):
 def test_a_length_that_is_too_long_or_none_is_refused_unread(server, length):
     status, _, answer = ask(server, "POST", "/score", b"", Content_Type="application/json", Content_Length=length)
     assert status == 400 and "256 KiB" in json.loads(answer)["error"]
+
+
+def test_a_model_that_fails_costs_an_answer_of_one_line_and_not_the_server(server, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("CUDA out of memory\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "score_dialogue", fail)
+        status, answer = ask_score(server, DIALOGUE)
+    assert status == 500 and len(answer["error"].splitlines()) == 1 and "out of memory" in answer["error"]
+    assert ask_score(server, "甲: 好")[0] == 200
 
 
 def test_other_pages_do_not_exist(server):
@@ -214,9 +241,9 @@ def test_a_task_without_room_for_a_dialogue_is_said_in_one_line(server, loaded):
 
 
 def test_the_command_says_what_is_wrong_in_one_line(server, loaded, tmp_path, monkeypatch, capsys):
-    assert app.main(["--model", str(tmp_path)]) == 2
+    assert app.main(["--model", str(tmp_path), "--port", "0"]) == 2
     assert capsys.readouterr().err.startswith(f"{tmp_path}: no config.json")
-    monkeypatch.setattr(app, "load_tuned", lambda *args: loaded)
+    monkeypatch.setattr(app, "load_tuned", lambda *args: pytest.fail("a model was loaded for a port that is taken"))
     for port in (server.server_address[1], 70000):
         assert app.main(["--model", "m", "--port", str(port)]) == 2
         line, = capsys.readouterr().err.splitlines()

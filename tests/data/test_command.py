@@ -1,0 +1,50 @@
+"""What every command does around its work, tried on one of a line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CODE = """
+import sys
+from data.command import command
+from data.files import DataError, write_text
+
+@command
+def main(argv):
+    {}
+
+sys.exit(main([]))
+"""
+
+
+def run(body: str, **environment: str):
+    return subprocess.run([sys.executable, "-c", CODE.format(body)], cwd=ROOT, capture_output=True,
+                          env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "utf-16"])
+def test_whatever_the_output_can_show_printing_costs_nothing(encoding):
+    done = run("print('诈骗 😀'); print('诈骗 😀', file=sys.stderr); return 0", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and done.stdout and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("body, code", [
+    ("raise DataError('诈骗')", 2), ("raise FloatingPointError('nan')", 2), ("raise KeyboardInterrupt", 130),
+    ("return 0", 0), ("write_text('/tmp/诈骗\\ud800/诈骗', '')", 2),
+])
+def test_a_command_ends_in_an_exit_code_and_one_line_at_most(body, code):
+    done = run(body, PYTHONIOENCODING="ascii")
+    assert done.returncode == code and len(done.stderr.splitlines()) <= 1
+
+
+def test_a_command_whose_reader_has_gone_ends_without_a_word():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", CODE.format("print('x' * 10**6); return 0")], cwd=ROOT, stdout=writing,
+                          stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
