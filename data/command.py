@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from .files import DataError
+from .files import DataError, one_line
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -25,6 +25,11 @@ def command(main: Main) -> Main:
             return main(argv)
         except (DataError, FloatingPointError) as error:
             print(error, file=sys.stderr)
+            return 2
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+                raise
+            print(f"out of memory ({one_line(error)}); what to do: docs/operations.md", file=sys.stderr)
             return 2
         except UnicodeEncodeError as error:  # of a path: texts are written in UTF-8
             print(f"{error.object}: this locale ({error.encoding}) has no such file names; set PYTHONUTF8=1",

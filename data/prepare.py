@@ -110,7 +110,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     cut = {name: len(records) for name, records in splits.items()}
     removed = remove_repeats(splits, threshold=settings.near_duplicate)
     balance = _make_train(splits, settings)
-    _refuse_one_label(splits, source, dialogues)
+    _refuse_one_label(splits, source, dialogues, removed)
     report = {
         "settings": _plain(asdict(settings)),
         "held_out": {"files": [Path(path).name for path in settings.held_out], "records": len(held_out),
@@ -157,15 +157,17 @@ def _by_kind(records: Sequence[dict]) -> dict[str, int]:
     return dict(zip(KINDS, (frauds, len(records) - frauds - ordinary, ordinary), strict=True))
 
 
-def _refuse_one_label(splits: dict[str, list[dict]], source: str | Path, dialogues: Sequence) -> None:
+def _refuse_one_label(splits: dict[str, list[dict]], source: str | Path, dialogues: Sequence,
+                      removed: dict[str, int]) -> None:
     for name in SPLITS:
         labels = {record["label"] for record in splits[name]}
         if len(labels) < 2:
             frauds = sum(map(is_fraud, dialogues))
             lacking = "non-fraud" if True in labels else "fraud"
+            repeats = f" and {removed[name]} segments that repeat another split's" if removed[name] else ""
             raise DataError(f"{source}: the {name} split would have no {lacking} segment; found {frauds} dialogues "
-                            f"with and {len(dialogues) - frauds} without fraud, at least {len(SPLITS)} of each are "
-                            "needed")
+                            f"with and {len(dialogues) - frauds} without fraud{repeats}; at least {len(SPLITS)} "
+                            "different ones of each are needed")
 
 
 def _counts(records: Sequence[dict], cut: int, removed: int) -> dict:

@@ -34,6 +34,7 @@ def test_whatever_the_output_can_show_printing_costs_nothing(encoding):
 
 @pytest.mark.parametrize("body, code", [
     ("raise DataError('诈骗')", 2), ("raise FloatingPointError('nan')", 2), ("raise KeyboardInterrupt", 130),
+    ("raise MemoryError", 2), ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA\\nmore')", 2),
     ("return 0", 0), ("write_text('/tmp/诈骗\\ud800/诈骗', '')", 2),
 ])
 def test_a_command_ends_in_an_exit_code_and_one_line_at_most(body, code):
