@@ -284,7 +284,9 @@ def test_a_peers_threshold_keeps_the_bound_on_false_alarms_that_the_models_was_f
     monkeypatch.setattr(loaded[0].lineage, "calibration", {
         "target": {"best_f1": True}, "ordinary": {"at_most_per_hundred_calls": 0}})
     options = {"eval_path": train_file, "peers": [f"encoder={tmp_path / 'peer'}"], "progress": False}
-    found = evaluate_with_model(*loaded, eval_file, "cpu", ordinary_eval=ordinary_file, **options)
+    found = evaluate_with_model(*loaded, eval_file, "cpu", ordinary=ordinary_file, ordinary_eval=ordinary_file,
+                                **options)
+    assert found["ordinary"]["baselines"]["encoder"]["at_threshold"]["all"]["alarmed_calls"] == 0
     assert found["baselines"]["encoder"]["at_threshold"]["threshold"] == pytest.approx((0.5 + 0.8) / 2)
     assert found["baselines"]["encoder"]["at_threshold"]["fp"] == 0
     without = evaluate_with_model(*loaded, eval_file, "cpu", **options)

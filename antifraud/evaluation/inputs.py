@@ -87,10 +87,11 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
     numbered = read_numbered_records(path, skipped)
     eval_split = read_numbered_records(eval_path, skipped) if eval_path else []
     ordinary_rows = {}
-    for file in (*ordinary, *filter(None, [ordinary_eval])):
+    for file in ordinary:
         ordinary_rows[file] = read_numbered_records(file, skipped)
         require_ordinary(ordinary_rows[file], file)
-    kept_for_choosing = ordinary_rows.pop(ordinary_eval, [])
+    kept_for_choosing = read_numbered_records(ordinary_eval, skipped) if ordinary_eval else []
+    require_ordinary(kept_for_choosing, ordinary_eval)
     if skipped:
         print(skipped.summary(), file=sys.stderr)
     sets = {"data": (path, numbered), "eval": (eval_path, eval_split),

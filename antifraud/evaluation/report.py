@@ -372,8 +372,8 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
     if fitted_on.get("sha256") == report["provenance"]["data"]["sha256"]:
         lines.append("temperature and threshold were found on these very dialogues; judge them on others")
     failed = {name: why for name, why in report["not_made"].items() if why != NOT_ASKED}
-    lines += [f"not made: {name}: {why}" for name, why in failed.items() if name not in ("untuned", "calls", "lines",
-                                                                                        "ordinary")]
+    lines += [f"not made: {name}: {why}" for name, why in failed.items()
+              if name not in ("untuned", "calls", "lines", "ordinary", "threshold of majority")]
     if len(failed) < len(report["not_made"]):
         lines.append("probes, baselines, label audit and overlap with train: --full")
     return lines
