@@ -1,5 +1,7 @@
 """The committed notebooks: readable, of one run each where they hold outputs; how they are run, and opened in Colab."""
 
+import ast
+import importlib
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ PATHS = run_notebooks.notebooks()
 BOOKS = {path.name: nbformat.read(path, as_version=4) for path in PATHS}
 every_notebook = pytest.mark.parametrize("name", BOOKS)
 USUAL_CELL, LONGEST_CELL, MOST_CELLS = 8, 15, 30  # lines, lines, cells
+OURS = {"antifraud", "benchmarks", "data", "evaluate", "tools", "trainer", "workspace"}
 PLACES = re.compile(r"/(home|root|tmp|usr|work|opt|Users)/|site-packages|[A-Z]:\\")
 
 
@@ -72,6 +75,16 @@ def test_its_links_to_other_notebooks_and_headings_are_there(name):
         if cell.cell_type == "markdown":
             for address in re.findall(r"\]\((?!https?:)([^)#]+)\)", cell.source):
                 assert (ROOT / "notebooks" / address).is_file(), address
+
+
+@every_notebook
+def test_what_it_imports_of_the_project_is_there(name):
+    for cell in code_cells(name):
+        source = "\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith(("%", "!")))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS:
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, imported.name) for imported in node.names), ast.unparse(node)
 
 
 @every_notebook
