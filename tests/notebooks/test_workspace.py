@@ -12,8 +12,8 @@ from data.records import Skipped, read_records
 
 @pytest.fixture(autouse=True)
 def few_dialogues_and_no_choice(monkeypatch):
-    monkeypatch.setattr(workspace, "SAMPLE_DIALOGUES", 1200)
-    monkeypatch.setattr(workspace, "SAMPLE_IN_TRAIN", 200)
+    monkeypatch.setattr(workspace, "SAMPLE_DIALOGUES", 600)
+    monkeypatch.setattr(workspace, "SAMPLE_IN_TRAIN", 100)
     for name in ("FRAUD_MODEL", "FRAUD_DIALOGS", "FRAUD_TRAINING"):
         monkeypatch.delenv(name, raising=False)
 
@@ -24,7 +24,7 @@ def test_on_a_cpu_it_is_the_tiny_model_and_our_dialogues_prepared_once(tmp_path,
     assert said.startswith("tiny-qwen2 on CPU; our sample corpus, split by dialogue: ") and here.ours
     rows = [len(read_records(path, Skipped())) for path in (here.train, here.eval, here.test)]
     assert all(f"{n:,} {name}" in said for n, name in zip(rows, ("train", "eval", "test")))
-    assert len(whole_dialogues(here)) == 1200
+    assert len(whole_dialogues(here)) == 600
     before = Path(here.test).stat().st_mtime_ns
     assert find_workspace(tmp_path) == here and Path(here.test).stat().st_mtime_ns == before
 
@@ -38,7 +38,7 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     assert (here.model, here.dialogs, here.ours) == ("somebody/some-model", ours.dialogs, False)
     assert here.training == {"line_loss_weight": 0.3, "learning_rate": 5e-4} and here.lora == {}
     assert here.run != ours.run and here.run.parent.name.startswith("some-model-given-")
-    assert here.sample_in_train == 200
+    assert here.sample_in_train == 100
     assert len(read_records(here.train, Skipped())) > len(read_records(ours.train, Skipped()))
 
 
