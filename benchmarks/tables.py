@@ -115,7 +115,7 @@ def front() -> str | None:
         for key, said in PEERS.items() if model == models[0] else ():
             rows.append([said, *(mean(row["f1"] for row in baseline(reports[name], key)) for name in sets),
                          *_alarms(under(reports.get("held_out", []), "ordinary", "baselines", key, "at_threshold"))])
-        rows.append([f"**{model}**, {max(map(len, reports.values()))} seeds",
+        rows.append([f"**QLoRA, {model}**, {max(map(len, reports.values()))} seeds",
                      *(mean(row["f1"] for row in reports[name]) for name in sets),
                      *_alarms(under(reports.get("held_out", []), "ordinary"))])
     published = f"{rates(list(ARTICLE.values()))['f1']:.3f}"
