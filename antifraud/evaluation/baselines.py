@@ -23,6 +23,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from data.files import DataError, one_line, write_bytes
+from data.normalise import normalise
 from data.prompt import Task, canonical, canonical_line_labels
 from data.records import Skipped, read_records
 from data.speakers import split_lines
@@ -49,11 +50,11 @@ class Majority:
 
 
 class OneWord:
-    """The best rule "contains this n-gram of 2 or 3 characters or not", over the raw text."""
+    """The best rule "contains this n-gram of 2 or 3 characters or not", over the text with its speakers' names."""
 
     def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "OneWord":
         counter = CountVectorizer(analyzer="char", ngram_range=(2, 3), min_df=5, binary=True)
-        contains = counter.fit_transform(texts)
+        contains = counter.fit_transform([normalise(text) for text in texts])
         labels = np.asarray(labels, dtype=float)
         with_word = np.asarray(contains.sum(0)).ravel().astype(float)
         fraud_with = np.asarray(labels @ contains).ravel()
@@ -72,7 +73,8 @@ class OneWord:
         return self
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        found = [self.word in re.sub(r"\s\s+", " ", text.lower()) for text in texts]  # as CountVectorizer reads them
+        plain = (re.sub(r"\s\s+", " ", normalise(text).lower()) for text in texts)  # as CountVectorizer reads them
+        found = [self.word in text for text in plain]
         return np.where(found, self.present, self.absent)
 
     def rule(self) -> str:
@@ -314,7 +316,7 @@ def _neutral(texts: Sequence[str]) -> list[str]:
 
 
 def _names(texts: Sequence[str]) -> list[str]:
-    return [" ".join(name for name, _ in split_lines(text) if name) or "-" for text in texts]
+    return [" ".join(name for name, _ in split_lines(normalise(text)) if name) or "-" for text in texts]
 
 
 def _lengths(texts: Sequence[str]) -> np.ndarray:

@@ -156,6 +156,8 @@ def check_run(args: argparse.Namespace, train_args: TrainingArguments, lora_conf
 
 def _where_to_resume(args: argparse.Namespace) -> Path | None:
     if not checkpoints_in(args.output):
+        if args.resume:
+            print(f"{args.output}: holds no checkpoint to resume from: starting anew", file=sys.stderr)
         return None
     if not args.resume:
         raise DataError(f"{args.output}: holds checkpoints of an earlier run; add --resume to go on with it, "

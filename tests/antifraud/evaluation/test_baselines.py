@@ -26,6 +26,15 @@ def test_speaker_names_give_the_label_away_to_the_names_baseline_and_not_to_tfid
     assert accuracy(fitted, "tfidf", named) == 0.5  # pairs with the same words and opposite labels
 
 
+def test_line_ends_and_time_stamps_change_nothing_for_any_baseline():
+    named = records(lambda i: "骗子" if i % 2 == 0 else "同事", lambda i: "把钱转来" if i % 2 == 0 else "钱别转来")
+    plain = [record["input"] for record in named[:4]]
+    stamped = ["".join(f"[2024-05-01 10:00:{number:02}] {line}  \r\n" for number, line in enumerate(text.split("\n")))
+               for text in plain]
+    for classifier in fit_baselines(named).values():
+        assert fraud_probability(classifier, stamped).tolist() == fraud_probability(classifier, plain).tolist()
+
+
 def test_sentences_give_the_label_away_to_tfidf_and_not_to_names_or_length():
     said = records(lambda i: "甲", lambda i: "把钱转来" if i % 2 == 0 else "钱别转来")
     fitted = fit_baselines(said)

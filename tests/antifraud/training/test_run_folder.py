@@ -91,11 +91,12 @@ def test_a_second_shorter_run_in_a_notebook_leaves_nothing_of_the_first_to_be_ev
         second.train(resume_from_checkpoint=str(tmp_path / "no-such"))
 
 
-def test_something_is_saved_whatever_the_strategy(base, train_file, eval_file, tmp_path):
+def test_something_is_saved_whatever_the_strategy(base, train_file, eval_file, tmp_path, capsys):
     output = tmp_path / "输出 一"
     command = arguments(base, train_file, eval_file, output, "--save-strategy", "no", "--load-best-model-at-end",
                         "false", "--label-smoothing-factor", "0.1")
-    assert trainer_module.main(command) == 0
+    assert trainer_module.main([*command, "--resume"]) == 0
+    assert f"{output}: holds no checkpoint" in capsys.readouterr().err  # said, before a training from the beginning
     assert [folder.name for folder in checkpoints_in(output)] == ["checkpoint-2"]
     assert json.loads((output / "stamp.json").read_text())["seed"] == 42
 
