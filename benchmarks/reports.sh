@@ -30,8 +30,8 @@ parts=" ${*:6} "
 [[ $parts == "  " ]] && parts=" held_out apart onset article early "
 python=${PYTHON:-python3} results=${RESULTS:-results/reports} name=${NAME:-$(basename "$model")}
 trainings=${TRAININGS:-1} encoder=${ENCODER:-}
-read -ra prepare <<<"${PREPARE:---augment 0.5}"
-read -ra train <<<"${TRAIN:---num-train-epochs 1 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 480 --save-steps 480}"
+read -ra prepare <<<"${PREPARE:---augment 0.5 --ordinary-share all}"
+read -ra train <<<"${TRAIN:---max-steps 1400 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350}"
 read -ra article <<<"${ARTICLE:---keep-speaker-names}"
 read -ra chosen_on <<<"${ORDINARY_EVAL:-}"
 read -ra judged_only <<<"${ORDINARY_JUDGE:-}"

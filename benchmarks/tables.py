@@ -42,7 +42,7 @@ SOURCES = {  # of ordinary talk
     "sample_ordinary_train": "our sample, kinds that train has",
 }
 IN_CHINESE = {  # cells of README's table
-    "held-out F1": "未见过的对话 F1", "eval0819 F1, trained from onset": "原文评测集 F1（按其标注规则训练）",
+    "held-out F1": "未见过的对话 F1", "held-out average precision": "未见过的对话 平均精度", "eval0819 F1, trained from onset": "原文评测集 F1（按其标注规则训练）",
     "eval0819 F1": "原文评测集 F1", "alarms per 100 chats (KdConv)": "每百段闲聊误报（KdConv）",
     "tourist calls (CrossWOZ)": "旅游咨询（CrossWOZ）", "ordinary calls of unseen kinds": "新类型的日常通话",
     "character TF-IDF": "字符 TF-IDF", "TF-IDF + line labels": "TF-IDF + 逐行标注", "fine-tuned encoder": "微调编码器",
@@ -114,13 +114,15 @@ def front() -> str | None:
         reports = {name: reports_on(name).get(model, []) for name in sets}
         for key, said in PEERS.items() if model == models[0] else ():
             rows.append([said, *(mean(row["f1"] for row in baseline(reports[name], key)) for name in sets),
+                         mean(under(reports.get("held_out", []), "baselines", key, "average_precision")),
                          *_alarms(under(reports.get("held_out", []), "ordinary", "baselines", key, "at_threshold"))])
         rows.append([f"**QLoRA, {model}**, {max(map(len, reports.values()))} seeds",
                      *(mean(row["f1"] for row in reports[name]) for name in sets),
+                     mean(under(reports.get("held_out", []), "average_precision")),
                      *_alarms(under(reports.get("held_out", []), "ordinary"))])
     published = f"{rates(list(ARTICLE.values()))['f1']:.3f}"
-    rows.append(["the article, as published", *(published if name == "eval0819" else "-" for name in sets), *"---"])
-    return rows_of([row for row in rows if set(row[1:]) != {"-"}], "model", *sets.values(),
+    rows.append(["the article, as published", *(published if name == "eval0819" else "-" for name in sets), *"----"])
+    return rows_of([row for row in rows if set(row[1:]) != {"-"}], "model", *sets.values(), "held-out average precision",
                    "alarms per 100 chats (KdConv)", "tourist calls (CrossWOZ)", "ordinary calls of unseen kinds")
 
 
