@@ -30,27 +30,31 @@ def refuse_lfs_pointer(path: str | Path) -> None:
             raise DataError(f"{path}: is a git-lfs pointer, not the file itself; fetch it: git -C {folder} lfs pull")
 
 
+def how_to_read(path: str | Path) -> str:
+    """The command that says what a file is, to be pasted."""
+    return f"python -m data.prepare --inspect {shlex.quote(str(path))}"
+
+
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of each line that is not blank, read lazily."""
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: no such file")
+    require_input(path)
     try:
         # Read as bytes: only LF ends a line, and a bad byte is found in its own line, not in a buffer's worth.
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                text = _decode(line.removeprefix(codecs.BOM_UTF8), f"{path}:{number}")  # joined files have several
+                text = _decode(line.removeprefix(codecs.BOM_UTF8), path, number)  # joined files have several marks
                 if text.strip():
                     yield number, text
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
-def _decode(line: bytes, place: str) -> str:
+def _decode(line: bytes, path: str | Path, number: int) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8 or name its encoding, as in "
-                        "--encoding gb18030") from None
+        raise DataError(f"{path}:{number}: not UTF-8 ({error.reason}); to read or convert it: {how_to_read(path)}"
+                        ) from None
 
 
 def require_paths(input_path: str | Path, output_path: str | Path) -> None:
@@ -63,6 +67,8 @@ def require_paths(input_path: str | Path, output_path: str | Path) -> None:
 
 
 def require_input(path: str | Path) -> None:
+    if os.path.isdir(path):
+        raise DataError(f"{path}: is a folder; name a file")
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
 

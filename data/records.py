@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from .files import DataError, numbered_lines, write_text
+from .files import DataError, how_to_read, numbered_lines, write_text
 from .formats import LAYOUTS, Reading, label_of, named_row, record_of
-from .sources import TABLE_SUFFIXES, Source, as_object, how_to_read, load_json, open_source, refuse_other, short, shown
+from .sources import TABLE_SUFFIXES, Source, as_object, load_json, open_source, refuse_other, short, shown
 
 CSV_COLUMNS = tuple(LAYOUTS["dialogues"])
 REQUIRED_KEYS = {"input": str, "label": bool}

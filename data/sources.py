@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import DataError, one_line, refuse_lfs_pointer
+from .files import DataError, how_to_read, one_line, refuse_lfs_pointer, require_input
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 WORKBOOK = b"PK\x03\x04"  # a zip archive, as any .xlsx is
@@ -29,14 +29,8 @@ class Source:
         return self.kind in ("CSV", "Excel workbook")
 
 
-def how_to_read(path: str | Path) -> str:
-    """The command that says what a file is, to be pasted."""
-    return f"python -m data.prepare --inspect {shlex.quote(str(path))}"
-
-
 def read_bytes(path: str | Path) -> bytes:
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
+    require_input(path)
     refuse_lfs_pointer(path)
     try:
         return Path(path).read_bytes()
@@ -72,6 +66,9 @@ def refuse_other(path: str | Path) -> None:
     if first.strip() == b"{":
         raise DataError(f"{path}: has an object over several lines, {remedy}")
     names = first.decode("gb18030" if not _is_utf8(first) else "utf-8", "replace").strip()
+    if not names.startswith("{") and b"\0" in head:
+        raise DataError(f"{path}: is not text, or is UTF-16 without its mark; to read or convert it: "
+                        f"{how_to_read(path)}")
     if not names.startswith("{") and re.search("[,;\t]", names):
         raise DataError(f"{path}: seems to be a table with the columns {short(names)}, {remedy}")
 

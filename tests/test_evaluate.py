@@ -325,6 +325,19 @@ def test_the_report_is_there_when_neither_picture_nor_printing_works(loaded, eva
     assert b"precision: " in terminal.getvalue() and not output.with_suffix(".png").exists()
 
 
+def test_a_report_that_the_disk_does_not_take_is_on_the_screen(loaded, eval_file, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluate_module, "load_model", lambda *args, **options: loaded)
+    monkeypatch.setattr("os.fsync", full)
+    command = ["--model", "m", "--data", eval_file, "--device", "cpu", "--output", str(tmp_path / "report.json")]
+    assert evaluate_module.main(command) == 2
+    said = capsys.readouterr()
+    assert "precision: " in said.out and said.err.splitlines()[-1].startswith(f"{tmp_path}/report.json: ")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("options", [["--threshold", "60"], ["--threshold", "nan"], ["--output", "{tmp}"],
                                      ["--output", "{data}/under/report.json"], ["--train", "{tmp}/none"],
                                      ["--ordinary", "{data}"], ["--peer", "x"], ["--eval", "{tmp}/none"]])

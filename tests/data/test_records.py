@@ -1,5 +1,7 @@
 """Reading and writing records (JSONL) and dialogues (CSV): what is accepted, and the one line a bad file gets."""
 
+import shlex
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -121,7 +123,8 @@ def test_a_monstrous_value_is_an_error_or_read(path, value):
 
 def test_a_missing_file_a_folder_and_a_file_without_records_are_errors(path, tmp_path):
     assert error_of(read_records, path) == " no such file"
-    assert error_of(read_records, tmp_path) == " no such file"
+    with pytest.raises(DataError, match="folder"):
+        read_records(tmp_path)
     for content in (b"", b"\n \r\n", b"\xef\xbb\xbf"):
         path.write_bytes(content)
         assert error_of(read_records, path).startswith(" no records; expected one JSON object a line")
@@ -130,7 +133,15 @@ def test_a_missing_file_a_folder_and_a_file_without_records_are_errors(path, tmp
 @pytest.mark.parametrize("number", [1, 2, 50, 5_000])
 def test_a_byte_that_is_not_utf8_is_found_in_its_own_line(path, number):
     path.write_bytes(f"{GOOD}\n".encode() * (number - 1) + GOOD.encode("gbk") + b"\n" + f"{GOOD}\n".encode() * 9)
-    assert error_of(read_records, path).startswith(f"{number}: not UTF-8 (invalid start byte)")
+    said = error_of(read_records, path)
+    assert said.startswith(f"{number}: not UTF-8 (invalid start byte)")
+    assert shlex.split(said.split(": ")[-1]) == ["python", "-m", "data.prepare", "--inspect", str(path)]
+
+
+@pytest.mark.parametrize("content", [b"\0" * 100, b"\x89PNG\r\n\x1a\n\0\0,\0;", GOOD.encode("utf-16-le")])
+def test_bytes_that_are_no_text_are_no_table(path, content):
+    path.write_bytes(content)
+    assert "table" not in error_of(read_records, path)
 
 
 def test_an_empty_input_is_skipped_counted_and_named_where_asked(path):
