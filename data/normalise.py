@@ -6,15 +6,17 @@ line end and width), lines (headers and subtitle marks merge with what they anno
 full-width ones, numbers and Latin text the half-width ones, as is usual in both).
 """
 
+import html
 import re
 import unicodedata
 
 NORMALISER = 1  # the version; a checkpoint says with which one it was trained, 0 being none
 
 MOST_STEPS = 8
-# A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time (12:30) or the
-# beginning of an address (https://). A speaker may well be called 1, though.
-SPEAKER = re.compile(r"^(?!\d+[:：]\d)([^:：，。！？；,!?;\n]{1,40})[:：](?!//)[^\S\n]*")
+# A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time (12:30, 今晚8:30见)
+# or the beginning of an address (https://). A speaker may well be called 1, though, and say 10点 or 20块 at once.
+SPEAKER = re.compile(r"^(?!\d+[:：]\d)([^:：，。！？；,!?;\n]{1,40})[:：](?!//)"
+                     r"(?!(?<=\d[:：])[0-5]\d(?![\d点号块元月日年个万千百分岁天次人楼度%多几]))[^\S\n]*")
 NARRATOR = "旁白"
 
 # ------------------------------------------------------------------------------------------------- characters
@@ -32,6 +34,7 @@ _FORMS |= dict.fromkeys(map(ord, "\t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u20
                             "\u205f\u3000\u2800"), " ")
 _FORMS |= dict.fromkeys(map(ord, _BREAKS), "\n") | dict.fromkeys(_INVISIBLE)
 _ODD = {*map(chr, _FORMS), "\\", "<", "&"} - set(FULL_MARKS)  # a set is asked faster than a pattern with a wide class
+_ENTITY = re.compile(r"&(?:nbsp|lt|gt|quot|#\d{1,6}|#x[0-9A-Fa-f]{1,5});")
 # Typed or pasted line ends; C:\new is a path.
 _TYPED_BREAK = re.compile(r"</?(?:br|p|div)\s*/?>|(?<![A-Za-z]:)(?:\\r\\n|\\n|\\r(?![A-Za-z]))", re.IGNORECASE)
 
@@ -44,8 +47,10 @@ _TIME = (r"(?:(?:凌晨|清晨|早上|上午|中午|下午|傍晚|晚上) ?)?"
          r"(?: ?[AaPp]\.?[Mm]\b\.?)?(?:Z|[+-]\d{2}[:：]?\d{2})?")
 _STAMP = rf"(?:(?:{_DATE}|{_SHORT_DATE})(?:[T,， ]{{0,2}}{_DAY})?[T,， ]{{0,2}}{_TIME}|{_DATE}(?: ?{_DAY})?|{_TIME})"
 _RANGE = rf"{_STAMP}(?: ?(?:-->|->|→|-|–|—|~|至) ?{_STAMP})?"
+_SECONDS = r"\d+(?:\.\d+)?s(?: ?(?:-->|->|-|~) ?\d+(?:\.\d+)?s)?"  # as Whisper's programs write them
 _OPEN, _CLOSE = r"[\[(（【<〔]", r"[\])）】>〕]"
-_FRONT = re.compile(rf"(?:(?>{_OPEN} ?{_RANGE} ?{_CLOSE}|{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
+_FRONT = re.compile(rf"(?:(?>{_OPEN} ?(?:{_RANGE}|{_SECONDS}) ?{_CLOSE}|{_RANGE}(?![\d:：年月日点分万元块%]))"
+                    r" ?[-–—|,，]? ?)+")
 _EXPLICIT = re.compile(rf"{_OPEN}|.*\d[:：]\d\d[:：]\d\d|.*-->")  # a stamp, whatever follows it
 _NAME = r"(?P<name>[^:：，。！？；,!?;\n]{1,40}?)"
 _BEHIND = re.compile(rf"{_NAME}(?> ?{_OPEN} ?{_RANGE} ?{_CLOSE}| {_RANGE})+ ?[:：](?!\d\d) ?")
@@ -53,7 +58,7 @@ _TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
 _NAME_FIRST = re.compile(rf"{_NAME} ?(?: {_OPEN}?|{_OPEN}) ?{_RANGE} ?{_CLOSE}?")
 _STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:{_DAY} )?{_TIME}{_CLOSE}? {_NAME}"
                           r"(?: ?[(（<][^()（）<>]{4,40}[)）>])?")
-_MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{3}[-/.年]\d|月\d)")  # what any of the above holds
+_MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
 _VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
 _BRACKETED = re.compile(r"[\[(（【「『〈《<〔]"
                         r"(?P<name>[^\[\]()（）【】「」『』〈〉《》<>〔〕]{1,38})[\])）】」』〉》>〕]")
@@ -116,8 +121,9 @@ def _plain_characters(text: str) -> list[str]:
 
 
 def _plain_line(line: str) -> str:
+    line = _ENTITY.sub(lambda entity: html.unescape(entity[0]), line)
     line = unicodedata.normalize("NFC", unicodedata.normalize("NFC", line).translate(_FORMS))
-    line = _TYPED_BREAK.sub("\n", line.replace("&nbsp;", " "))
+    line = _TYPED_BREAK.sub("\n", line)
     return re.sub(" *\n *", "\n", re.sub("  +", " ", line))
 
 

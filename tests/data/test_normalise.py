@@ -23,6 +23,7 @@ def encoder(tokenizer):
 @pytest.mark.parametrize("text", [
     PLAIN, "", "没有人说这一句", "12:30 我在门口等您", "客服: 12:30 见",
     "张伟: 请打开 https://example.com/a?id=1，谢谢",
+    "今晚8:30见", "发言人1: 10点开会", "甲: 5s后见", "甲: a<b&amp;c",
     "【快递】包裹滞留，点链接补税", "（沉默）\n客服: 在吗？",
     "Tom: Hello, how are you? I am (still) fine!", "甲: 好😀👍",
     "甲: 涨了3.5%，1.2万元", "发言人3: 到2月份的第一周，就是15刚过的", "甲: C:\\new\\路径", "张伟: 李明：你好",
@@ -71,6 +72,17 @@ def test_a_mark_has_one_width_in_its_place(text, expected):
     assert normalise(text) == expected
 
 
+def test_entities_are_the_characters_that_they_stand_for():
+    assert normalise("甲: 好&#65292;&#x5728;&quot;&lt;&nbsp;&gt;") == '甲: 好，在"< >'
+
+
+@pytest.mark.parametrize("header", ["{} 10:00:11\n{}", "2024-05-01 10:00:11 {}(12345)\n{}", "【{}】{}"])
+def test_a_time_that_is_said_is_none_of_a_header(header):
+    lines = [("客服", "您好，在吗？"), ("王女士", "请在12:30前到"), ("客服", "今晚8:30见")]
+    text = "\n".join(header.format(*line) for line in lines)
+    assert normalise(text) == "\n".join(f"{name}: {said}" for name, said in lines)
+
+
 # --------------------------------------------------------------------------------- stamps, headers, subtitles
 
 
@@ -85,6 +97,7 @@ def test_a_mark_has_one_width_in_its_place(text, expected):
     "（骗子）：请转账", "[10:00:11]【骗子】：请转账",
     "骗子 2024-05-01 10:00:11\n请转账", "骗子 10:00\n请转账", "2024-05-01 10:00:11 骗子(12345678)\n请转账",
     "骗子  昨天 20:15\n\n请转账", "2024-05-01 10:00:11 骗子<a@qq.com>\n请转账", "10:00:11\n骗子: 请转账",
+    "[1.52s -> 4.20s] 骗子: 请转账", "[0.5s] 骗子: 请转账",
     "1\n00:00:01,000 --> 00:00:03,000\n骗子: 请转账",
     "WEBVTT\n\n00:01.000 --> 00:03.000 align:start\n<v 骗子>请转账</v>",
 ])
