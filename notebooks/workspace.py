@@ -23,7 +23,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from antifraud import demo
-from antifraud.checkpoint import checkpoints_in
+from antifraud.checkpoint import newest_complete_checkpoint
 from antifraud.figures import loss_curve
 from antifraud.provenance import file_sha256, fingerprint
 from data.files import DataError
@@ -146,11 +146,22 @@ def whole_dialogues(here: Workspace) -> list:
 
 
 def trained_checkpoint(here: Workspace) -> str:
-    """The folder of a finished training run, which ``evaluate.load_model`` takes; trains the first time."""
+    """The folder of a finished training run, which ``evaluate.load_model`` takes; trains the first time.
+
+    A training that was stopped before its end goes on.
+    """
     with locked(here.run.parent, "", wait=True):
-        if not checkpoints_in(here.run):
+        if not _is_finished(here.run):
             _train(here)
     return str(here.run)
+
+
+def _is_finished(run: Path) -> bool:
+    newest, _ = newest_complete_checkpoint(run)
+    if newest is None:
+        return False
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
 
 
 def _train(here: Workspace) -> None:
@@ -159,7 +170,7 @@ def _train(here: Workspace) -> None:
     arguments = build_train_arguments(str(here.run), disable_tqdm=True, **here.training)
     trainer = build_trainer(model, tokenizer, arguments, build_loraconfig(**here.lora), train_dataset, eval_dataset)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=True)  # where there is something to go on from
 
 
 class LiveCurve(TrainerCallback):

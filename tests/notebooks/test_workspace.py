@@ -1,6 +1,7 @@
 """What a notebook starts with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     assert here.run != ours.run and here.run.parent.name.startswith("some-model-given-")
     assert here.sample_in_train == 100
     assert len(read_records(here.train, Skipped())) > len(read_records(ours.train, Skipped()))
+
+
+def test_a_training_that_was_stopped_is_not_taken_for_a_finished_one(run_folder, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(workspace, "_train", lambda here: trained.append(here.run.parent.name))
+    for name, checkpoints in (("none", ()), ("stopped", (40,)), ("finished", (40, 80))):
+        for step in checkpoints:
+            shutil.copytree(Path(run_folder) / f"checkpoint-{step}", tmp_path / name / "run" / f"checkpoint-{step}")
+        (tmp_path / name).mkdir(exist_ok=True)
+        here = workspace.Workspace("m", "cpu", tmp_path, tmp_path, tmp_path / name / "run", ours=True)
+        assert workspace.trained_checkpoint(here) == str(here.run)
+    assert trained == ["none", "stopped"]
 
 
 def test_other_dialogues_models_and_arguments_have_folders_of_their_own(tmp_path, monkeypatch):
