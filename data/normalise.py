@@ -58,7 +58,7 @@ _TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
 _NAME_FIRST = re.compile(rf"{_NAME} ?(?: {_OPEN}?|{_OPEN}) ?{_RANGE} ?{_CLOSE}?")
 _STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:{_DAY} )?{_TIME}{_CLOSE}? {_NAME}"
                           r"(?: ?[(（<][^()（）<>]{4,40}[)）>])?")
-_MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
+MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
 _VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
 _BRACKETED = re.compile(r"[\[(（【「『〈《<〔]"
                         r"(?P<name>[^\[\]()（）【】「」『』〈〉《》<>〔〕]{1,38})[\])）】」』〉》>〕]")
@@ -105,7 +105,7 @@ def _normalise_once(text: str) -> tuple[list[str], list[tuple[int, int]]]:
             if part := part.strip():
                 lines.append(part)
                 origin.append((number, number))
-    if _MAY_BE_STAMPED.search(text) or "WEBVTT" in text or "<v " in text:
+    if MAY_BE_STAMPED.search(text) or "WEBVTT" in text or "<v " in text:
         turns, origin = _merge_headers(lines, origin)
     else:
         turns = [_spoken(line) for line in lines]

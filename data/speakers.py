@@ -8,7 +8,7 @@ speaker names give the same tokens.
 
 import string
 
-from .normalise import SPEAKER, normalise, safe_name
+from .normalise import MAY_BE_STAMPED, SPEAKER, normalise, safe_name
 
 PERSONAL_NAMES = ("李明", "王芳", "张伟", "刘洋", "陈静", "杨强", "赵敏", "黄磊", "周婷", "吴刚", "徐丽", "孙浩")
 
@@ -34,7 +34,15 @@ def format_dialogue(lines: list[tuple[str, str]]) -> str:
     A corpus has speakers called ``诈骗者: 李浩`` or nothing at all, and contents of several paragraphs; none of
     them may be mistaken for a line of somebody else.
     """
-    return join_lines([(safe_name(name), " ".join(content.split())) for name, content in lines])
+    return join_lines([(safe_name(_without_stamp(name)), " ".join(content.split())) for name, content in lines])
+
+
+def _without_stamp(name: str) -> str:
+    """The name in ``10:00:11 客服`` or ``客服 (10:00)``, as a column of speakers may have it."""
+    if not MAY_BE_STAMPED.search(name):
+        return name
+    (found, _), *more = split_lines(normalise(f"{name}: -"))
+    return found if found and not more else name
 
 
 def map_speakers(text: str, names_of) -> str:

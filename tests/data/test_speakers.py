@@ -165,6 +165,12 @@ def test_a_name_is_made_one_that_can_be_read_back(name, expected):
     assert safe_name(name) == expected
 
 
+@pytest.mark.parametrize("stamped", ["10:00:1{} 客服", "[2024-05-01 10:0{}] 客服", "客服 (10:0{})", "客服 10:00:1{}"])
+def test_a_time_in_the_column_of_speakers_makes_no_other_speaker_of_each_line(stamped):
+    lines = [(stamped.format(number), f"第{number}句") for number in range(3)]
+    assert format_dialogue(lines) == "客服: 第0句\n客服: 第1句\n客服: 第2句"
+
+
 def test_names_that_hold_colons_and_contents_of_several_lines_stay_one_line_each():
     lines = [("诈骗者: 李浩", "您好：\n\n我是 客服"), ("", "张伟: 谁？")]
     assert format_dialogue(lines) == "诈骗者 李浩: 您好： 我是 客服\n旁白: 张伟: 谁？"
