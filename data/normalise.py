@@ -60,6 +60,7 @@ _STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:
                           r"(?: ?[(（<][^()（）<>]{4,40}[)）>])?")
 MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
 _VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
+_NUMBER = re.compile(r"(\d{1,4})(?:[.)）] |[.)）](?![\d ])|、) ?(?=\S)")
 _BRACKETED = re.compile(r"[\[(（【「『〈《<〔]"
                         r"(?P<name>[^\[\]()（）【】「」『』〈〉《》<>〔〕]{1,38})[\])）】」』〉》>〕]")
 _BRACKETED_TURN = re.compile(_BRACKETED.pattern + r" ?(?=[^ :：])")
@@ -105,6 +106,7 @@ def _normalise_once(text: str) -> tuple[list[str], list[tuple[int, int]]]:
             if part := part.strip():
                 lines.append(part)
                 origin.append((number, number))
+    lines = _unnumbered(lines)
     if MAY_BE_STAMPED.search(text) or "WEBVTT" in text or "<v " in text:
         turns, origin = _merge_headers(lines, origin)
     else:
@@ -125,6 +127,16 @@ def _plain_line(line: str) -> str:
     line = unicodedata.normalize("NFC", unicodedata.normalize("NFC", line).translate(_FORMS))
     line = _TYPED_BREAK.sub("\n", line)
     return re.sub(" *\n *", "\n", re.sub("  +", " ", line))
+
+
+def _unnumbered(lines: list[str]) -> list[str]:
+    """Lines without the numbers that count them; a single ``1.`` is said."""
+    if len(lines) < 2 or not (first := _NUMBER.match(lines[0])):
+        return lines
+    numbers = [_NUMBER.match(line) for line in lines]
+    if any(number is None or int(number[1]) != int(first[1]) + place for place, number in enumerate(numbers)):
+        return lines
+    return [line[number.end():] for line, number in zip(lines, numbers)]
 
 
 def _merge_headers(lines: list[str], origin: list[tuple[int, int]]

@@ -72,6 +72,15 @@ def test_a_mark_has_one_width_in_its_place(text, expected):
     assert normalise(text) == expected
 
 
+@pytest.mark.parametrize("number", ["{}. ", "{}.", "{}、", "{}) ", "{}） "])
+def test_lines_that_are_counted_lose_their_numbers_and_a_list_that_is_said_does_not(number):
+    lines = ["客服: 您好", "王女士: 谁？", "客服: 我"]
+    assert normalise("\n".join(number.format(place) + line for place, line in enumerate(lines, start=9))) == \
+        "\n".join(lines)
+    for said in ("1. 先转账", "甲: 三件事\n1. 先转账\n2. 再挂断", "1.5万元\n2.5万元", "3. 好\n5. 不好"):
+        assert normalise(said) == said
+
+
 def test_entities_are_the_characters_that_they_stand_for():
     assert normalise("甲: 好&#65292;&#x5728;&quot;&lt;&nbsp;&gt;") == '甲: 好，在"< >'
 
