@@ -17,7 +17,6 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from data.files import DataError
-from data.prompt import PromptEncoder
 from data.records import Skipped, read_numbered_records, read_records
 
 from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, require_calibratable, save_calibration
@@ -25,7 +24,7 @@ from ..model import load_tuned
 from ..provenance import describe_data
 from .calls import ordinary_report, require_ordinary
 from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
-from .scoring import calibrated, score_prompts
+from .scoring import calibrated, predict_details
 
 BINS = 10
 PREVALENCES = (0.01, 0.001)
@@ -216,7 +215,7 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
     """A decision with its temperature, and its threshold if there is a target, found on these rows; and how that went.
 
     Args:
-        scores: [rows] as `scoring.score_prompts` returns them.
+        scores: [rows] before any calibration: ``score`` of `scoring.predict_details`.
         ordinary, of_ordinary: records of ordinary calls and their scores, of which at most `false_alarms` in a hundred
             may raise an alarm; see `quiet_above`.
         target: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
@@ -274,9 +273,9 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     data = anonymous(describe_data(data_path, len(records)))
     if data["sha256"] == lineage.train_data.get("sha256"):
         raise DataError(f"{data_path}: the checkpoint was trained on it; calibrate on the eval split")
-    encoder = PromptEncoder(tokenizer, lineage.task)
-    scores = score_prompts(model, encoder, encoder.prompts([record["input"] for record in [*records, *calls]]),
-                           progress="scoring" if progress else None)
+    predictions = predict_details(model, tokenizer, [record["input"] for record in [*records, *calls]],
+                                  progress="scoring" if progress else None)  # in windows, as they will be judged
+    scores = np.array([one.score for one in predictions])
     try:
         decision, found = calibrate(
             [record["label"] for record in records], scores[:len(records)], lineage.decision, ordinary=calls,
