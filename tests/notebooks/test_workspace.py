@@ -37,7 +37,7 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     monkeypatch.setenv("FRAUD_TRAINING", json.dumps({"learning_rate": 5e-4}))
     here = find_workspace(tmp_path)
     assert (here.model, here.dialogs, here.ours) == ("somebody/some-model", ours.dialogs, False)
-    assert here.training == {"line_loss_weight": 0.3, "learning_rate": 5e-4} and here.lora == {}
+    assert here.training == {**workspace.TRAINING, "learning_rate": 5e-4} and here.lora == {}
     assert here.run != ours.run and here.run.parent.name.startswith("some-model-given-")
     assert here.sample_in_train == 100
     assert len(read_records(here.train, Skipped())) > len(read_records(ours.train, Skipped()))
