@@ -37,6 +37,7 @@ _ODD = {*map(chr, _FORMS), "\\", "<", "&"} - set(FULL_MARKS)  # a set is asked f
 _ENTITY = re.compile(r"&(?:nbsp|lt|gt|quot|#\d{1,6}|#x[0-9A-Fa-f]{1,5});")
 # Typed or pasted line ends; C:\new is a path.
 _TYPED_BREAK = re.compile(r"</?(?:br|p|div)\s*/?>|(?<![A-Za-z]:)(?:\\r\\n|\\n|\\r(?![A-Za-z]))", re.IGNORECASE)
+_BREAK = re.compile(rf"({_TYPED_BREAK.pattern}|[\n{_BREAKS}])", re.IGNORECASE)
 
 # ------------------------------------------------------------------------------------------------------ stamps
 _DATE = r"(?:\d{4}[-/.年]\d{1,2}[-/.月]\d{1,2}日?|(?:\d{4}年)?\d{1,2}月\d{1,2}日)"  # can stand without a time
@@ -48,9 +49,10 @@ _TIME = (r"(?:(?:凌晨|清晨|早上|上午|中午|下午|傍晚|晚上) ?)?"
 _STAMP = rf"(?:(?:{_DATE}|{_SHORT_DATE})(?:[T,， ]{{0,2}}{_DAY})?[T,， ]{{0,2}}{_TIME}|{_DATE}(?: ?{_DAY})?|{_TIME})"
 _RANGE = rf"{_STAMP}(?: ?(?:-->|->|→|-|–|—|~|至) ?{_STAMP})?"
 _SECONDS = r"\d+(?:\.\d+)?s(?: ?(?:-->|->|-|~) ?\d+(?:\.\d+)?s)?"  # as Whisper's programs write them
+_EPOCH = r"1[4-9]\d{8}(?:\d{3}|\.\d{1,6})?(?!\d)"  # seconds or milliseconds since 1970
 _OPEN, _CLOSE = r"[\[(（【<〔]", r"[\])）】>〕]"
-_FRONT = re.compile(rf"(?:(?>{_OPEN} ?(?:{_RANGE}|{_SECONDS}) ?{_CLOSE}|{_RANGE}(?![\d:：年月日点分万元块%]))"
-                    r" ?[-–—|,，]? ?)+")
+_FRONT = re.compile(rf"(?:(?>{_OPEN} ?(?:{_RANGE}|{_SECONDS}|{_EPOCH}) ?{_CLOSE}|{_EPOCH}(?=[ ,，])|"
+                    rf"{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
 _EXPLICIT = re.compile(rf"{_OPEN}|.*\d[:：]\d\d[:：]\d\d|.*-->")  # a stamp, whatever follows it
 _NAME = r"(?P<name>[^:：，。！？；,!?;\n]{1,40}?)"
 _BEHIND = re.compile(rf"{_NAME}(?> ?{_OPEN} ?{_RANGE} ?{_CLOSE}| {_RANGE})+ ?[:：](?!\d\d) ?")
@@ -58,9 +60,10 @@ _TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
 _NAME_FIRST = re.compile(rf"{_NAME} ?(?: {_OPEN}?|{_OPEN}) ?{_RANGE} ?{_CLOSE}?")
 _STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:{_DAY} )?{_TIME}{_CLOSE}? {_NAME}"
                           r"(?: ?[(（<][^()（）<>]{4,40}[)）>])?")
-MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
+MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{9}|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
 _VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
 _NUMBER = re.compile(r"(\d{1,4})(?:[.)）] |[.)）](?![\d ])|、) ?(?=\S)")
+_COLUMN = re.compile(r"\s*([^\t|｜:：，。！？；,!?;]{1,40}?) ?[\t|｜]\s*(?=[^\s|｜])")  # a speaker, then a tab or a bar
 _BRACKETED = re.compile(r"[\[(（【「『〈《<〔]"
                         r"(?P<name>[^\[\]()（）【】「」『』〈〉《》<>〔〕]{1,38})[\])）】」』〉》>〕]")
 _BRACKETED_TURN = re.compile(_BRACKETED.pattern + r" ?(?=[^ :：])")
@@ -101,7 +104,7 @@ def normalise_lines(text: str) -> tuple[list[str], list[tuple[int, int]]]:
 
 def _normalise_once(text: str) -> tuple[list[str], list[tuple[int, int]]]:
     lines, origin = [], []
-    for number, line in enumerate(_plain_characters(text)):
+    for number, line in enumerate(_plain_characters(_without_columns(text))):
         for part in line.split("\n"):
             if part := part.strip():
                 lines.append(part)
@@ -113,6 +116,19 @@ def _normalise_once(text: str) -> tuple[list[str], list[tuple[int, int]]]:
         turns = [_spoken(line) for line in lines]
     turns = _bracketed_turns(turns)
     return [_joined(name, said) for name, said in turns] or [""], origin or [(0, max(0, text.count("\n")))]
+
+
+def _without_columns(text: str) -> str:
+    """`text` with a colon behind its speakers, where each line has a tab or a bar there."""
+    if "\t" not in text and "|" not in text and "｜" not in text:
+        return text
+    parts = _BREAK.split(text)  # lines, and between them what ends them
+    columns = [_COLUMN.match(line) if line.strip() else line for line in parts[::2]]
+    if None in columns or sum(isinstance(column, re.Match) for column in columns) < 2:
+        return text
+    parts[::2] = [column if isinstance(column, str) else f"{column[1]}: {column.string[column.end():]}"
+                  for column in columns]
+    return "".join(parts)
 
 
 def _plain_characters(text: str) -> list[str]:

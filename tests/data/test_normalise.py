@@ -72,6 +72,20 @@ def test_a_mark_has_one_width_in_its_place(text, expected):
     assert normalise(text) == expected
 
 
+@pytest.mark.parametrize("mark", ["\t", "|", " | ", "｜"])
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\u2028", "<br>"])
+def test_a_tab_or_a_bar_behind_every_speaker_is_a_colon(mark, line_break):
+    assert normalise(line_break.join(f"{name}{mark}{said}" for name, said in (("甲", "您好"), ("乙", "你好")))
+                     ) == "甲: 您好\n乙: 你好"
+    assert normalise("价格表\n苹果|3元") == "价格表\n苹果|3元" and normalise("甲|乙") == "甲|乙"
+
+
+@pytest.mark.parametrize("stamp", ["1700000000 ", "1700000000123 ", "1700000000.25 ", "[1700000000] "])
+def test_seconds_since_1970_are_a_stamp_and_a_telephone_number_is_none(stamp):
+    assert normalise(f"{stamp}甲: 您好") == "甲: 您好"
+    assert normalise("13800138000 是我的号码") == "13800138000 是我的号码"
+
+
 @pytest.mark.parametrize("number", ["{}. ", "{}.", "{}、", "{}) ", "{}） "])
 def test_lines_that_are_counted_lose_their_numbers_and_a_list_that_is_said_does_not(number):
     lines = ["客服: 您好", "王女士: 谁？", "客服: 我"]
