@@ -348,11 +348,10 @@ TABLES: dict[str, Callable[[], str | None]] = {
     **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, differences, ordinary,
                                         calls, early_warning, probes, normaliser)},
     "ablations": on_eval,
-    "training": _speed("training", training.table),
-    "training_parts": _speed("training_parts", training.table),
+    **{name: _speed(name, training.table) for name in ("training", "training_parts")},
     "scoring": _speed("scoring", scoring.table),
     "several_gpus": _speed("several_gpus", several_gpus.table),
-    "end_to_end": _speed("end_to_end", end_to_end.table),
+    **{name: _speed(name, end_to_end.table) for name in ("end_to_end", "end_to_end_cpu")},
     "quantization": _speed("steps", quantization_table),
     "lengths": _speed("steps", lengths_table),
 }
