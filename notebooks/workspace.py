@@ -50,7 +50,7 @@ class Workspace:
 
     Attributes:
         model: folder or hub id of the base model; device: ``cuda`` or ``cpu``.
-        dialogs: folder of whole dialogues (CSV); train, eval, test: their pieces (JSONL), split by dialogue.
+        dialogs: folder of whole dialogues (CSV); train, eval, test: their segments (JSONL), split by dialogue.
         run: where the notebooks' checkpoints lie.
         training: what `build_train_arguments` is told; lora: what `build_loraconfig` is.
         ours: whether the dialogues are our sample corpus, whose text may be shown.

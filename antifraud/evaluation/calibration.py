@@ -22,7 +22,7 @@ from data.records import Skipped, read_numbered_records, read_records
 from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, require_calibratable, save_calibration
 from ..model import load_tuned
 from ..provenance import describe_data
-from .calls import ordinary_report, require_ordinary
+from .calls import highest_by_call, ordinary_report, require_ordinary
 from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
 from .scoring import calibrated, predict_details
 
@@ -130,16 +130,14 @@ def quiet_above(records: Sequence[dict], scores: np.ndarray, false_alarms: float
     Returns:
         the lowest such score, minus infinity where every call may alarm.
     """
-    highest: dict[str, dict] = {}
-    for row, (record, score) in enumerate(zip(records, scores, strict=True)):
-        calls = highest.setdefault(record.get("source", ""), {})
-        call = record.get("case", row)
-        calls[call] = max(calls.get(call, -math.inf), float(score))
-    sources = [list(calls.values()) for calls in highest.values()]
+    rows_of: dict[str, list[int]] = {}
+    for row, record in enumerate(records):
+        rows_of.setdefault(record.get("source", ""), []).append(row)
+    of_sources = [highest_by_call([records[row] for row in rows], scores[rows]) for rows in rows_of.values()]
     above = -math.inf
-    for calls in (sum(sources, []), *(calls for calls in sources if len(calls) >= FEW_CALLS)):
+    for calls in (np.concatenate([[], *of_sources]), *(calls for calls in of_sources if len(calls) >= FEW_CALLS)):
         may_alarm = math.floor(len(calls) * false_alarms / 100 + 1e-9)  # 7 of a hundred of 100 calls are 7, not 6
-        above = max([above, *sorted(calls)[:len(calls) - may_alarm]])
+        above = max([above, *np.sort(calls)[:len(calls) - may_alarm].tolist()])
     return above
 
 

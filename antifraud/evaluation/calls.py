@@ -26,15 +26,26 @@ def by_call(records: Sequence[dict], scores: np.ndarray) -> tuple[np.ndarray, np
 
     A record without a case is a call of its own.
     """
-    calls = np.unique(_cases(records), return_inverse=True)[1]
-    y_true, y_score = np.zeros(calls.max() + 1, dtype=bool), np.full(calls.max() + 1, -np.inf)
+    calls = _call_numbers(records)
+    y_true = np.zeros(calls.max() + 1, dtype=bool)
     np.logical_or.at(y_true, calls, [record["label"] for record in records])
-    np.maximum.at(y_score, calls, scores)
-    return y_true, y_score
+    return y_true, highest_by_call(records, scores)
+
+
+def highest_by_call(records: Sequence[dict], scores: np.ndarray) -> np.ndarray:
+    """[calls] the highest of the scores of each, in the order of `by_call`."""
+    calls = _call_numbers(records)
+    highest = np.full(calls.max() + 1, -np.inf)
+    np.maximum.at(highest, calls, scores)
+    return highest
+
+
+def _call_numbers(records: Sequence[dict]) -> np.ndarray:
+    return np.unique(_cases(records), return_inverse=True)[1]
 
 
 def call_report(records: Sequence[dict], scores: np.ndarray, threshold: float,
-                ordinary: tuple[Sequence[dict], np.ndarray] = ((), np.empty(0))) -> dict:
+                ordinary: tuple[Sequence[dict], np.ndarray] | None = None) -> dict:
     """How well calls are told apart by their highest segment, at the threshold and where false alarms are rare.
 
     Args:
@@ -51,7 +62,7 @@ def call_report(records: Sequence[dict], scores: np.ndarray, threshold: float,
     y_pred = y_score >= threshold
     report = {"n": len(y_true), "threshold": threshold, **classification_metrics(y_true, y_pred, y_score),
               "intervals": confidence_intervals(y_true, y_pred, y_score)}
-    if len(ordinary[0]):
+    if ordinary and ordinary[0]:
         y_true, y_score = (np.concatenate(parts) for parts in zip((y_true, y_score), by_call(*ordinary)))
     rare = {}
     for alarms in FALSE_ALARMS_PER_HUNDRED:

@@ -322,8 +322,8 @@ def _calls(inputs: Inputs, scored: Scored, others: Mapping, thresholds: Mapping[
     records = inputs.records
 
     def of(scores: np.ndarray, of_ordinary: np.ndarray | None, threshold: float) -> dict:
-        ordinary = ((), np.empty(0)) if of_ordinary is None else (inputs.ordinary, of_ordinary)
-        return call_report(records, scores, threshold, ordinary)
+        return call_report(records, scores, threshold,
+                           None if of_ordinary is None else (inputs.ordinary, of_ordinary))
 
     return {**of(scored.scores, scored.of_ordinary, scored.threshold),
             "baselines": {name: {**of(sets["data"], sets.get("ordinary"), thresholds.get(name, 0.5)),
