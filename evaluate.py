@@ -44,7 +44,7 @@ def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cud
         model: a causal LM, with or without adapters, as `load_model` or a notebook loaded it or a trainer left it.
         testdata_path: records with ``input`` and ``label``; those with an empty ``input`` are skipped and counted.
         device: kept for the article's cells; the model is judged where it is.
-        batch: generate for 8 rows at a time instead of one; scoring is always batched, to the same result.
+        batch: generate for as many rows at a time as fill the device instead of one; scoring is always batched.
         debug: print tn, fp, fn and tp too.
         options: ``full``, ``method``, ``threshold``, ``train_path``, ``eval_path``, ``ordinary``, ``peers``,
             ``with_text``, ``progress``: see `antifraud.evaluation.inputs.read_inputs`.

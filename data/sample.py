@@ -1,14 +1,14 @@
-"""Our own sample corpus: Chinese dialogues of 17 kinds of scam and 95 kinds of ordinary talk, made from a seed.
+"""Our own sample corpus: Chinese dialogues of 33 kinds of scam and 111 kinds of ordinary talk, made from a seed.
 
     python -m data.sample --output DIR [--dialogues N] [--seed S]
     python -m data.sample --output DIR --sets 40 [--seed S]
 
-The first command writes the scams and 17 kinds of ordinary talk, the second all of them, in folders by use.
+The first command writes 17 kinds of either, the second all of them, in folders by use.
 
-Scams and those 17 are built from the same sentences (``sample_phrases.toml``). A swindler's demand stands in non-fraud
-talk too, told of, warned of or denied, and a rightful party's advice stands in scams, where the swindler talks people
-out of it. What decides is who asks whom for what: a dialogue is fraud when somebody in it is asked to take a
-dangerous step or hears a yes to the question whether to take it. Counting words does not settle that.
+Scams and as many kinds of ordinary talk are built from the same sentences (``sample_phrases.toml``). A swindler's
+demand stands in non-fraud talk too, told of, warned of or denied, and a rightful party's advice stands in scams, where
+the swindler talks people out of it. What decides is who asks whom for what: a dialogue is fraud when somebody in it is
+asked to take a dangerous step or hears a yes to the question whether to take it. Counting words does not settle that.
 """
 
 import argparse
@@ -270,7 +270,8 @@ def sets_of_kinds(per_kind: int = 40, *, seed: int = 0) -> dict[str, list[Dialog
 
     They are others than those of `sample_dialogues` with the same seed.
     """
-    topics = {topic[name]: (topic, name == "scam") for topic in phrases()["topics"] for name in ("scam", "non_fraud")}
+    of_both = phrases()["topics"] + phrases()["more_topics"]
+    topics = {topic[name]: (topic, name == "scam") for topic in of_both for name in ("scam", "non_fraud")}
     topics |= {kind["name"]: (kind, False) for kind in ordinary()["kinds"]}
     sets = {}
     for use, kinds in ordinary()["use"].items():

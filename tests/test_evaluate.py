@@ -98,8 +98,8 @@ def test_a_model_that_overflows_in_fp16_is_one_line_with_the_remedy(base, eval_f
 
 def test_generated_answers_do_not_depend_on_the_batch_and_agree_with_the_scores(loaded, encoder, prompts):
     model, _ = loaded
-    one_by_one = generate_answers(model, encoder, prompts, rows_a_batch=1)
-    assert generate_answers(model, encoder, prompts, rows_a_batch=8) == one_by_one
+    one_by_one = generate_answers(model, encoder, prompts, tokens_a_batch=1)
+    assert generate_answers(model, encoder, prompts) == one_by_one
     labels = [parse_answer(text, Task()) for text in one_by_one]
     assert labels == (score_prompts(model, encoder, prompts) >= 0.5).tolist()
 

@@ -13,7 +13,6 @@ from data.records import Skipped, parse_object, read_numbered_records
 from ..checkpoint import anonymous
 from ..provenance import describe_data
 from .calls import require_ordinary
-from .scoring import GENERATE_ROWS_A_BATCH
 
 METHODS = ("score", "generate")
 
@@ -27,7 +26,7 @@ class Inputs:
     skipped: int
     full: bool
     method: str
-    rows_a_batch: int
+    batch: bool
     threshold: float | None
     train_path: str | None
     eval_split: list[dict]
@@ -60,7 +59,7 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
         path: records with ``input`` and ``label``; those with an empty ``input`` are skipped and counted.
         full: make probes, baselines, label audit, overlap with train and the untuned model, too.
         method: ``score`` (a probability from one forward pass) or ``generate`` (the answer written out).
-        batch: generate for 8 rows at a time instead of one; scoring is always batched, to the same result.
+        batch: generate for as many rows at a time as fill the device instead of one; scoring is always batched.
         threshold: probability from which on a dialogue is fraud; default: the checkpoint's.
         train_path: the train file, for baselines and overlap; default: the one that the checkpoint names, if it is
             there.
@@ -99,7 +98,7 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
             "ordinary_eval": (ordinary_eval, kept_for_choosing)}
     return Inputs(
         path, numbered, sum(place.startswith(f"{path}:") for place in skipped.places), full, method,
-        GENERATE_ROWS_A_BATCH if batch else 1, threshold, train_path, [record for _, record in eval_split],
+        batch, threshold, train_path, [record for _, record in eval_split],
         [record for _, record in sets["ordinary"][1]],
         [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
         [record for _, record in kept_for_choosing],

@@ -114,7 +114,7 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
 def _generated(model, encoder: PromptEncoder, prompts, inputs: Inputs, scored: Sequence[bool]
                ) -> tuple[list[bool | None], dict]:
     """The generated answers, and how often they agree with those by score."""
-    texts = generate_answers(model, encoder, prompts, rows_a_batch=inputs.rows_a_batch,
+    texts = generate_answers(model, encoder, prompts, tokens_a_batch=None if inputs.batch else 1,
                              progress="generating" if inputs.progress else None)
     answers = [parse_answer(text, encoder.task) for text in texts]
     both = [(one, other) for one, other in zip(answers, scored) if one is not None]

@@ -22,7 +22,6 @@ from ..logits import PADDING_MULTIPLE, common_prefix, hidden_states_at, label_lo
 from ..model import compute_dtype, compute_in_eval_as_in_training
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 4096}  # padded tokens; enough to fill the device, little enough to fit
-GENERATE_ROWS_A_BATCH = 8  # the article's
 SPARE_ANSWER_TOKENS = 8  # room for a model that puts its answer in a code fence
 
 
@@ -256,28 +255,30 @@ def _batches_by_tokens(rows: Sequence[Row], head: int, budget: int) -> Iterator[
 
 
 def generate_answers(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *,
-                     rows_a_batch: int = GENERATE_ROWS_A_BATCH, progress: str | None = None) -> list[str]:
-    """The text that the model writes, greedily, after each prompt; up to the end token or a few spare tokens."""
+                     tokens_a_batch: int | None = None, progress: str | None = None) -> list[str]:
+    """The text that the model writes, greedily, after each prompt; up to the end token or a few spare tokens.
+
+    Prompts are sorted by length and batched to `tokens_a_batch` padded tokens, one prompt at least, as in `score_rows`.
+    """
+    tokenizer, budget = encoder.tokenizer, tokens_a_batch or TOKENS_A_BATCH[model.device.type]
     longest = max(map(len, encoder.completions.values())) + SPARE_ANSWER_TOKENS
-    pad = encoder.tokenizer.pad_token_id
     config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=list(encoder.end_ids),
-                              pad_token_id=pad)
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    answers = [""] * len(prompts)
-    with inference(model), tqdm(total=len(prompts), desc=progress, unit=" rows", disable=progress is None) as bar:
-        for start in range(0, len(order), rows_a_batch):
-            rows = order[start:start + rows_a_batch]
-            width = max(len(prompts[row]) for row in rows)
-            lengths = torch.tensor([len(prompts[row]) for row in rows])
+                              pad_token_id=tokenizer.pad_token_id)
+    rows = [Row(tuple(prompt), (), encoder.label_ids, ()) for prompt in prompts]
+    answers: dict[Row, str] = {}
+    with inference(model), tqdm(total=len(set(rows)), desc=progress, unit=" rows", disable=progress is None) as bar:
+        for batch in _batches_by_tokens(sorted(set(rows), key=lambda row: (len(row.ids), row.ids)), 0, budget):
             # Generation appends on the right, so it is padded on the left and needs the mask.
-            input_ids = torch.tensor([[pad] * (width - len(prompts[row])) + list(prompts[row]) for row in rows])
+            width = len(batch[-1].ids)
+            lengths = torch.tensor([len(row.ids) for row in batch])
+            input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row.ids)) + list(row.ids)
+                                      for row in batch])
             mask = (torch.arange(width) >= width - lengths[:, None]).long()
             written = model.generate(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device),
                                      generation_config=config)[:, width:]
-            for row, text in zip(rows, encoder.tokenizer.batch_decode(written, skip_special_tokens=True)):
-                answers[row] = text
-            bar.update(len(rows))
-    return answers
+            answers.update(zip(batch, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True))
+            bar.update(len(batch))
+    return [answers[row] for row in rows]
 
 
 def parse_answer(text: str, task: Task) -> bool | None:
