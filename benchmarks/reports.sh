@@ -21,7 +21,8 @@
 # CALIBRATE="--best-f1" (the target), FALSE_ALARMS=2, SCAMS="" (records of kinds of scam that the corpus lacks),
 # ENCODER="" (an encoder to fine-tune as a peer),
 # ARTICLE="--keep-speaker-names" (the rest of the article's recipe is what trainer.py does by default),
-# GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and stops).
+# GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and
+# stops), ONLY=train (stops before anything is judged).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 out=$5
@@ -105,6 +106,7 @@ held_out() {
     data_of held_out "$1"
     [[ ${ONLY:-} == prepare ]] && return
     model_of held_out "$1"
+    [[ ${ONLY:-} == train ]] && return
     peer_of held_out "$1" "$out/data-held_out-$1/test.jsonl" "$eval0819"
     full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1" --ordinary "$out/data-held_out-$1/ordinary.jsonl"
     full held_out "$eval0819" eval0819 "$1"
@@ -115,6 +117,7 @@ apart() {
     data_of apart "$1" --held-out "$eval0819" --shares 0.85 0.1 0.05
     [[ ${ONLY:-} == prepare ]] && return
     model_of apart "$1"
+    [[ ${ONLY:-} == train ]] && return
     peer_of apart "$1" "$eval0819"
     full apart "$eval0819" eval0819_apart "$1"
 }
@@ -123,6 +126,7 @@ onset() {
     data_of onset "$1" --labels from-onset
     [[ ${ONLY:-} == prepare ]] && return
     model_of onset "$1"
+    [[ ${ONLY:-} == train ]] && return
     peer_of onset "$1" "$eval0819"
     full onset "$eval0819" eval0819_onset "$1"
 }
@@ -154,6 +158,7 @@ article() {
     [[ -e $data/test.jsonl ]] || shuffled "$data" "$1"
     [[ ${ONLY:-} == prepare ]] && return
     train "$data" "$run" "$1" "${article[@]}"
+    [[ ${ONLY:-} == train ]] && return
     judge "$run" "$data/test.jsonl" article_split "$1" --method generate
     judge "$run" "$eval0819" article_eval0819 "$1" --method generate
 }
@@ -173,7 +178,7 @@ for part in held_out apart onset article; do
 done
 for ((gpu = 0; gpu < (gpus > 1 ? gpus : 1); gpu++)); do worker $gpu & workers+=($!); done
 for pid in "${workers[@]}"; do wait "$pid"; done  # and stops where one failed
-if [[ $parts == *" early "* && ${ONLY:-} != prepare ]]; then
+if [[ $parts == *" early "* && ! ${ONLY:-} ]]; then
     "$python" -m antifraud.evaluation.early_warning --model "$model" --checkpoint "$out/run-held_out-0" \
         --source "$dialogs" --eval "$out/data-held_out-0/eval.jsonl" --test "$out/data-held_out-0/test.jsonl" \
         --output "$results/early_warning/$name/seed-0.json"

@@ -13,7 +13,7 @@ from data.prompt import PromptEncoder, Task, canonical_line_labels
 from data.records import Skipped, read_records
 
 from ..provenance import describe_data
-from .batches import IGNORED
+from .batches import IGNORED, token_arrays
 
 
 def read_examples(path: str, tokenizer, task: Task) -> Dataset:
@@ -62,7 +62,7 @@ def require_both_labels(labels: Sequence[bool], path: str) -> None:
 
 def require_learnable(train_args: TrainingArguments, train_dataset: Dataset) -> None:
     """Raises DataError where a dataset does not have what is to be learned: both answers, and the labels of lines."""
-    answers = {tuple(id for id in labels if id != IGNORED) for labels in train_dataset["labels"]}
+    answers = {tuple(labels[labels != IGNORED]) for labels in token_arrays(train_dataset, "labels")}
     if len(answers) < 2:
         raise DataError(f"the train set: all {len(train_dataset)} examples have the same answer; a model learns to "
                         "tell fraud from other talk by records of both labels")
