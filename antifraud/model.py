@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
@@ -43,11 +44,14 @@ OTHER_FORMATS = ["*/*", "consolidated*"]  # in subfolders, and in Mistral's layo
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+CONTAINER_LIMITS = (  # (most, now) bytes of memory, with control groups 2 and 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 CAUSAL_HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that have one
 
 
 def load_base(model_path: str, device: str = "cuda", *, quantization: str | BitsAndBytesConfig | None = "nf4",
-              double_quantization: bool = False, dequantize: bool = False, trust_remote_code: bool = False):
+              double_quantization: bool = False, dequantize: bool | None = False, trust_remote_code: bool = False):
     """Loads a causal LM with 4-bit base weights, and its tokenizer.
 
     Args:
@@ -56,7 +60,8 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
         quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), ``none`` for 16-bit weights, or a whole
             `BitsAndBytesConfig` in place of this and the next two.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
-        dequantize: keep the values that 4 bits can hold in 16 bit: the same results, faster, 2 bytes a weight.
+        dequantize: keep the values that 4 bits can hold in 16 bit (in 32 on a CPU): the same results, faster, 2 (or 4)
+            bytes a weight. None, for scoring: on a CPU where memory is plenty.
 
     Returns:
         (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
@@ -72,7 +77,7 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
         quantization = four_bit(quantization, dtype, double=double_quantization)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with _without_load_report():
+        with _without("transformers.modeling_utils", "LOAD REPORT"):  # `_require_whole` says it in one line
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, use_safetensors=True,
                 ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=trust_remote_code)
@@ -83,8 +88,9 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
     _require_whole(model_path, model, tokenizer, loading)
     lineage = Lineage(base={**describe_base(folder), "name": _name_of(folder)}, quantization=quantization_of(model))
     compute_in_eval_as_in_training(model)
-    if dequantize and quantization is not None:
-        model = model.dequantize(dtype=dtype)
+    if quantization is not None and (_memory_is_plenty(model) if dequantize is None else dequantize):
+        with _without("transformers.integrations.bitsandbytes", "dequantized"):
+            model = model.dequantize(dtype=dtype)
     model.lineage = lineage
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding comes after the last token and is never attended to
@@ -161,17 +167,29 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _without_load_report():
-    """Within this context transformers prints no table of what does not fit: `_require_whole` says it in one line."""
-    def other_than_report(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+def _without(module: str, words: str):
+    """Within this context a module logs nothing that holds these words."""
+    def other(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
 
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(other_than_report)
+    logger = logging.getLogger(module)
+    logger.addFilter(other)
     try:
         yield
     finally:
-        logger.removeFilter(other_than_report)
+        logger.removeFilter(other)
+
+
+def _memory_is_plenty(model) -> bool:
+    """Whether `model` is on a CPU, and the values of its 4-bit weights fit into the memory that is left three times."""
+    if model.device.type != "cpu":
+        return False
+    left = psutil.virtual_memory().available
+    for limit, used in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such limit
+            left = min(left, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    weights = sum(layer.in_features * layer.out_features for layer in model.modules() if isinstance(layer, Linear4bit))
+    return 3 * weights * compute_dtype("cpu").itemsize <= left
 
 
 def _require_whole(model_path: str, model, tokenizer, loading: dict) -> None:
@@ -300,7 +318,8 @@ def load_tuned(model_path: str, checkpoint_path: str = "", device: str = "cuda",
         model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
         checkpoint_path: ``outputs/run/checkpoint-N`` or ``outputs/run``; empty for the untuned model.
         task: what to ask; only where no ``fraud_task.json`` says what the model was taught. Default: `Task()`.
-        quantization: of the base weights, ``nf4``, ``fp4`` or ``none``; default: as the adapter was trained.
+        quantization: of the base weights, ``nf4``, ``fp4`` or ``none``; default: as the adapter was trained. On a CPU
+            whose free memory holds them three times over, 4-bit weights are dequantised once, to the same scores.
         fast: for many dialogues. The weights are kept in 16 bit, the adapter is merged into them, and on a GPU the
             layers are compiled, where a C compiler is there, which takes a while at first. Probabilities change by
             16-bit rounding, and with them the answers of borderline cases.
@@ -332,8 +351,9 @@ def load_tuned(model_path: str, checkpoint_path: str = "", device: str = "cuda",
     saved = lineage.quantization or {"type": "nf4", "double": False}
     if not folder and described:
         saved = {"type": "none", "double": False}
-    model, tokenizer = load_base(base_folder, device, quantization=quantization or saved["type"], dequantize=fast,
-                                 double_quantization=saved["double"], trust_remote_code=trust_remote_code)
+    model, tokenizer = load_base(base_folder, device, quantization=quantization or saved["type"],
+                                 double_quantization=saved["double"], dequantize=fast or None,
+                                 trust_remote_code=trust_remote_code)
     lineage = dataclasses.replace(lineage, task=task or lineage.task, base=model.lineage.base,
                                   quantization=model.lineage.quantization)
     if folder:

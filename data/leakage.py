@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from .normalise import normalise
+from .records import Skipped, read_records
 from .speakers import split_lines
 
 LINE_OF_SOME_LENGTH = 10  # characters; everybody says 好的，谢谢, and it gives nothing away
@@ -91,6 +92,11 @@ def whole_lines(text: str) -> set[str]:
 def overlap(records: Sequence[dict], others: Sequence[dict]) -> dict:
     """How much of `records` stands in `others` too: cases and near-duplicates (counts), lines and runs (shares)."""
     return _overlaps({"": records}, others)[""]
+
+
+def overlap_with_file(records: Sequence[dict], path: str) -> dict:
+    """`overlap` of `records` with those of a file."""
+    return overlap(records, read_records(path, Skipped()))
 
 
 def _overlaps(parts: dict[str, Sequence[dict]], others: Sequence[dict]) -> dict[str, dict]:

@@ -6,7 +6,7 @@ the tokens are equal and so are the scores, which are then not computed again.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -86,10 +86,10 @@ def _with_last_words(text: str, words: str) -> str:
     return join_lines([*lines, (next((name for name, _ in lines if name is not None), NARRATOR), words)])
 
 
-def probe_readings(encoder: PromptEncoder, dialogues: Sequence[str], *, line_aware: bool = False
-                   ) -> dict[str, list[Reading]]:
-    """The dialogues as the model reads them under each probe, by its name."""
-    texts = {**probed_texts(encoder, dialogues), **dict.fromkeys(INSTRUCTIONS, dialogues),
+def probe_readings(encoder: PromptEncoder, dialogues: Sequence[str], texts: Mapping[str, list[str]] | None = None, *,
+                   line_aware: bool = False) -> dict[str, list[Reading]]:
+    """The dialogues as the model reads them under each probe, by its name; `texts`: of `probed_texts`, if made."""
+    texts = {**(texts or probed_texts(encoder, dialogues)), **dict.fromkeys(INSTRUCTIONS, dialogues),
              **{name: [written(normalise(text), **how) for text in dialogues] for name, how in NOT_NORMALISED.items()}}
     return {name: read_dialogues(encoder_under(name, encoder), changed, line_aware=line_aware)
             for name, changed in texts.items()}
@@ -104,12 +104,13 @@ def encoder_under(probe: str, encoder: PromptEncoder) -> PromptEncoder:
 
 
 def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], readings: Sequence[Reading],
-                 scores: np.ndarray, *, threshold: float, groups: Sequence[Hashable] | None = None,
-                 progress: str | None = None) -> dict[str, dict]:
+                 scores: np.ndarray, *, texts: Mapping[str, list[str]] | None = None, threshold: float,
+                 groups: Sequence[Hashable] | None = None, progress: str | None = None) -> dict[str, dict]:
     """Each probe's metrics and their change from the unprobed ones; all probes are scored in one pass.
 
     Args:
         readings, scores: [records] unprobed, as the model read them, and calibrated probabilities.
+        texts: of `probed_texts`, where they are made already.
         groups: [records] the dialogue of each, resampled as a whole; None to resample rows.
 
     Returns:
@@ -117,7 +118,7 @@ def probe_report(model, encoder: PromptEncoder, records: Sequence[dict], reading
         differ at all), and ``change`` with the probed minus the unprobed precision, recall and F1, each with the 95 %
         interval of the paired bootstrap.
     """
-    probed = probe_readings(encoder, [record["input"] for record in records],
+    probed = probe_readings(encoder, [record["input"] for record in records], texts,
                             line_aware=lineage_of(model).decision.line_aware)
     score_of = {reading.rows: score for reading, score in zip(readings, scores.tolist())}
     new = list({reading.rows: reading for of_probe in probed.values() for reading in of_probe

@@ -1,9 +1,10 @@
-"""Work for the CPU beside that of a GPU, in a process of its own.
+"""Work beside that of a model, in a process of its own.
 
-Not in a thread: a GPU is fed one small kernel after the other, and would wait for the interpreter's lock at each.
+Not in a thread: a model computes one small product after the other, and would wait for the interpreter's lock at each.
 """
 
 import importlib
+import os
 import pickle
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def call(module: str, function: str, *args) -> object:
 
 
 def call_in_process(module: str, function: str, *args) -> object:
-    """What a function of a module returns, computed by another process.
+    """What a function of a module returns, computed by another process, on one core.
 
     Raises:
         DataError: as the function did.
@@ -28,7 +29,7 @@ def call_in_process(module: str, function: str, *args) -> object:
     """
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import _serve; _serve()"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((module, function, args)),
-                          capture_output=True)
+                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError(lines[-1] if lines else f"the process ended with exit code {done.returncode}")

@@ -8,9 +8,8 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
@@ -18,10 +17,10 @@ from scipy.special import expit
 
 from data.files import DataError, one_line
 from data.prompt import PromptEncoder
-from data.records import Skipped, groups_of, read_records
+from data.records import groups_of
 
 from ..checkpoint import Lineage, lineage_of, provenance_of
-from ..provenance import file_sha256
+from .beside import on_free_cores, start_cpu_work
 from .calibration import at_prevalence, bounded_threshold, quiet_above, reliability
 from .calls import call_report, ordinary_report, paired_by_call
 from .errors import error_report
@@ -36,8 +35,7 @@ from .metrics import (
     rate_differences,
     threshold_table,
 )
-from .probes import NOT_NORMALISED, probe_report, probed_texts
-from .processes import call, call_in_process
+from .probes import NOT_NORMALISED, probe_report
 from .scoring import Reading, Row, generate_answers, parse_answer, predict_readings, read_dialogues
 
 NOT_ASKED = "not asked for; add --full (in Python, full=True)"
@@ -74,7 +72,12 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
     """
     lineage = lineage_of(model)
     encoder = PromptEncoder(tokenizer, lineage.task)
-    beside = _start_cpu_work(encoder, inputs, lineage, model.device.type)
+    beside = start_cpu_work(encoder, inputs, lineage, model.device.type)
+    with on_free_cores(model, beside):
+        return _report(model, encoder, inputs, lineage, beside)
+
+
+def _report(model, encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, beside: Mapping[str, Future]) -> dict:
     threshold = lineage.decision.threshold if inputs.threshold is None else inputs.threshold
     readings, of_ordinary = (read_dialogues(encoder, [record["input"] for record in rows],
                                             line_aware=lineage.decision.line_aware)
@@ -159,38 +162,6 @@ def _attempt(not_made: dict, name: str, make: Callable[[], object], unless: str 
     return made
 
 
-def _start_cpu_work(encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, device: str) -> dict[str, Future]:
-    """Starts what needs no model: ``opinion``, ``overlap`` and ``answers`` of the baselines; beside a GPU, at once."""
-    if not inputs.full:
-        return {}
-    run = call_in_process if device == "cuda" else call
-    pool = ThreadPoolExecutor(4 if device == "cuda" else 1)
-
-    def overlap() -> dict:
-        return run("data.leakage", "overlap", inputs.records, read_records(train_path.result(), Skipped()))
-
-    def answers() -> dict:
-        probed = probed_texts(encoder, inputs.texts["data"])
-        texts = {**inputs.texts, **{f"probe {name}": rows for name, rows in probed.items()}}
-        return run("antifraud.evaluation.baselines", "answers", train_path.result(), texts, "data")
-
-    train_path = pool.submit(_train_path, inputs.train_path, lineage)
-    beside = {"answers": pool.submit(answers), "overlap": pool.submit(overlap),
-              "opinion": pool.submit(run, "antifraud.evaluation.labels", "second_opinion", inputs.records)}
-    pool.shutdown(wait=False)
-    return beside
-
-
-def _train_path(train_path: str | None, lineage: Lineage) -> str:
-    """The train file: the one named, or the one that the checkpoint names if it lies there unchanged."""
-    path = train_path or lineage.train_data.get("path")
-    if not path or not Path(path).is_file():
-        raise DataError("the train file is not known, or not there; name it with --train")
-    if train_path is None and file_sha256(path) != lineage.train_data.get("sha256"):
-        raise DataError("the train file was changed since the training; name it with --train")
-    return path
-
-
 def _side_dishes(model, inputs: Inputs, scored: Scored, beside: Mapping[str, Future]) -> dict:
     """What a report holds besides its core; what is not wanted or fails is None, and named in ``not_made``."""
     records, answers, scores, threshold = inputs.records, scored.answers, scored.scores, scored.threshold
@@ -199,8 +170,8 @@ def _side_dishes(model, inputs: Inputs, scored: Scored, beside: Mapping[str, Fut
 
     # The model's work first; the processes go on meanwhile.
     probes = _attempt(not_made, "probes", lambda: probe_report(
-        model, scored.encoder, records, scored.readings, scores, threshold=threshold, groups=groups_of(records),
-        progress="probing" if inputs.progress else None), not_full)
+        model, scored.encoder, records, scored.readings, scores, texts=beside["probed"].result(), threshold=threshold,
+        groups=groups_of(records), progress="probing" if inputs.progress else None), not_full)
     untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(model, scored.readings), not_full)
     fitted = _attempt(not_made, "tfidf", lambda: beside["answers"].result(), not_full) or {
         "probabilities": {}, "rule": None, "lines": None, "note": None}

@@ -6,6 +6,7 @@ import shutil
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from antifraud import model as models
-from antifraud.evaluation.scoring import inference
+from antifraud.evaluation.scoring import inference, predict
 from antifraud.model import compute_dtype, load_base, load_tuned, locate_model, pick_device
 from data.files import DataError
 from data.prompt import Task
@@ -264,3 +265,21 @@ def test_an_adapter_that_lacks_layers_is_refused(base, adapter_only):
     save_file({name: tensor for name, tensor in load_file(path).items() if ".layers.1." not in name}, path)
     with pytest.raises(DataError, match="layers.1"):
         load_tuned(base, str(adapter_only), "cpu")
+
+
+def test_with_memory_to_spare_4_bit_weights_are_dequantised_for_scoring_to_the_same_scores(
+        base, run_folder, tmp_path, monkeypatch):
+    def four_bit_layers(model):
+        return [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+
+    roomy, tokenizer = load_tuned(base, run_folder, "cpu")
+    (tmp_path / "limit").write_text("1024\n")  # a container that has used all but nothing of a kilobyte
+    (tmp_path / "used").write_text("1000\n")
+    monkeypatch.setattr(models, "CONTAINER_LIMITS", [(tmp_path / "limit", tmp_path / "used")])
+    tight, _ = load_tuned(base, run_folder, "cpu")
+    assert four_bit_layers(tight) and not four_bit_layers(roomy)
+    assert roomy.lineage.quantization == tight.lineage.quantization and roomy.lineage.quantization["type"] == "nf4"
+    np.testing.assert_array_equal(*(predict(model, tokenizer, ["A: 您好", "B: 请把验证码告诉我"])
+                                    for model in (roomy, tight)))
+    (tmp_path / "limit").write_text("max\n")
+    assert not four_bit_layers(load_tuned(base, run_folder, "cpu")[0]) and four_bit_layers(load_base(base, "cpu")[0])

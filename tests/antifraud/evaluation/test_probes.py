@@ -198,7 +198,7 @@ def test_a_probe_reports_its_metrics_and_their_change_by_hand(encoder, monkeypat
     readings = read_dialogues(encoder, [record["input"] for record in RECORDS], line_aware=False)
     missed = probe_readings(encoder, [RECORDS[0]["input"]])["asr_noise"][0]
     asked = said(lambda rows: 0.2)
-    monkeypatch.setattr(probes, "probe_readings", lambda encoder, dialogues, line_aware: {
+    monkeypatch.setattr(probes, "probe_readings", lambda *_, line_aware: {
         "asr_noise": [missed, *readings[1:]], "speakers_renamed": readings, "unseen_noise": [missed, *readings[1:]]})
     report = probe_report(None, encoder, RECORDS, readings, np.array([0.7, 0.9, 0.6, 0.1]), threshold=0.5)
     assert asked == [missed.rows]  # once, and what equals an unprobed dialogue not at all
