@@ -18,9 +18,10 @@
 # made again: a script that was stopped goes on. Several GPUs share the seeds. In the environment, with their defaults:
 # SEEDS="0 1 2", PYTHON=python3, TRAIN and PREPARE (below), TRAININGS=1 (more are averaged to one adapter),
 # ORDINARY_EVAL="" and ORDINARY_JUDGE="" (ordinary talk to choose the threshold on only, and to judge on only),
-# CALIBRATE="--best-f1" (the target), FALSE_ALARMS=2, SCAMS="" (records of kinds of scam that the corpus lacks),
+# CALIBRATE="--best-f1" (the target), FALSE_ALARMS=5, SCAMS="" (records of kinds of scam that the corpus lacks),
 # ENCODER="" (an encoder to fine-tune as a peer),
-# ARTICLE="--keep-speaker-names" (the rest of the article's recipe is what trainer.py does by default),
+# ARTICLE="--keep-speaker-names --num-train-epochs 1 --eval-steps 370 --save-steps 370" (the rest of the article's recipe
+# is what trainer.py does by default),
 # GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and
 # stops), ONLY=train (stops before anything is judged).
 set -euo pipefail
@@ -32,8 +33,8 @@ parts=" ${*:6} "
 python=${PYTHON:-python3} results=${RESULTS:-results/reports} name=${NAME:-$(basename "$model")}
 trainings=${TRAININGS:-1} encoder=${ENCODER:-}
 read -ra prepare <<<"${PREPARE:---augment 0.5 --ordinary-share all}"
-read -ra train <<<"${TRAIN:---max-steps 1400 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350}"
-read -ra article <<<"${ARTICLE:---keep-speaker-names}"
+read -ra train <<<"${TRAIN:---max-steps 1400 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350}"
+read -ra article <<<"${ARTICLE:---keep-speaker-names --num-train-epochs 1 --eval-steps 370 --save-steps 370}"
 read -ra chosen_on <<<"${ORDINARY_EVAL:-}"
 read -ra judged_only <<<"${ORDINARY_JUDGE:-}"
 read -ra target <<<"${CALIBRATE:---best-f1}"
@@ -70,7 +71,7 @@ model_of() {
         [[ -e $run ]] || "$python" -m antifraud.training.average --checkpoints "${runs[@]}" --output "$run"
     fi
     if [[ -e $data/ordinary_eval.jsonl ]]; then
-        bound=(--ordinary "$data/ordinary_eval.jsonl" --false-alarms "${FALSE_ALARMS:-2}")
+        bound=(--ordinary "$data/ordinary_eval.jsonl" --false-alarms "${FALSE_ALARMS:-5}")
     fi
     "$python" evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate "${target[@]}" \
         "${bound[@]}" --output "$run.calibrated.json"

@@ -142,8 +142,6 @@ RECIPES = {
     "small_longest_rows": Recipe({"recipe": "small"}, longest=True),
     "fast_not_compiled": Recipe({"recipe": "fast", "compile_layers": False}),
     "fast_dequantized": Recipe(FAST, loading={"dequantize": True}),
-    "fast_joint": Recipe({**FAST, "joint_adapters": True}),
-    "fast_joint_dequantized": Recipe({**FAST, "joint_adapters": True}, loading={"dequantize": True}),
     "fast_recomputing": Recipe({**FAST, "selective_recomputation": True}),
     "fast_6_gb": Recipe({**FAST, "tokens_per_micro_batch": 1024}),
     "fast_longest_rows": Recipe(FAST, longest=True),

@@ -10,7 +10,6 @@ from data.files import DataError, one_line
 
 from ..compiling import can_compile, compile_layers, kernels_kept, selective_recomputation
 from .cuda_graphs import CapturedMicroBatch
-from .joint_adapters import join_adapters
 from .loss import label_position_loss
 
 # Rows, from which on compiled layers make up for compiling them: 100 s or so, and 15 where an earlier run left kernels,
@@ -36,8 +35,6 @@ class MicroBatches(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         inputs = self._prepare_inputs(inputs)
         if self.compiled is None:
-            if self.args.joint_adapters:
-                join_adapters(self.model)
             self.compiled = self._compile_if_it_pays()
         one = self._captured_step if self.args.cuda_graphs else super().training_step
         with selective_recomputation(self.args.selective_recomputation):  # a layer is compiled when it first runs

@@ -43,7 +43,7 @@ FEWEST_TOKENS = 1024  # a micro-batch; with less, too many of them a step
 
 @dataclass
 class FraudTrainingArguments(TrainingArguments):
-    """TrainingArguments and six of our own. Fields may be assigned afterwards, under transformers 4's names too.
+    """TrainingArguments and five of our own. Fields may be assigned afterwards, under transformers 4's names too.
 
     A name that this version of transformers does not know is refused; the base class would ignore it.
     """
@@ -55,9 +55,6 @@ class FraudTrainingArguments(TrainingArguments):
                 "with selective recomputation."})
     selective_recomputation: bool = field(default=False, metadata={
         "help": "Compiled layers keep a third less for the backward pass, which computes it again. Same gradients."})
-    joint_adapters: bool = field(default=False, metadata={
-        "help": "A matrices that read the same input in one product, with one dropout. Without dropout, same "
-                "gradients."})
     tokens_per_micro_batch: int = field(default=0, metadata={
         "help": "Cut a batch into micro-batches of at most so many tokens, padding included; 0: one. Same gradients."})
     line_loss_weight: float = field(default=0.0, metadata={

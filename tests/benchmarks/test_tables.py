@@ -48,43 +48,51 @@ def recall_by_call(alarms, *keys):
     return statistics.fmean(row["recall"] for row in held_out("calls", *keys, "at_false_alarms_per_hundred", alarms))
 
 
+def recall_lost(probe):
+    return -statistics.fmean(found["change"]["recall"]["value"] for found in held_out("probes", probe))
+
+
 PEERS = ("tfidf", "tfidf_line_labels")
+INJECTIONS = ("injected_command", "injected_tokens")
 CLAIMS = {
     "one_rule_for_thresholds": lambda: all(
         found["at_threshold"] for name in tables.SETS for reports in tables.reports_on(name).values()
         for key in tables.PEERS for found in tables.under(reports, "baselines", key)),
     "eval0819_shares_lines": lambda: all(
         report["overlap_with_train"]["rows_sharing_a_line"] > 0.5 for report in on_eval0819()),
-    "tfidf_ahead_on_eval0819": lambda: all(found["interval"][1] < 0 for found in minus_tfidf(on_eval0819())),
-    "ahead_of_line_tfidf": lambda: all(
-        found["interval"][0] > 0 for found in minus_tfidf(held_out(), key="tfidf_line_labels")),
-    "ahead_of_tfidf_in_half": lambda: sum(
-        found["interval"][0] > 0 for found in minus_tfidf(held_out())) * 2 == len(minus_tfidf(held_out())),
-    "encoder_ranks_as_well": lambda: all(
-        abs(found["value"]) < 0.01 for found in minus_tfidf(held_out(), "average_precision", "encoder")),
-    "encoder_misses_half": lambda: 0.4 < statistics.fmean(
-        found["recall"] for found in tables.baseline(held_out(), "encoder")) < 0.6,
-    "tfidf_ahead_by_call": lambda: all(
-        recall_by_call(alarms) < recall_by_call(alarms, "baselines", "tfidf") for alarms in ("1", "5")),
-    "level_by_call": lambda: all(
+    "level_on_eval0819": lambda: all(
         found["interval"][0] <= 0 <= found["interval"][1] for key in PEERS
+        for found in minus_tfidf(on_eval0819(), "average_precision", key)),
+    "ranks_best": lambda: all(
+        found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)),
+    "ahead_on_new_dialogues": lambda: all(
+        found["interval"][0] > 0 for reports in tables.reports_on("eval0819_apart").values() for key in PEERS
+        for figure in ("f1", "average_precision") for found in minus_tfidf(reports, figure, key)),
+    "tfidf_ahead_by_call": lambda: recall_by_call("1") < recall_by_call("1", "baselines", "tfidf") - 0.02,
+    "level_at_five_alarms": lambda: abs(recall_by_call("5") - recall_by_call("5", "baselines", "tfidf")) < 0.01,
+    "never_worse_by_call": lambda: all(
+        found["interval"][1] >= 0 for key in PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
-    "goal_missed_on_unseen_kinds": lambda: min(alarms_of("sample_ordinary_judge")) > 2 * 5,
-    "line_tfidf_keeps_quieter": lambda: all(
-        ours > theirs for ours, theirs in zip(alarms_of("sample_ordinary_judge"), alarms_of(
+    "about_five_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 5,
+    "goal_met_on_unseen_kinds_in_two": lambda: sum(found <= 5 for found in alarms_of("sample_ordinary_judge")) == 2,
+    "line_tfidf_raises_more": lambda: all(
+        ours <= theirs for ours, theirs in zip(alarms_of("sample_ordinary_judge"), alarms_of(
             "sample_ordinary_judge", "baselines", "tfidf_line_labels", "at_threshold"))),
+    "thresholds_differ": lambda: min(held_out("threshold")) < 0.7 and max(held_out("threshold")) > 0.9,
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
-    "probes_cost_little": lambda: all(
-        probe["change"]["recall"]["value"] > -0.03 for probes in held_out("probes") for name, probe in probes.items()
-        if not name.endswith("not_normalised")),
+    "injections_cost_recall": lambda: all(
+        probes[name]["change"]["recall"]["interval"][1] < 0 for probes in held_out("probes")
+        for name in INJECTIONS),
+    "other_probes_cost_less": lambda: min(map(recall_lost, INJECTIONS)) > 2 * max(
+        recall_lost(name) for name in held_out("probes")[0]
+        if name not in INJECTIONS and not name.endswith("not_normalised")),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in tables.under(on_eval0819(), "baselines", "speaker_names")),
-    "recipe_not_searched": lambda: len({row["variant"] for row in result("ablations")["rows"]}) == 1,
     "a_fifth_of_the_memory": lambda: round(peak("article") / peak("small")) == 5,
     "weights_are_little_of_the_peak": lambda: peak("article") > 8 * (weights("none") - weights("nf4")),
     "logits_are_most_of_a_step": lambda: all(
@@ -136,7 +144,7 @@ def report(f1, ahead, **beside):
     by_call = {"n": 20, "tn": 3, "fp": 1, **figures,
                "at_false_alarms_per_hundred": {"1": {"recall": 0.25}, "5": {"recall": 0.5}}}
     talk = {"by_source": {"kdconv": alarms(100 * (1 - f1))}}
-    return {**figures, "intervals": dict.fromkeys(figures, [f1 - 0.1, 1.0]), "unparsed": 0,
+    return {**figures, "threshold": 0.5, "intervals": dict.fromkeys(figures, [f1 - 0.1, 1.0]), "unparsed": 0,
             "ordinary": {**talk, "baselines": {"tfidf": {"at_threshold": {"by_source": {"kdconv": alarms(50)}}}}},
             "calls": {**by_call, "baselines": {"tfidf": {**by_call, "model_average_precision_minus_this": lead}}},
             "baselines": {"tfidf": {**figures, "at_threshold": {"f1": 0.5, "model_f1_minus_this": lead},
@@ -174,8 +182,8 @@ def test_seeds_are_shown_as_their_mean_and_range(put):
     tfidf, model = cells(tables.results().partition("\n\n")[0])
     assert tfidf[1:4] == ["character TF-IDF", "2", "0.812 (0.750 to 0.875)"] and tfidf[5] == "0.500"
     assert model[1:] == ["**model**", "2", *["0.812 (0.750 to 0.875)"] * 4]
-    assert [row[1:3] for row in cells(tables.seeds())] == [["0", "0.750 (0.650 to 1.000)"],
-                                                           ["1", "0.875 (0.775 to 1.000)"]]
+    assert [row[1:4] for row in cells(tables.seeds())] == [["0", "0.500", "0.750 (0.650 to 1.000)"],
+                                                           ["1", "0.500", "0.875 (0.775 to 1.000)"]]
 
 
 def test_leads_count_the_seeds_whose_interval_is_clear_of_zero_on_either_side(put):
@@ -216,7 +224,7 @@ def test_the_first_table_has_a_row_for_each_peer_model_and_the_article_and_a_col
     put("held_out", report(0.75, 0.05), report(0.875, 0.2))
     put("eval0819", report(0.5, 0.05), model="other")
     assert [row[1:4] for row in cells(tables.front())] == [
-        ["0.500", "-", "0.812"], ["0.812", "-", "0.812"], ["-", "0.500", "-"], ["-", "0.891", "-"]]
+        ["0.812", "0.500", "-"], ["0.812", "0.812", "-"], ["-", "-", "0.500"], ["-", "-", "0.891"]]
     assert len(cells(tables.front_zh())) == 4 and "seeds" not in tables.front_zh()
 
 

@@ -21,7 +21,7 @@ LEFT_TO_TRAINER = {
     "disable_tqdm", "eval_on_start", "eval_strategy", "fp16", "gradient_checkpointing", "ignore_data_skip",
     "load_best_model_at_end", "log_level", "log_level_replica", "log_on_each_node", "logging_first_step",
     "logging_nan_inf_filter", "logging_strategy", "lr_scheduler_kwargs", "lr_scheduler_type", "num_train_epochs",
-    "joint_adapters", "optim", "report_to", "run_name", "save_on_each_node", "save_strategy", "selective_recomputation",
+    "optim", "report_to", "run_name", "save_on_each_node", "save_strategy", "selective_recomputation",
     "skip_memory_metrics", "tf32", "use_cpu"}
 
 
