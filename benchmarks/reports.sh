@@ -7,7 +7,8 @@
 # ORDINARY are folders or CSV files of non-fraud dialogues from elsewhere, to train on and to judge by. The threshold is
 # that of the best F1 on eval with at most FALSE_ALARMS in a hundred of the ordinary calls that are kept for choosing it.
 #
-#   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819, and scams_unseen for SCAMS
+#   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819, and scams_unseen for SCAMS;
+#             its calls read whole, with a threshold of their own -> held_out_calls
 #   apart     trained without the dialogues eval0819 was cut from -> eval0819_apart
 #   onset     labelled from the onset of a fraud, as eval0819 is  -> eval0819_onset
 #   article   the article's recipe, speaker names kept, segments shuffled before the split, generated answers
@@ -112,6 +113,25 @@ held_out() {
     full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1" --ordinary "$out/data-held_out-$1/ordinary.jsonl"
     full held_out "$eval0819" eval0819 "$1"
     if [[ ${SCAMS:-} ]]; then judge "$out/run-held_out-$1" "$SCAMS" scams_unseen "$1"; fi
+    whole_calls "$1"
+}
+
+# whole_calls SEED: the model of held_out, its threshold found on calls that are read whole, judged on such calls
+whole_calls() {
+    local data=$out/data-held_out-$1 run=$out/run-held_out_calls-$1 bound=() talk=()
+    if [[ -e $data/ordinary_eval_calls.jsonl ]]; then
+        bound=(--ordinary "$data/ordinary_eval_calls.jsonl" --false-alarms "${FALSE_ALARMS:-5}")
+        talk=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
+    fi
+    if [[ ! -e $run ]]; then
+        rm -rf "$run.copying"
+        cp -r "$out/run-held_out-$1" "$run.copying"
+        "$python" evaluate.py --model "$model" --checkpoint "$run.copying" --data "$data/eval_calls.jsonl" --calibrate \
+            "${target[@]}" "${bound[@]}"
+        mv "$run.copying" "$run"
+    fi
+    judge "$run" "$data/test_calls.jsonl" held_out_calls "$1" --full --train "$data/train.jsonl" \
+        --eval "$data/eval_calls.jsonl" "${talk[@]}"
 }
 
 apart() {

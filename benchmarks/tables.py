@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 ARTICLE = {"tn": 1143, "fp": 22, "fn": 215, "tp": 968}  # as published, on eval0819
 SETS = {  # the folders of results/reports, in the order of the tables
-    "held_out": "held-out dialogues",
+    "held_out": "held-out dialogues", "held_out_calls": "held-out calls, read whole",
     "eval0819_apart": "eval0819, trained without its dialogues",
     "eval0819_onset": "eval0819, trained from onset",
     "eval0819": "eval0819",

@@ -288,20 +288,22 @@ ALL_LOGITS_UP_TO = 512  # tokens a row; the logits of 16 rows of 1,024 are 5 GiB
 
 def study_quantization(folder: str, device: str, rows: int = ROWS, tokens: int = TOKENS) -> dict[str, dict]:
     """Load time, size, error and a step of LoRA training for each way to store the base weights."""
-    found = {}
-    for name, options in QUANTIZATIONS.items():
-        free_memory()
-        before = torch.cuda.memory_allocated() if device != "cpu" else 0
-        started = time.perf_counter()
-        model, _ = load_model(folder, device, **options)
-        wait_for(device)
-        found[name] = {"load_seconds": time.perf_counter() - started,
-                       "weights_gib": ((torch.cuda.memory_allocated() if device != "cpu" else
-                                        sum(parameter.nbytes for parameter in model.parameters())) - before) / GIB,
-                       **storage_of_linear_weights(model, folder)}
-        step = measure_step(with_adapters(model), label_position_loss, rows, tokens)
-        found[name] |= step or {"peak_gib": None, "seconds": None}
-    return found
+    return {name: study_one(folder, device, rows, tokens, options) for name, options in QUANTIZATIONS.items()}
+
+
+def study_one(folder: str, device: str, rows: int, tokens: int, options: dict) -> dict:
+    """One row of `study_quantization`; its model is gone when the next one's memory is measured."""
+    free_memory()
+    before = torch.cuda.memory_allocated() if device != "cpu" else 0
+    started = time.perf_counter()
+    model, _ = load_model(folder, device, **options)
+    wait_for(device)
+    found = {"load_seconds": time.perf_counter() - started,
+             "weights_gib": ((torch.cuda.memory_allocated() if device != "cpu" else
+                              sum(parameter.nbytes for parameter in model.parameters())) - before) / GIB,
+             **storage_of_linear_weights(model, folder)}
+    step = measure_step(with_adapters(model), label_position_loss, rows, tokens)
+    return found | (step or {"peak_gib": None, "seconds": None})
 
 
 @torch.no_grad()

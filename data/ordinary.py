@@ -76,4 +76,6 @@ def refuse_same_cases(dialogues: Sequence[Dialogue], source_of: dict[str, str]) 
 
 
 def with_source(records: Sequence[dict], source_of: dict[str, str]) -> list[dict]:
-    return [{**record, "source": source_of[record["case"]]} for record in records]
+    """Records of ordinary talk name their source; others stay as they are."""
+    return [record if record["case"] not in source_of else {**record, "source": source_of[record["case"]]}
+            for record in records]

@@ -13,8 +13,9 @@ of another split are removed, only the train set is rebalanced (and, on request,
 
 Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
-(``ordinary.jsonl``, with all of ``--ordinary-judge``). Both hold segments; ``ordinary_eval_calls.jsonl`` and
-``ordinary_calls.jsonl`` hold the same dialogues whole. Each record names its ``source``.
+(``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. All these hold
+segments; ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold the
+same dialogues whole.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from .split import (
 
 FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
 KINDS = ("fraud", "non_fraud", "ordinary")  # of train segments
-CALLS = {"ordinary_eval": "ordinary_eval_calls", "ordinary": "ordinary_calls"}
+CALLS = ("eval", "test", "ordinary_eval", "ordinary")  # of which the dialogues are written whole, too
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         **leakage_report(splits, seed=settings.seed),
         "warnings": _warnings(splits, balance),
     }
-    calls = {CALLS[part]: with_source([record for dialogue in ordinary[part]
-                                       for record in cut_dialogue(dialogue, (math.inf,))], source_of) for part in CALLS}
+    calls = {f"{part}_calls": with_source([record for dialogue in {**dealt, **ordinary}[part] for record in cut_dialogue(
+        dialogue, (math.inf,), settings.labels)], source_of) for part in CALLS}
     _write(Path(output), {**splits, **calls}, report)
     return report
 

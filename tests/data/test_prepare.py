@@ -11,7 +11,7 @@ from corpora import dialogue, read_splits, write_corpus
 
 from data.files import DataError
 from data.prepare import Settings, add_noisy_copies, describe, main, prepare
-from data.records import Skipped, read_dialogues, write_dialogues, write_records
+from data.records import Skipped, read_dialogues, read_records, write_dialogues, write_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def test_the_command_writes_three_splits_and_a_leakage_report(tmp_path):
     done = run_command("--source", tmp_path, "--output", tmp_path / "out", "--lengths", 13, 100)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == \
-        ["eval.jsonl", "leakage.json", "test.jsonl", "train.jsonl"]
+        ["eval.jsonl", "eval_calls.jsonl", "leakage.json", "test.jsonl", "test_calls.jsonl", "train.jsonl"]
     # A fraud gives 2 positives (its fraudulent line, the whole) and 1 negative, a meeting 3 negatives.
     # Train: 16 dialogues of each kind, 32 positives and 16 + 48 negatives, of which 32 stay.
     report = json.loads((tmp_path / "out" / "leakage.json").read_text(encoding="utf-8"))
@@ -44,6 +44,11 @@ def test_the_command_writes_three_splits_and_a_leakage_report(tmp_path):
     assert report["if_segments_were_shuffled"]["rows_sharing_a_line"] > 0.5  # every line stands in two segments
     assert report["skipped_lines"] == 0 and report["settings"]["lengths"] == [13, 100]
     assert {name: len(records) for name, records in splits.items()} == {"train": 64, "eval": 12, "test": 12}
+    for name in ("eval", "test"):  # the same dialogues whole
+        whole = read_records(tmp_path / "out" / f"{name}_calls.jsonl")
+        of_segments = {r["case"]: False for r in splits[name]} | {r["case"]: True for r in splits[name] if r["label"]}
+        assert {r["case"]: r["label"] for r in whole} == of_segments and len(whole) == 4
+        assert all(len(r["line_labels"]) == r["input"].count("\n") + 1 for r in whole)
     assert f"--train {tmp_path}/out/train.jsonl" in done.stdout
     assert re.search("eval .*train: 0 .* 0 .* 0.0%", done.stdout)
 
