@@ -21,7 +21,7 @@ from ..checkpoint import lineage_of
 from ..logits import PADDING_MULTIPLE, common_prefix, hidden_states_at, label_logits_at, model_inputs, pad_right
 from ..model import compute_dtype, compute_in_eval_as_in_training
 
-TOKENS_A_BATCH = {"cuda": 32768, "cpu": 4096}  # padded tokens; enough to fill the device, little enough to fit
+TOKENS_A_BATCH = {"cuda": 32768, "cpu": 1024}  # padded tokens: enough to fill a GPU, few enough for a CPU's cache
 SPARE_ANSWER_TOKENS = 8  # room for a model that puts its answer in a code fence
 
 
