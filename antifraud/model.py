@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
@@ -44,9 +43,7 @@ OTHER_FORMATS = ["*/*", "consolidated*"]  # in subfolders, and in Mistral's layo
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-CONTAINER_LIMITS = (  # (most, now) bytes of memory, with control groups 2 and 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+SMALL = 2**30  # bytes of weights: turning more into 32 bit takes a CPU a minute
 CAUSAL_HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that have one
 
 
@@ -61,7 +58,7 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
             `BitsAndBytesConfig` in place of this and the next two.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
         dequantize: keep the values that 4 bits can hold in 16 bit (in 32 on a CPU): the same results, faster, 2 (or 4)
-            bytes a weight. None, for scoring: on a CPU where memory is plenty.
+            bytes a weight. None, for scoring: a small model on a CPU.
 
     Returns:
         (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
@@ -88,7 +85,7 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
     _require_whole(model_path, model, tokenizer, loading)
     lineage = Lineage(base={**describe_base(folder), "name": _name_of(folder)}, quantization=quantization_of(model))
     compute_in_eval_as_in_training(model)
-    if quantization is not None and (_memory_is_plenty(model) if dequantize is None else dequantize):
+    if quantization is not None and (_is_small_on_cpu(model) if dequantize is None else dequantize):
         with _without("transformers.integrations.bitsandbytes", "dequantized"):
             model = model.dequantize(dtype=dtype)
     model.lineage = lineage
@@ -180,16 +177,10 @@ def _without(module: str, words: str):
         logger.removeFilter(other)
 
 
-def _memory_is_plenty(model) -> bool:
-    """Whether `model` is on a CPU, and the values of its 4-bit weights fit into the memory that is left three times."""
-    if model.device.type != "cpu":
-        return False
-    left = psutil.virtual_memory().available
-    for limit, used in CONTAINER_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # no such limit
-            left = min(left, int(Path(limit).read_text()) - int(Path(used).read_text()))
+def _is_small_on_cpu(model) -> bool:
+    """Whether `model` is on a CPU, and the values of its 4-bit weights are few."""
     weights = sum(layer.in_features * layer.out_features for layer in model.modules() if isinstance(layer, Linear4bit))
-    return 3 * weights * compute_dtype("cpu").itemsize <= left
+    return model.device.type == "cpu" and weights * compute_dtype("cpu").itemsize <= SMALL
 
 
 def _require_whole(model_path: str, model, tokenizer, loading: dict) -> None:
@@ -319,7 +310,7 @@ def load_tuned(model_path: str, checkpoint_path: str = "", device: str = "cuda",
         checkpoint_path: ``outputs/run/checkpoint-N`` or ``outputs/run``; empty for the untuned model.
         task: what to ask; only where no ``fraud_task.json`` says what the model was taught. Default: `Task()`.
         quantization: of the base weights, ``nf4``, ``fp4`` or ``none``; default: as the adapter was trained. On a CPU
-            whose free memory holds them three times over, 4-bit weights are dequantised once, to the same scores.
+            the 4-bit weights of a small model are dequantised once, to the same scores.
         fast: for many dialogues. The weights are kept in 16 bit, the adapter is merged into them, and on a GPU the
             layers are compiled, where a C compiler is there, which takes a while at first. Probabilities change by
             16-bit rounding, and with them the answers of borderline cases.

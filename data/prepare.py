@@ -14,8 +14,8 @@ of another split are removed, only the train set is rebalanced (and, on request,
 Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
 (``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. All these hold
-segments; ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold the
-same dialogues whole.
+segments; ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold
+the same dialogues whole.
 """
 
 import argparse
@@ -124,8 +124,9 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         **leakage_report(splits, seed=settings.seed),
         "warnings": _warnings(splits, balance),
     }
-    calls = {f"{part}_calls": with_source([record for dialogue in {**dealt, **ordinary}[part] for record in cut_dialogue(
-        dialogue, (math.inf,), settings.labels)], source_of) for part in CALLS}
+    whole = {part: [record for dialogue in members for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
+             for part, members in {**dealt, **ordinary}.items() if part in CALLS}
+    calls = {f"{part}_calls": with_source(whole[part], source_of) for part in CALLS}
     _write(Path(output), {**splits, **calls}, report)
     return report
 

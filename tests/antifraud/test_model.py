@@ -267,19 +267,14 @@ def test_an_adapter_that_lacks_layers_is_refused(base, adapter_only):
         load_tuned(base, str(adapter_only), "cpu")
 
 
-def test_with_memory_to_spare_4_bit_weights_are_dequantised_for_scoring_to_the_same_scores(
-        base, run_folder, tmp_path, monkeypatch):
+def test_4_bit_weights_of_a_small_model_are_dequantised_for_scoring_to_the_same_scores(base, run_folder, monkeypatch):
     def four_bit_layers(model):
         return [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
 
-    roomy, tokenizer = load_tuned(base, run_folder, "cpu")
-    (tmp_path / "limit").write_text("1024\n")  # a container that has used all but nothing of a kilobyte
-    (tmp_path / "used").write_text("1000\n")
-    monkeypatch.setattr(models, "CONTAINER_LIMITS", [(tmp_path / "limit", tmp_path / "used")])
-    tight, _ = load_tuned(base, run_folder, "cpu")
-    assert four_bit_layers(tight) and not four_bit_layers(roomy)
-    assert roomy.lineage.quantization == tight.lineage.quantization and roomy.lineage.quantization["type"] == "nf4"
+    small, tokenizer = load_tuned(base, run_folder, "cpu")
+    monkeypatch.setattr(models, "SMALL", 1024)
+    large, _ = load_tuned(base, run_folder, "cpu")
+    assert four_bit_layers(large) and not four_bit_layers(small) and four_bit_layers(load_base(base, "cpu")[0])
+    assert small.lineage.quantization == large.lineage.quantization and small.lineage.quantization["type"] == "nf4"
     np.testing.assert_array_equal(*(predict(model, tokenizer, ["A: 您好", "B: 请把验证码告诉我"])
-                                    for model in (roomy, tight)))
-    (tmp_path / "limit").write_text("max\n")
-    assert not four_bit_layers(load_tuned(base, run_folder, "cpu")[0]) and four_bit_layers(load_base(base, "cpu")[0])
+                                    for model in (small, large)))
