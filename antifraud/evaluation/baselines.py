@@ -6,32 +6,30 @@ pickle: a folder that came with somebody's data runs no code.
 """
 
 import contextlib
-import functools
 import hashlib
 import importlib.metadata
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.special import expit, logit
-from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from data.files import DataError, one_line, write_bytes
-from data.normalise import normalise_lines
+from data.normalise import normalise
+from data.prompt import Task, canonical, canonical_line_labels
 from data.records import Skipped, read_records
-from data.speakers import map_speakers, roles, split_lines
-
-from .ngrams import CharNgrams, plain
+from data.speakers import split_lines
 
 ROOT = Path(__file__).parents[2]
-CODE = (Path(__file__), Path(__file__).with_name("ngrams.py"),  # what decides an answer, beside the libraries
-        *sorted((ROOT / "data").glob("*.py")))
+CODE = (Path(__file__), *sorted((ROOT / "data").glob("*.py")))  # what decides an answer, beside the libraries
 
 
 class Majority:
@@ -55,9 +53,8 @@ class OneWord:
     """The best rule "contains this n-gram of 2 or 3 characters or not", over the text with its speakers' names."""
 
     def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "OneWord":
-        counter = CharNgrams(2, 3, min_df=5)
-        contains = counter.fit_transform(_normal(texts))
-        contains.data[:] = 1
+        counter = CountVectorizer(analyzer="char", ngram_range=(2, 3), min_df=5, binary=True)
+        contains = counter.fit_transform([normalise(text) for text in texts])
         labels = np.asarray(labels, dtype=float)
         with_word = np.asarray(contains.sum(0)).ravel().astype(float)
         fraud_with = np.asarray(labels @ contains).ravel()
@@ -65,7 +62,8 @@ class OneWord:
         shares = [fraud / np.maximum(rows, 1) for fraud, rows in ((fraud_with, with_word), (fraud_without, without))]
         impurity = sum(rows * share * (1 - share) for rows, share in zip((with_word, without), shares))
         best = int(np.argmin(impurity))  # Gini's, as in a decision stump
-        return self.restore({"word": counter.name(best), "present": shares[0][best], "absent": shares[1][best]})
+        return self.restore({"word": counter.get_feature_names_out()[best], "present": shares[0][best],
+                             "absent": shares[1][best]})
 
     def state(self) -> dict:
         return {"word": self.word, "present": self.present, "absent": self.absent}
@@ -75,7 +73,8 @@ class OneWord:
         return self
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        found = [self.word in text for text in plain(_normal(texts))]
+        plain = (re.sub(r"\s\s+", " ", normalise(text).lower()) for text in texts)  # as CountVectorizer reads them
+        found = [self.word in text for text in plain]
         return np.where(found, self.present, self.absent)
 
     def rule(self) -> str:
@@ -106,27 +105,26 @@ class CharTfidf:
     """TF-IDF of character n-grams of what `view` shows of the dialogues, and logistic regression."""
 
     def __init__(self, view, longest: int) -> None:
-        self.view, self.ngrams, self.tfidf = view, CharNgrams(1, longest, min_df=2), TfidfTransformer(sublinear_tf=True)
+        self.view, self.longest = view, longest
 
     def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "CharTfidf":
-        counts = self.ngrams.fit_transform(self.view(texts))
-        classifier = _logistic_regression().fit(self.tfidf.fit_transform(counts), labels)
+        self.vectorizer = char_tfidf((1, self.longest))
+        classifier = _logistic_regression().fit(self.vectorizer.fit_transform(self.view(texts)), labels)
         self.weights, self.bias = classifier.coef_[0], float(classifier.intercept_[0])
         return self
 
     def state(self) -> dict:
-        return {"alphabet": self.ngrams.alphabet, "codes": self.ngrams.codes, "idf": self.tfidf.idf_,
-                "weights": self.weights, "bias": self.bias}
+        return {"vocabulary": json.dumps(self.vectorizer.get_feature_names_out().tolist()),
+                "idf": self.vectorizer.idf_, "weights": self.weights, "bias": self.bias}
 
     def restore(self, state: Mapping) -> "CharTfidf":
-        self.ngrams.alphabet, self.ngrams.codes = state["alphabet"], state["codes"]
-        self.tfidf.idf_ = np.asarray(state["idf"])
+        self.vectorizer = char_tfidf((1, self.longest), vocabulary=json.loads(str(state["vocabulary"])))
+        self.vectorizer.idf_ = np.asarray(state["idf"])
         self.weights, self.bias = np.asarray(state["weights"]), float(state["bias"])
         return self
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        counts = self.ngrams.transform(self.view(texts))
-        return expit(self.tfidf.transform(counts, copy=False) @ self.weights + self.bias)
+        return expit(self.vectorizer.transform(self.view(texts)) @ self.weights + self.bias)
 
 
 class TfidfLineLabels:
@@ -164,8 +162,7 @@ def build_baselines() -> dict:
 
 def build_tfidf() -> Pipeline:
     """The strongest of them as a pipeline of scikit-learn's, unfitted."""
-    return make_pipeline(FunctionTransformer(_neutral), CharNgrams(1, 4, min_df=2),
-                         TfidfTransformer(sublinear_tf=True), _logistic_regression())
+    return make_pipeline(FunctionTransformer(_neutral), char_tfidf((1, 4)), _logistic_regression())
 
 
 def fit_baselines(train: Sequence[dict]) -> dict:
@@ -296,32 +293,30 @@ def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str |
             "lines": lines, "note": shelf.note}
 
 
+def char_tfidf(ngram_range: tuple[int, int], vocabulary: Sequence[str] | None = None) -> TfidfVectorizer:
+    return TfidfVectorizer(analyzer="char", ngram_range=ngram_range, min_df=2, sublinear_tf=True, dtype=np.float32,
+                           vocabulary=vocabulary)
+
+
 def _logistic_regression() -> LogisticRegression:
     return LogisticRegression(C=10.0, max_iter=1000)
 
 
 def _said(text: str) -> list[str]:
     """What is said in each line of a dialogue."""
-    return [said for _, said in split_lines("\n".join(_normal_lines(text)[0]))]
+    return [said for _, said in split_lines(canonical(text, Task()))]
 
 
 def _labels_of_said(record: dict) -> list[bool]:
-    return [any(record["line_labels"][first:last + 1]) for first, last in _normal_lines(record["input"])[1]]
-
-
-_normal_lines = functools.lru_cache(50_000)(normalise_lines)  # each baseline reads all dialogues
-
-
-def _normal(texts: Sequence[str]) -> list[str]:
-    return ["\n".join(_normal_lines(text)[0]) for text in texts]
+    return canonical_line_labels(record["input"], record["line_labels"], Task())
 
 
 def _neutral(texts: Sequence[str]) -> list[str]:
-    return [map_speakers(text, roles) for text in _normal(texts)]
+    return [canonical(text, Task()) for text in texts]
 
 
 def _names(texts: Sequence[str]) -> list[str]:
-    return [" ".join(name for name, _ in split_lines(text) if name) or "-" for text in _normal(texts)]
+    return [" ".join(name for name, _ in split_lines(normalise(text)) if name) or "-" for text in texts]
 
 
 def _lengths(texts: Sequence[str]) -> np.ndarray:

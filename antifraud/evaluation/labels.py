@@ -71,15 +71,14 @@ def out_of_fold_probabilities(records: Sequence[dict], groups: np.ndarray) -> np
 
     The classifier is `baselines.build_tfidf`, with the n-grams counted once for all folds.
     """
-    from sklearn.feature_extraction.text import TfidfTransformer  # slow to import
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer  # slow to import
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
 
-    from .ngrams import CharNgrams
-
     y_true = np.array([record["label"] for record in records])
-    counts = CharNgrams(1, 4).fit_transform([canonical(record["input"], Task()) for record in records])
+    counts = CountVectorizer(analyzer="char", ngram_range=(1, 4), dtype=np.float32).fit_transform(
+        [canonical(record["input"], Task()) for record in records])
     probabilities = np.empty(len(records))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     for rest, fold in folds.split(y_true, y_true, groups):
