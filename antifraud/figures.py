@@ -220,7 +220,7 @@ def intervals(rows: Mapping[str, tuple[float, Sequence[float] | None]], title: s
         axes.plot(ends or (value, value), (place, place), color=BLUE, linewidth=2)
         axes.plot(value, place, "o", color=BLUE, markerfacecolor="white" if name in hollow else BLUE)
     axes.set_yticks(range(len(rows)), list(rows))
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top, no dot on the frame
     if line:
         axes.axvline(line[1], color=GREY, linestyle="--", linewidth=1, label=line[0])
         picture.legend_below(axes)
