@@ -109,8 +109,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="probability of fraud to call it one (default: as trained)")
     parser.add_argument("--output", help="where to write the report (a picture goes beside it), or the predictions")
     parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
-    parser.add_argument("--quantization", choices=("nf4", "fp4", "none"), help="default: as trained; "
-                        "on a CPU with memory to spare 4-bit weights are dequantised once, to the same scores")
+    parser.add_argument("--quantization", choices=("nf4", "fp4", "none"), help="default: as trained")
     parser.add_argument("--fast", action="store_true", help="for many dialogues: merged, compiled, in 16 bit")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 

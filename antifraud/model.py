@@ -43,7 +43,7 @@ OTHER_FORMATS = ["*/*", "consolidated*"]  # in subfolders, and in Mistral's layo
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-SMALL = 2**30  # bytes of weights: turning more into 32 bit takes a CPU a minute
+SMALL = 2**30  # bytes of weights: turning more into 32 bit costs a CPU more than it saves
 CAUSAL_HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that have one
 
 

@@ -23,8 +23,8 @@
 # ENCODER="" (an encoder to fine-tune as a peer),
 # ARTICLE="--keep-speaker-names --num-train-epochs 1 --eval-steps 370 --save-steps 370" (the rest of the article's recipe
 # is what trainer.py does by default),
-# GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and
-# stops), ONLY=train (stops before anything is judged).
+# GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and stops) or train (stops
+# before anything is judged).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 out=$5
@@ -60,7 +60,7 @@ train() {
 
 # model_of NAME SEED: run-NAME-SEED, trained on data-NAME-SEED and calibrated on its eval split
 model_of() {
-    local data=$out/data-$1-$2 run=$out/run-$1-$2 runs=() bound=()
+    local data=$out/data-$1-$2 run=$out/run-$1-$2 runs=()
     [[ -e $run.calibrated.json ]] && return
     if ((trainings == 1)); then
         train "$data" "$run" "$2" "${train[@]}"
@@ -71,11 +71,15 @@ model_of() {
         done
         [[ -e $run ]] || "$python" -m antifraud.training.average --checkpoints "${runs[@]}" --output "$run"
     fi
-    if [[ -e $data/ordinary_eval.jsonl ]]; then
-        bound=(--ordinary "$data/ordinary_eval.jsonl" --false-alarms "${FALSE_ALARMS:-5}")
-    fi
-    "$python" evaluate.py --model "$model" --checkpoint "$run" --data "$data/eval.jsonl" --calibrate "${target[@]}" \
-        "${bound[@]}" --output "$run.calibrated.json"
+    calibrate "$run" "$data/eval.jsonl" "$data/ordinary_eval.jsonl" --output "$run.calibrated.json"
+}
+
+# calibrate RUN EVAL ORDINARY OPTIONS: finds its threshold, with a bound on the alarms in ORDINARY where there is such
+calibrate() {
+    local bound=()
+    if [[ -e $3 ]]; then bound=(--ordinary "$3" --false-alarms "${FALSE_ALARMS:-5}"); fi
+    "$python" evaluate.py --model "$model" --checkpoint "$1" --data "$2" --calibrate "${target[@]}" "${bound[@]}" \
+        "${@:4}"
 }
 
 # judge RUN DATA SET SEED OPTIONS: RESULTS/SET/NAME/seed-SEED.json
@@ -118,16 +122,14 @@ held_out() {
 
 # whole_calls SEED: the model of held_out, its threshold found on calls that are read whole, judged on such calls
 whole_calls() {
-    local data=$out/data-held_out-$1 run=$out/run-held_out_calls-$1 bound=() talk=()
+    local data=$out/data-held_out-$1 run=$out/run-held_out_calls-$1 talk=()
     if [[ -e $data/ordinary_eval_calls.jsonl ]]; then
-        bound=(--ordinary "$data/ordinary_eval_calls.jsonl" --false-alarms "${FALSE_ALARMS:-5}")
         talk=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
     fi
     if [[ ! -e $run ]]; then
         rm -rf "$run.copying"
         cp -r "$out/run-held_out-$1" "$run.copying"
-        "$python" evaluate.py --model "$model" --checkpoint "$run.copying" --data "$data/eval_calls.jsonl" --calibrate \
-            "${target[@]}" "${bound[@]}"
+        calibrate "$run.copying" "$data/eval_calls.jsonl" "$data/ordinary_eval_calls.jsonl"
         mv "$run.copying" "$run"
     fi
     judge "$run" "$data/test_calls.jsonl" held_out_calls "$1" --full --train "$data/train.jsonl" \

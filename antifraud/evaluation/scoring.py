@@ -265,9 +265,10 @@ def generate_answers(model, encoder: PromptEncoder, prompts: Sequence[Sequence[i
     config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=list(encoder.end_ids),
                               pad_token_id=tokenizer.pad_token_id)
     rows = [Row(tuple(prompt), (), encoder.label_ids, ()) for prompt in prompts]
+    distinct = sorted(dict.fromkeys(rows), key=lambda row: len(row.ids))
     answers: dict[Row, str] = {}
-    with inference(model), tqdm(total=len(set(rows)), desc=progress, unit=" rows", disable=progress is None) as bar:
-        for batch in _batches_by_tokens(sorted(set(rows), key=lambda row: (len(row.ids), row.ids)), 0, budget):
+    with inference(model), tqdm(total=len(distinct), desc=progress, unit=" rows", disable=progress is None) as bar:
+        for batch in _batches_by_tokens(distinct, 0, budget):
             # Generation appends on the right, so it is padded on the left and needs the mask.
             width = len(batch[-1].ids)
             lengths = torch.tensor([len(row.ids) for row in batch])

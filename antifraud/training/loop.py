@@ -27,7 +27,7 @@ from .loss import LineLoss, label_position_loss
 from .micro_batches import MicroBatches
 from .recipes import sharded
 
-# Padded tokens of a batch in evaluation, which keeps nothing for a backward pass: as many as scoring takes, ...
+# Padded tokens of a batch in evaluation, which keeps nothing for a backward pass: on a GPU those of scoring, ...
 EVAL_TOKENS = {"cuda": 32768, "cpu": 4096}
 # ... or so many times those of a micro-batch: 0.2 MiB a token, logits at the answers included, where training takes
 # 3.5, all of which stays with the CUDA graphs. That is within the reserve of `recipes.settings_for`.
