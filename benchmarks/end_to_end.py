@@ -2,11 +2,11 @@
 
     python -m benchmarks.end_to_end --model MODEL --data PREPARED --evaluate eval0819.jsonl [--full]
 
-PREPARED is a folder of `data.prepare`. trainer.py trains for one epoch, evaluate.py judges its best checkpoint, core
-and, with --full, with everything. With --max-steps the training is cut short, and the figure to keep is
-``beside_steps_seconds``: what start, compiling, evaluations and checkpoints cost, however many steps there are. Seconds
-inside a command are those that it says itself: a step's by when losses are printed, ``eval_runtime``, and the report's
-rows a second. Run it twice to see what compiled kernels save that are kept on disk.
+PREPARED is a folder of `data.prepare`. trainer.py trains by the recipe of the README, evaluate.py judges its best
+checkpoint, core and, with --full, with everything. With --max-steps the training is cut short, and the figure to keep
+is ``beside_steps_seconds``: what start, compiling, evaluations and checkpoints cost, however many steps there are.
+Seconds inside a command are those that it says itself: a step's by when losses are printed, ``eval_runtime``, and the
+report's rows a second. Run it twice to see what compiled kernels save that are kept on disk.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks import execute, seconds_a_step
 from data.command import command
 from data.files import require_input, write_json
 
-TRAIN = "--num-train-epochs 1 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 480 --save-steps 480"
+TRAIN = "--max-steps 1400 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350"
 LOGGING_STEPS = 10
 
 

@@ -100,12 +100,13 @@ full() {
 
 # peer_of NAME SEED FILES: encoder-NAME-SEED, its scores of the files
 peer_of() {
-    local data=$out/data-$1-$2 ordinary=()
-    for file in "$data"/ordinary{,_eval}.jsonl; do [[ ! -e $file ]] || ordinary+=("$file"); done
+    local data=$out/data-$1-$2 judged=()
+    for file in "$data"/{eval,ordinary,ordinary_eval}{,_calls}.jsonl "$data"/test_calls.jsonl; do
+        [[ ! -e $file ]] || judged+=("$file")
+    done
     [[ ! $encoder || -e $out/encoder-$1-$2 ]] ||
         "$python" -m antifraud.evaluation.encoder --model "$encoder" --train "$data/train.jsonl" \
-            --eval "$data/eval.jsonl" --predict "$data/eval.jsonl" "${ordinary[@]}" "${@:3}" --seed "$2" \
-            --output "$out/encoder-$1-$2"
+            --eval "$data/eval.jsonl" --predict "${judged[@]}" "${@:3}" --seed "$2" --output "$out/encoder-$1-$2"
 }
 
 held_out() {
@@ -123,8 +124,9 @@ held_out() {
 # whole_calls SEED: the model of held_out, its threshold found on calls that are read whole, judged on such calls
 whole_calls() {
     local data=$out/data-held_out-$1 run=$out/run-held_out_calls-$1 talk=()
+    if [[ $encoder ]]; then talk+=(--peer "encoder=$out/encoder-held_out-$1"); fi
     if [[ -e $data/ordinary_eval_calls.jsonl ]]; then
-        talk=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
+        talk+=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
     fi
     if [[ ! -e $run ]]; then
         rm -rf "$run.copying"

@@ -12,7 +12,7 @@ it beside the model.
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from data.command import command
 from data.files import DataError, one_line, refuse_existing, require_input, write_json
 from data.prompt import Task, canonical
 from data.records import Skipped, read_numbered_records, read_records, write_records
+from data.windows import WINDOW_TOKENS, cut_into_windows
 
 from ..model import compute_dtype, default_device, locate_model, pick_device
 from ..provenance import code_provenance, describe_base, describe_data, device_name
@@ -75,17 +76,45 @@ def fine_tune(model_path: str, train_path: str, eval_path: str, *, device: str =
 
 
 def probabilities(trainer: Trainer, tokenizer, dialogues: Sequence[str]) -> np.ndarray:
-    """[dialogues] probability of fraud; a dialogue longer than 512 tokens is read to there."""
-    rows = _examples([{"input": text, "label": False} for text in dialogues], tokenizer)
-    logits = trainer.predict(rows).predictions.astype(np.float64)
-    return expit(logits[:, 1] - logits[:, 0])
+    """[dialogues] probability of fraud; one longer than 512 tokens is read in windows, of which the highest counts."""
+    windows = [_windows(text, tokenizer) for text in _as_read(dialogues)]
+    rows = [ids for of_one in windows for ids in of_one]
+    logits = trainer.predict(_dataset(rows, [0] * len(rows))).predictions.astype(np.float64)
+    starts = np.cumsum([0, *map(len, windows[:-1])])
+    return np.maximum.reduceat(expit(logits[:, 1] - logits[:, 0]), starts)
+
+
+def _as_read(dialogues: Iterable[str]) -> list[str]:
+    """Speakers are called by roles, as our model sees them."""
+    return [canonical(text, Task()) for text in dialogues]
 
 
 def _examples(records: Sequence[dict], tokenizer) -> Dataset:
-    """``input_ids``, ``attention_mask`` and ``labels`` of records, speakers called by roles as our model sees them."""
-    encoded = tokenizer([canonical(record["input"], Task()) for record in records], truncation=True,
-                        max_length=MAX_LENGTH)
-    return Dataset.from_dict({**encoded, "labels": [int(record["label"]) for record in records]})
+    texts = _as_read(record["input"] for record in records)
+    return _dataset(tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"],
+                    [int(record["label"]) for record in records])
+
+
+def _dataset(rows: Sequence[Sequence[int]], labels: Sequence[int]) -> Dataset:
+    return Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows], "labels": labels})
+
+
+def _windows(text: str, tokenizer) -> list[list[int]]:
+    """Token ids of all of a dialogue: whole, or as our model's windows are where it is longer."""
+    whole = tokenizer(text)["input_ids"]
+    if len(whole) <= MAX_LENGTH:
+        return [whole]
+    before, after = _special_tokens(tokenizer)
+    cut = cut_into_windows(text.split("\n"), WINDOW_TOKENS, lambda texts: tokenizer(
+        list(texts), add_special_tokens=False)["input_ids"])
+    return [[*before, *ids, *after] for *_, ids in cut]
+
+
+def _special_tokens(tokenizer) -> tuple[list[int], list[int]]:
+    """Those that the encoder has before and after a text."""
+    alone, marked = (tokenizer("字", add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = next(place for place in range(len(marked)) if marked[place:place + len(alone)] == alone)
+    return marked[:start], marked[start + len(alone):]
 
 
 def _parser() -> argparse.ArgumentParser:
