@@ -24,7 +24,7 @@ from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
 
-from antifraud.checkpoint import Decision, checkpoints_in, lineage_of
+from antifraud.checkpoint import LINE_WEIGHT, Decision, checkpoints_in, lineage_of
 from antifraud.figures import save_loss_curve
 from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base, pick_device
 from antifraud.training.command import (
@@ -179,7 +179,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = train_task, train_data
-    lineage.decision = Decision(line_aware=train_args.line_loss_weight > 0)
+    lineage.decision = Decision(line_weight=LINE_WEIGHT if train_args.line_loss_weight else 0.0)
     if not isinstance(model, PeftModel):
         set_seed(train_args.seed)  # Trainer does so too late for the adapters' first values
         linear = {name.rpartition(".")[2] for name, _ in model.named_modules()}

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.files import DataError, require_output, write_json
@@ -22,6 +23,7 @@ TASK_FILE = "fraud_task.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 STATE_FILE = "trainer_state.json"
+LINE_WEIGHT = 0.3  # of checkpoints trained from now on; found on an eval split, see evaluation/line_rules.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +33,37 @@ class Decision:
     Attributes:
         threshold: probability of fraud from which on a dialogue is called one.
         temperature: what the log-odds of a score are divided by to become a probability; see `evaluation.calibration`.
-        line_aware: whether a score is the mean, in log-odds, of the answer and the most suspicious line. For a model
-            trained with the auxiliary line loss.
+        line_weight: how much of a score, in log-odds, is the mean of the most suspicious lines and not the answer; for
+            a model trained with the auxiliary line loss.
+        top_lines: how many lines that mean is of. A scam has several; ordinary talk that alarms mostly has one.
     """
 
     threshold: float = 0.5
     temperature: float = 1.0
-    line_aware: bool = False
+    line_weight: float = 0.0
+    top_lines: int = 3
 
     def __post_init__(self) -> None:
         if not (isinstance(self.threshold, (int, float)) and 0 <= self.threshold <= 1):
             raise DataError(f"threshold must be a number from 0 to 1, not {self.threshold!r}")
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
             raise DataError(f"temperature must be a number above zero, not {self.temperature!r}")
-        if not isinstance(self.line_aware, bool):
-            raise DataError(f"line_aware must be true or false, not {self.line_aware!r}")
+        if not (isinstance(self.line_weight, (int, float)) and 0 <= self.line_weight <= 1):
+            raise DataError(f"line_weight must be a number from 0 to 1, not {self.line_weight!r}")
+        if not (isinstance(self.top_lines, int) and self.top_lines >= 1):
+            raise DataError(f"top_lines must be a whole number from 1 on, not {self.top_lines!r}")
+
+    @property
+    def line_aware(self) -> bool:
+        """Whether lines count."""
+        return self.line_weight > 0
+
+    def log_odds(self, of_answer: float, of_lines: Sequence[float]) -> float:
+        """Of a dialogue, by those of its answer and of each of its lines."""
+        if not self.line_aware or not len(of_lines):
+            return of_answer
+        highest = sorted(of_lines)[-self.top_lines:]
+        return (1 - self.line_weight) * of_answer + self.line_weight * sum(highest) / len(highest)
 
 
 @dataclasses.dataclass
@@ -198,12 +216,17 @@ def read_task_file(path: Path) -> Lineage | None:
 
 
 def _task_and_decision(saved: dict) -> tuple[Task, Decision]:
-    """Those of a task file; until November 2026 the decision stood among the task's fields, and texts were asked as is.
+    """Those of a task file of any version.
+
+    Until November 2026 the decision stood among the task's fields, and texts were asked as they were. Of a line-aware
+    checkpoint of then, one line counts, as much as the answer.
     """
     task, decision = {"normaliser": 0, **saved["task"]}, dict(saved.get("decision", {}))
     for old, new in (("threshold", "threshold"), ("temperature", "temperature"), ("learned_lines", "line_aware")):
         if old in task:
             decision.setdefault(new, task.pop(old))
+    if "line_aware" in decision:
+        decision |= {True: {"line_weight": 0.5, "top_lines": 1}, False: {}}[decision.pop("line_aware")]
     return Task(**task), Decision(**decision)
 
 
@@ -311,7 +334,8 @@ def provenance_of(model, data_path: str | Path, rows: int) -> dict:
                        "averaged": lineage.averaged} if lineage.checkpoint else None,
         "neutral_speakers": lineage.task.neutral_speakers,
         "max_length": lineage.task.max_length,
-        "line_aware": lineage.decision.line_aware,
+        "line_weight": lineage.decision.line_weight,
+        "top_lines": lineage.decision.top_lines,
         "data": anonymous(describe_data(data_path, rows)),
         "train_data": anonymous(lineage.train_data) or None,
         "device": device_name(device),

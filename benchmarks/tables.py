@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from antifraud.evaluation import line_rules
 from antifraud.evaluation.metrics import rates
 from benchmarks import ablations, end_to_end, scoring, several_gpus, training
 from data.command import command
@@ -340,19 +341,18 @@ def _step(step: dict | None) -> list[str]:
             for key, form in (("peak_gib", ".1f"), ("seconds", ".2f"))]
 
 
-def on_eval() -> str | None:
-    path = RESULTS / "ablations.json"
-    return ablations.table(_load(path)) if path.is_file() else None
+def _on_eval(module) -> Callable[[], str | None]:
+    path = RESULTS / f"{module.__name__.rpartition('.')[2]}.json"
+    return lambda: module.table(_load(path)) if path.is_file() else None
 
 
 TABLES: dict[str, Callable[[], str | None]] = {
     **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, differences, ordinary,
                                         calls, early_warning, probes, normaliser)},
-    "ablations": on_eval,
-    **{name: _speed(name, training.table) for name in ("training", "training_parts")},
-    "scoring": _speed("scoring", scoring.table),
-    "several_gpus": _speed("several_gpus", several_gpus.table),
+    "ablations": _on_eval(ablations), "line_rules": _on_eval(line_rules),
+    **{name: _speed(name, training.table) for name in ("training", "training_parts", "peers")},
     **{name: _speed(name, end_to_end.table) for name in ("end_to_end", "end_to_end_cpu")},
+    "scoring": _speed("scoring", scoring.table), "several_gpus": _speed("several_gpus", several_gpus.table),
     "quantization": _speed("steps", quantization_table),
     "lengths": _speed("steps", lengths_table),
 }

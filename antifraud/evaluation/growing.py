@@ -72,7 +72,7 @@ class GrowingDialogue:
             last = self._forward(rest, copy.deepcopy(self._cache), [0] * bool(line_ends) + [len(rest) - 1])
         of_lines = [self._log_odds[place] if place < end else last[0] for place in line_ends]
         self.of_lines[self.first_line:] = expit(of_lines).tolist()
-        score = score_of_log_odds([*of_lines, last[-1]])
+        score = score_of_log_odds([*of_lines, last[-1]], self.decision)
         if not math.isfinite(score):
             raise FloatingPointError("the score is not finite")
         return float(calibrated(np.array([score]), self.decision.temperature)[0])

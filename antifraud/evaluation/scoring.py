@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from data.prompt import PromptEncoder, Task
 from data.windows import Window
 
-from ..checkpoint import lineage_of
+from ..checkpoint import Decision, lineage_of
 from ..logits import PADDING_MULTIPLE, common_prefix, hidden_states_at, label_logits_at, model_inputs, pad_right
 from ..model import compute_dtype, compute_in_eval_as_in_training
 
@@ -54,11 +54,11 @@ def score_rows(model, rows: Sequence[Row], *, tokens_a_batch: int | None = None,
                require_finite: bool = True, odds_of: dict[Row, np.ndarray] | None = None) -> np.ndarray:
     """[rows] score: the probability of "fraud" against "not fraud", before any temperature.
 
-    One forward pass a row, a softmax over the two tokens that may follow. Of rows with several places, the mean of the
-    log-odds of the last and of the highest of the others. Rows of several prompts, instructions and answers may be
-    mixed. They are sorted by length, padded on the right without a mask (exact in a causal model), and batched to
-    `tokens_a_batch` padded tokens; equal rows are scored once, and what those of one prompt begin with once a batch.
-    Into `odds_of`, if given, go the log-odds of each row, [places].
+    One forward pass a row, a softmax over the two tokens that may follow. Of rows with several places, the log-odds
+    of the last and of the highest of the others count as the model's `Decision` says. Rows of several prompts,
+    instructions and answers may be mixed. They are sorted by length, padded on the right without a mask (exact in a
+    causal model), and batched to `tokens_a_batch` padded tokens; equal rows are scored once, and what those of one
+    prompt begin with once a batch. Into `odds_of`, if given, go the log-odds of each row, [places].
 
     Raises:
         FloatingPointError: a score is not finite, unless `require_finite` is off.
@@ -66,7 +66,8 @@ def score_rows(model, rows: Sequence[Row], *, tokens_a_batch: int | None = None,
     odds = _log_odds(model, rows, tokens_a_batch, progress)
     if odds_of is not None:
         odds_of.update(odds)
-    scores = np.array([score_of_log_odds(odds[row]) for row in rows])
+    decision = lineage_of(model).decision
+    scores = np.array([score_of_log_odds(odds[row], decision) for row in rows])
     if require_finite and not np.isfinite(scores).all():
         remedy = "; a GPU with bf16, or --device cpu, has room for larger numbers than fp16"
         raise FloatingPointError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite"
@@ -79,7 +80,7 @@ def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]
     """[prompts] score of each prompt; see `score_rows` for `options`.
 
     Args:
-        line_aware: whether the most suspicious line counts; default: as the model's checkpoint says.
+        line_aware: whether the most suspicious lines count; default: as the model's checkpoint says.
     """
     line_aware = lineage_of(model).decision.line_aware if line_aware is None else line_aware
     return score_rows(model, rows_of(encoder, prompts, line_aware=line_aware), **options)
@@ -171,13 +172,11 @@ def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
     return scores if temperature == 1.0 else expit(logit(scores) / temperature)
 
 
-def score_of_log_odds(odds: Sequence[float]) -> float:
+def score_of_log_odds(odds: Sequence[float], decision: Decision) -> float:
     """The score of a dialogue by the log-odds of its lines, if any, and last of its answer; NaN if one is not finite.
     """
     *of_lines, of_answer = odds
-    if not np.isfinite(odds).all():
-        return math.nan
-    return float(expit((of_answer + max(of_lines)) / 2 if of_lines else of_answer))
+    return float(expit(decision.log_odds(of_answer, of_lines))) if np.isfinite(odds).all() else math.nan
 
 
 def score_single_lines(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *,

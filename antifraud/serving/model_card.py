@@ -129,8 +129,10 @@ def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:
     task, decode = lineage.task, prompt.tokenizer.decode
     names = ("Speaker names are replaced by A, B, C, ... in order of appearance before the model sees them."
              if task.neutral_speakers else "Speaker names are left as they are.")
-    lines = ("Inference is line-aware: that is averaged, in log-odds, with the highest softmax over the same two "
-             "tokens at the ends of the lines. " if lineage.decision.line_aware else "")
+    decision = lineage.decision
+    lines = (f"Inference is line-aware: {decision.line_weight:.0%} of it, in log-odds, is the mean of the "
+             f"{decision.top_lines} highest at the ends of the lines, over the same two tokens. "
+             if decision.line_aware else "")
     form = (f"Texts are brought into normal form (`data/normalise.py`, version {task.normaliser}) first. "
             if task.normaliser else "")
     exact = f"{decode(prompt.head)}DIALOGUE{decode(prompt.tail)}"

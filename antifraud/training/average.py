@@ -111,7 +111,7 @@ def _what_was_learned(lineage: Lineage) -> dict:
 
 
 def _uncalibrated(decision: Decision) -> Decision:
-    return Decision(line_aware=decision.line_aware)
+    return Decision(line_weight=decision.line_weight, top_lines=decision.top_lines)
 
 
 def _require_same(one: dict, other: dict, folder: Path, other_folder: Path) -> None:

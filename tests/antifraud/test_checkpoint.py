@@ -117,7 +117,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read_calibrated_and_found(run, ba
     as_of_acf9a58(folder)
     lineage = read_checkpoint(folder)
     assert lineage.task == Task(normaliser=0)  # its texts were asked as they were
-    assert lineage.decision == Decision(threshold=0.25, temperature=1.5, line_aware=True)
+    assert lineage.decision == Decision(threshold=0.25, temperature=1.5, line_weight=0.5, top_lines=1)
     assert (lineage.base["name"], lineage.checkpoint) == (Path(base).name, "checkpoint-80")
     assert lineage.calibration == {"target": {"wanted_recall": 0.95}, "n": 9}
     require_complete(folder)
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_an_earlier_version_is_judged_by_its_own_threshold_tempe
 
 @pytest.mark.parametrize("field, value", [("temperature", 0), ("temperature", float("inf")), ("temperature", "1"),
                                           ("threshold", 60), ("threshold", float("nan")), ("threshold", None),
-                                          ("line_aware", "false")])
+                                          ("line_weight", 1.5), ("line_weight", "0.3"), ("top_lines", 0)])
 def test_a_decision_that_decides_nothing_is_refused_in_memory_and_in_a_task_file(run, field, value):
     with pytest.raises(DataError, match=field):
         Decision(**{field: value})
@@ -151,6 +151,20 @@ def test_a_decision_that_decides_nothing_is_refused_in_memory_and_in_a_task_file
     saved = json.loads(path.read_text())
     path.write_text(json.dumps({**saved, "decision": {**saved["decision"], field: value}}))
     with pytest.raises(DataError, match=field):
+        read_checkpoint(path.parent)
+
+
+def test_of_a_line_aware_checkpoint_of_november_2026_one_line_counts_as_much_as_the_answer(run):
+    path = run / "checkpoint-80" / "fraud_task.json"
+    saved = json.loads(path.read_text())
+    for line_aware, line_weight in ((True, 0.5), (False, 0.0)):
+        decision = {"threshold": 0.4, "temperature": 1.0, "line_aware": line_aware}
+        path.write_text(json.dumps({**saved, "decision": decision}))
+        found = read_checkpoint(path.parent).decision
+        assert (found.threshold, found.line_weight) == (0.4, line_weight)
+        assert not line_aware or found.top_lines == 1
+    path.write_text(json.dumps({**saved, "decision": {"line_aware": "false"}}))
+    with pytest.raises(DataError):
         read_checkpoint(path.parent)
 
 

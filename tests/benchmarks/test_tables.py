@@ -93,6 +93,14 @@ CLAIMS = {
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in tables.under(on_eval0819(), "baselines", "speaker_names")),
+    "three_lines_find_more": lambda: all(
+        line_rule(3, 0.3)[split][figure] > line_rule(1, 0.5)[split][figure] + 0.01
+        for split in ("eval", "test") for figure in ("f1", "recall", "recall_by_call")) and all(
+        abs(line_rule(3, 0.3)[split]["average_precision"] - line_rule(1, 0.5)[split]["average_precision"]) < 0.003
+        for split in ("eval", "test")) and 0.4 < line_rule(3, 0.3)["threshold"] < 0.6,
+    "faster_than_unsloth": lambda: rate("fast") > 7 * rate("unsloth") and rate("small") > 2 * rate("unsloth") and all(
+        row["peak_allocated_gib"] >= result("speed/peers")["recipes"]["unsloth"]["peak_allocated_gib"]
+        for row in result("speed/peers")["recipes"].values()),
     "a_fifth_of_the_memory": lambda: round(peak("article") / peak("small")) == 5,
     "weights_are_little_of_the_peak": lambda: peak("article") > 8 * (weights("none") - weights("nf4")),
     "logits_are_most_of_a_step": lambda: all(
@@ -105,6 +113,15 @@ MADE = {name: path.name for path in tables.pages() for name in CLAIM.findall(pat
 
 def result(name):
     return json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def line_rule(top_lines, line_weight):
+    return next(row for row in result("line_rules")["rules"]
+                if (row["top_lines"], row["line_weight"]) == (top_lines, line_weight))
+
+
+def rate(recipe):
+    return result("speed/peers")["recipes"][recipe]["samples_per_second"]
 
 
 def peak(recipe):

@@ -9,6 +9,7 @@ import torch
 from helpers import make_records, train_briefly
 from scipy.special import expit, logit
 
+from antifraud.checkpoint import Decision
 from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.lines import line_report
 from antifraud.evaluation.scoring import score_of_log_odds, score_prompts, score_single_lines
@@ -41,7 +42,7 @@ def learned(base, files, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     train_briefly(base, *files, run, max_steps=60, eval_steps=60, save_steps=60, line_loss_weight=1.0)
     task = json.loads((run / "checkpoint-60" / "fraud_task.json").read_text())["decision"]
-    assert task["line_aware"] is True
+    assert (task["line_weight"], task["top_lines"]) == (0.3, 3)
     return load_model(base, str(run), "cpu")
 
 
@@ -59,24 +60,33 @@ def test_a_line_has_the_score_that_the_dialogue_up_to_it_gives_it(learned):
     assert max(scores[0]) - min(scores[0]) > 0.5  # the run has learned which sentence it is
 
 
-def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_line(learned):
+def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_lines(learned):
     model, tokenizer = learned
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     prompts = encoder.prompts(DIALOGUES)
     answers = score_prompts(model, encoder, prompts, line_aware=False)
-    lines = np.array([row.max() for row in score_single_lines(model, encoder, prompts)])
+    lines = np.array([np.sort(logit(row))[-3:].mean() for row in score_single_lines(model, encoder, prompts)])
     scores = score_prompts(model, encoder, prompts)
-    np.testing.assert_allclose(logit(scores), (logit(answers) + logit(lines)) / 2, atol=1e-3)
+    np.testing.assert_allclose(logit(scores), 0.7 * logit(answers) + 0.3 * lines, atol=1e-3)
     assert np.abs(scores - answers).max() > 1e-3
     one_by_one = [score_prompts(model, encoder, [prompt])[0] for prompt in prompts]
     np.testing.assert_allclose(one_by_one, scores, atol=1e-5)
 
 
+def test_so_many_of_the_most_suspicious_lines_count_so_much():
+    two = Decision(line_weight=0.25, top_lines=2)
+    assert two.log_odds(4.0, [-9.0, 1.0, 3.0]) == pytest.approx(0.75 * 4 + 0.25 * 2)
+    assert two.log_odds(4.0, [1.0]) == pytest.approx(0.75 * 4 + 0.25 * 1)  # fewer than two: those that are there
+    assert two.log_odds(4.0, []) == 4.0
+    assert Decision().log_odds(4.0, [9.0]) == 4.0
+
+
 def test_log_odds_that_are_not_finite_are_no_score():
-    assert score_of_log_odds([2.0]) == pytest.approx(expit(2.0))
-    assert score_of_log_odds([-1.0, 3.0, -2.0]) == pytest.approx(expit(0.5))
+    one = Decision(line_weight=0.5, top_lines=1)
+    assert score_of_log_odds([2.0], one) == pytest.approx(expit(2.0))
+    assert score_of_log_odds([-1.0, 3.0, -2.0], one) == pytest.approx(expit(0.5))
     for odds in ([np.inf], [0.0, np.nan], [-np.inf, 1.0]):
-        assert np.isnan(score_of_log_odds(odds))
+        assert np.isnan(score_of_log_odds(odds, one))
 
 
 def test_line_aware_scores_of_a_growing_dialogue_are_those_of_the_whole(learned):

@@ -255,7 +255,7 @@ def test_the_card_shows_the_prompt_and_the_threshold_exactly_as_used(exported, l
     assert f"```\n{text}\n```" in card
     assert "**0.25**" in card and "at most 400 tokens" in card and "replaced by A, B, C" in card
     assert "line-aware" not in card
-    lineage = dataclasses.replace(loaded[0].lineage, decision=Decision(line_aware=True))
+    lineage = dataclasses.replace(loaded[0].lineage, decision=Decision(line_weight=0.3))
     facts = json.loads((exported[0] / "export.json").read_text())
     card = render_card("model", facts, lineage, PromptEncoder(tokenizer, lineage.task), None)
     assert "line-aware" in card
