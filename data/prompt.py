@@ -93,7 +93,12 @@ def canonical_lines(text: str, task: Task) -> tuple[list[str], list[tuple[int, i
 
 def canonical_line_labels(text: str, labels: Sequence[bool], task: Task) -> list[bool]:
     """The label of each line of `canonical(text, task)`: fraud where one of the lines that it was made from is."""
-    return [any(labels[first:last + 1]) for first, last in canonical_lines(text, task)[1]]
+    return labels_of_origin(labels, canonical_lines(text, task)[1])
+
+
+def labels_of_origin(labels: Sequence[bool], origin: Sequence[tuple[int, int]]) -> list[bool]:
+    """As `canonical_line_labels`, by the origin of the lines that `canonical_lines` gives."""
+    return [any(labels[first:last + 1]) for first, last in origin]
 
 
 class Encoded(list):
@@ -101,11 +106,12 @@ class Encoded(list):
 
     Attributes:
         truncated: [dialogues] whether the dialogue was longer than the encoder's room.
+        origins: [dialogues] for each line that was read, the (first, last) line of the text that it was made from.
     """
 
-    def __init__(self, rows: Iterable, truncated: Sequence[bool]) -> None:
+    def __init__(self, rows: Iterable, truncated: Sequence[bool], origins: Sequence[list[tuple[int, int]]]) -> None:
         super().__init__(rows)
-        self.truncated = list(truncated)
+        self.truncated, self.origins = list(truncated), list(origins)
 
 
 class PromptEncoder:
@@ -148,9 +154,11 @@ class PromptEncoder:
     def prompts(self, dialogues: Sequence[str]) -> Encoded:
         """Token ids of the prompt of each dialogue, up to where the model's answer begins; only what fits of it."""
         longest = self.room * CHARACTERS_A_TOKEN  # cut before it is tokenised: a megabyte takes seconds and 300 MB
-        encoded = self._plain_ids([canonical(text[:longest], self.task) for text in dialogues])
+        read = [canonical_lines(text[:longest], self.task) for text in dialogues]
+        encoded = self._plain_ids(["\n".join(lines) for lines, _ in read])
         truncated = [len(text) > longest or len(ids) > self.room for text, ids in zip(dialogues, encoded, strict=True)]
-        return Encoded((self.head + ids[:self.room] + self.tail for ids in encoded), truncated)
+        return Encoded((self.head + ids[:self.room] + self.tail for ids in encoded), truncated,
+                       [origin for _, origin in read])
 
     def windows(self, text: str) -> list[Window]:
         """The prompts that read all of a dialogue: the one of `prompts` where it fits, overlapping ones otherwise.
@@ -204,7 +212,7 @@ class PromptEncoder:
         for prompt, label in zip(prompts, labels, strict=True):
             completion = self.completions[label]
             examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
-        return Encoded(examples, prompts.truncated)
+        return Encoded(examples, prompts.truncated, prompts.origins)
 
     def line_ends(self, prompt: Sequence[int]) -> list[int]:
         """The places, in a prompt of this encoder, of the last token of each line of its dialogue.

@@ -187,8 +187,7 @@ def _check_object(value: object, required: Mapping[str, type], optional: Mapping
     for key, kind in optional.items():
         if key in record:
             _check_kind(record[key], kind, key)
-    for key, item in record.items():
-        _check_writable(key, item)
+    _check_writable(record)
     return record
 
 
@@ -201,16 +200,26 @@ def _check_kind(value: object, kind: type, key: str) -> None:
         raise DataError(f"key 'position' must be from 0 to 1, found {shown(value)}")
 
 
-def _check_writable(key: str, value: object) -> None:
+def _check_writable(record: Mapping[str, object]) -> None:
     """Python's JSON reader lets through what is neither JSON nor text: NaN, and half a surrogate pair (``\\ud800``)."""
+    if _why_not_writable(record) is None:  # all keys at once, and one by one where something is wrong
+        return
+    for key, value in record.items():
+        why = _why_not_writable({key: value})
+        if why is not None:
+            raise DataError(f"key {key!r} {why}")
+
+
+def _why_not_writable(record: Mapping[str, object]) -> str | None:
     try:
-        json.dumps({key: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"key {key!r} holds half a surrogate pair, which is not text") from None
+        return "holds half a surrogate pair, which is not text"
     except ValueError:
-        raise DataError(f"key {key!r} holds NaN or Infinity, which are not JSON") from None
+        return "holds NaN or Infinity, which are not JSON"
     except RecursionError:
-        raise DataError(f"key {key!r} is nested too deeply") from None
+        return "is nested too deeply"
+    return None
 
 
 def write_records(path: str | Path, records: Iterable[dict]) -> None:

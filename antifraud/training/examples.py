@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from data.files import DataError
-from data.prompt import PromptEncoder, Task, canonical_line_labels
+from data.prompt import PromptEncoder, Task, labels_of_origin
 from data.records import Skipped, read_records
 
 from ..provenance import describe_data
@@ -27,9 +27,9 @@ def read_examples(path: str, tokenizer, task: Task) -> Dataset:
         print(f"{path}: {sum(examples.truncated)} dialogues longer than {encoder.room} tokens lose their end",
               file=sys.stderr)
     if all("line_labels" in record for record in records):
-        for example, record in zip(examples, records):
+        for example, record, origin in zip(examples, records, examples.origins):
             ends = encoder.line_ends(example["input_ids"][:example["labels"].count(-100)])
-            labels = canonical_line_labels(record["input"], record["line_labels"], task)
+            labels = labels_of_origin(record["line_labels"], origin)
             known = len(ends) == len(labels)  # not of a dialogue that lost its end
             example |= {"line_ends": ends if known else [], "line_labels": labels if known else []}
     dataset = Dataset.from_list(examples)
