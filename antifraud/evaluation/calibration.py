@@ -13,7 +13,6 @@ import sys
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from data.files import DataError
@@ -42,6 +41,7 @@ def fit_temperature(y_true: Sequence[bool], scores: np.ndarray) -> float:
     Raises:
         DataError: dialogues of one label only.
     """
+    from scipy.optimize import minimize_scalar
     from sklearn.metrics import log_loss
 
     y_true = np.asarray(y_true, dtype=bool)

@@ -3,7 +3,6 @@
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from data.files import DataError
 
@@ -123,9 +122,15 @@ def _false_alarms(alarms: np.ndarray, calls: Sequence[Hashable]) -> dict:
                 "segments": ratio(weights @ alarmed, weights @ segments)}
 
     intervals = bootstrap(shares, n_calls)
-    exact = binomtest(0, n_calls).proportion_ci(LEVEL, method="exact")
     for name in ("calls", "segments"):
-        interval = (exact.low, exact.high) if not row[f"alarmed_{name}"] else intervals[name]
+        interval = intervals[name] if row[f"alarmed_{name}"] else _of_no_alarm(n_calls)
         row[f"false_alarms_per_hundred_{name}"] = 100 * row[f"alarmed_{name}"] / row[name]
         row[f"false_alarms_per_hundred_{name}_interval"] = [100 * end for end in interval]
     return row
+
+
+def _of_no_alarm(n_calls: int) -> tuple[float, float]:
+    from scipy.stats import binomtest  # a second to import, and seldom needed
+
+    exact = binomtest(0, n_calls).proportion_ci(LEVEL, method="exact")
+    return exact.low, exact.high

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -142,6 +141,8 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
         whole = int(sum(counts[cell] for cell in cells))
         part = int(counts["tp"] + counts["tn"] if name == "accuracy" else counts["tp"])
         if whole and part in (0, whole):
+            from scipy.stats import binomtest  # a second to import, and seldom needed
+
             rows = _rows_of(name, y_true, y_pred)
             independent = len(set(np.asarray(groups, dtype=object)[rows])) if groups is not None else whole
             wilson = binomtest(independent if part else 0, independent).proportion_ci(LEVEL, method="wilson")
