@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--show-text", action="store_true", help="show the dialogues of the worst errors in the report")
 
     calibration = parser.add_argument_group(
-        "calibration", "temperature and threshold, found on eval data and kept in the checkpoint")
+        "calibration", "temperature, threshold and how many lines count, found on eval data, kept in the checkpoint")
     calibration.add_argument("--calibrate", action="store_true", help="on --data, which must be the eval split")
     target = calibration.add_mutually_exclusive_group()
     target.add_argument("--best-f1", action="store_true", help="the highest F1")
@@ -192,6 +192,8 @@ def _calibrate(args: argparse.Namespace) -> int:
           f"{found['ece_after']:.4f} after")
     print(f"threshold {found['threshold']:.6f}: precision {figure_text(found['precision'])}, recall "
           f"{figure_text(found['recall'])} on the {found['data']['rows']} dialogues they were found on")
+    if found["line_weight"]:
+        print(f"most suspicious lines that count: {found['top_lines']}, for {found['line_weight']:.0%} of the score")
     if args.ordinary:
         calls = found["ordinary"]
         print(f"{calls['all']['false_alarms_per_hundred_calls']:.1f} of a hundred ordinary calls raise an alarm, at "

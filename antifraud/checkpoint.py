@@ -23,7 +23,7 @@ TASK_FILE = "fraud_task.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 STATE_FILE = "trainer_state.json"
-LINE_WEIGHT = 0.3  # of checkpoints trained from now on; found on an eval split, see evaluation/line_rules.py
+LINE_WEIGHT = 0.5  # of a line-aware checkpoint until `--calibrate` finds what suits it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Decision:
         temperature: what the log-odds of a score are divided by to become a probability; see `evaluation.calibration`.
         line_weight: how much of a score, in log-odds, is the mean of the most suspicious lines and not the answer; for
             a model trained with the auxiliary line loss.
-        top_lines: how many lines that mean is of. A scam has several; ordinary talk that alarms mostly has one.
+        top_lines: how many lines that mean is of.
     """
 
     threshold: float = 0.5
     temperature: float = 1.0
     line_weight: float = 0.0
-    top_lines: int = 3
+    top_lines: int = 1
 
     def __post_init__(self) -> None:
         if not (isinstance(self.threshold, (int, float)) and 0 <= self.threshold <= 1):
@@ -219,7 +219,7 @@ def _task_and_decision(saved: dict) -> tuple[Task, Decision]:
     """Those of a task file of any version.
 
     Until November 2026 the decision stood among the task's fields, and texts were asked as they were. Of a line-aware
-    checkpoint of then, one line counts, as much as the answer.
+    checkpoint of then, one line counts as much as the answer.
     """
     task, decision = {"normaliser": 0, **saved["task"]}, dict(saved.get("decision", {}))
     for old, new in (("threshold", "threshold"), ("temperature", "temperature"), ("learned_lines", "line_aware")):

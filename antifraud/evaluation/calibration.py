@@ -3,19 +3,21 @@
     python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--best-f1]
                        [--ordinary ordinary_eval.jsonl --false-alarms 2]
 
-Temperature and threshold are found on eval dialogues, kept with the checkpoint, and used from then on: by every
-report, ``--predict``, the page, the export. Nothing here is ever fitted on the data that a report is about.
+Temperature and threshold, and how much the most suspicious lines count, are found on eval dialogues, kept with the
+checkpoint, and used from then on: by every report, ``--predict``, the page, the export. Nothing here is ever fitted on
+the data that a report is about.
 """
 
 import dataclasses
 import math
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from scipy.special import expit, logit
 
 from data.files import DataError
+from data.prompt import PromptEncoder
 from data.records import Skipped, read_numbered_records, read_records
 
 from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, require_calibratable, save_calibration
@@ -23,7 +25,7 @@ from ..model import load_tuned
 from ..provenance import describe_data
 from .calls import highest_by_call, ordinary_report, require_ordinary
 from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
-from .scoring import calibrated, predict_details
+from .scoring import Row, calibrated, predict_readings, read_dialogues, scores_by
 
 BINS = 10
 PREVALENCES = (0.01, 0.001)
@@ -31,6 +33,9 @@ FALSE_ALARMS = 2.0  # in a hundred ordinary calls
 FEW_CALLS = 20  # of a source; with fewer it counts with the others only
 SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
 TEMPERATURES = (0.05, 20.0)
+# (line_weight, top_lines) that are tried. What alarms in an ordinary call is mostly one line, and a scam has several,
+# but a short one may have a single line that says it all; see line_rules.py.
+LINE_RULES = ((0.5, 1), (0.5, 2), (0.5, 3), (0.4, 3), (0.3, 1), (0.3, 2), (0.3, 3), (0.2, 3))
 
 
 def fit_temperature(y_true: Sequence[bool], scores: np.ndarray) -> float:
@@ -250,6 +255,9 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
                          **target: float | bool | None) -> dict:
     """Finds temperature and threshold on eval dialogues and keeps them in the checkpoint; see `calibrate`.
 
+    With a target, a checkpoint that was trained with the auxiliary line loss gets the one of `LINE_RULES` with the
+    highest F1 at the threshold found with it.
+
     Args:
         data_path: the eval split: neither what the model was trained on nor what it will be judged on.
         ordinary: files of ordinary calls kept for this, as ``ordinary_eval.jsonl`` of data.prepare.
@@ -271,19 +279,48 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     data = anonymous(describe_data(data_path, len(records)))
     if data["sha256"] == lineage.train_data.get("sha256"):
         raise DataError(f"{data_path}: the checkpoint was trained on it; calibrate on the eval split")
-    predictions = predict_details(model, tokenizer, [record["input"] for record in [*records, *calls]],
-                                  progress="scoring" if progress else None)  # in windows, as they will be judged
-    scores = np.array([one.score for one in predictions])
-    try:
-        decision, found = calibrate(
-            [record["label"] for record in records], scores[:len(records)], lineage.decision, ordinary=calls,
-            of_ordinary=scores[len(records):], false_alarms=false_alarms, **target)
-    except DataError as error:
-        raise DataError(f"{data_path}: {error}") from None
+    readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), [row["input"] for row in [*records, *calls]],
+                              line_aware=lineage.decision.line_aware)  # in windows, as they will be judged
+    odds: dict[Row, np.ndarray] = {}
+    predict_readings(model, readings, odds_of=odds, progress="scoring" if progress else None)
+    rules = [lineage.decision]
+    if lineage.decision.line_aware and any(target.values()):
+        rules = [dataclasses.replace(lineage.decision, line_weight=weight, top_lines=lines)
+                 for weight, lines in LINE_RULES]
+
+    def by_rule(rule: Decision) -> tuple[Decision, dict]:
+        scores = scores_by(rule, readings, odds)
+        return calibrate([record["label"] for record in records], scores[:len(records)], rule, ordinary=calls,
+                         of_ordinary=scores[len(records):], false_alarms=false_alarms, **target)
+
+    decision, found = _best(by_rule, rules, data_path)
     if calls:
         found["ordinary"]["files"] = files
     save_calibration(folder, decision, {**found, "data": data})
     return {**found, "data": data, "checkpoint": str(folder)}
+
+
+def _best(by_rule: Callable[[Decision], tuple[Decision, dict]], rules: Sequence[Decision], data_path: str
+          ) -> tuple[Decision, dict]:
+    """What the rule with the highest F1 gives, the first of equals, and what was tried.
+
+    Raises:
+        DataError: with none of them the target can be met.
+    """
+    tried, errors = [], []
+    for rule in rules:
+        try:
+            tried.append(by_rule(rule))
+        except DataError as error:
+            errors.append(error)
+    if not tried:
+        raise DataError(f"{data_path}: {errors[0]}") from None
+    decision, found = max(tried, key=lambda one: one[1]["f1"] or 0.0)
+    figures = ("threshold", "precision", "recall", "f1")
+    shown = [{"line_weight": rule.line_weight, "top_lines": rule.top_lines, **{name: row[name] for name in figures}}
+             for rule, row in tried]
+    return decision, {**found, "line_weight": decision.line_weight, "top_lines": decision.top_lines,
+                      **({"line_rules": shown} if len(rules) > 1 else {})}
 
 
 def _read(data_path: str, ordinary: Sequence[str]) -> tuple[list[dict], list[dict], list[dict]]:

@@ -26,15 +26,14 @@ from data.records import Skipped, read_records
 from ..checkpoint import Decision, lineage_of
 from ..model import default_device, load_tuned
 from ..provenance import code_provenance, device_name, file_sha256
-from .calibration import bounded_threshold, quiet_above
+from .calibration import LINE_RULES, bounded_threshold, quiet_above
 from .calls import by_call, ordinary_report
 from .metrics import average_precision, classification_metrics
 from .scoring import read_dialogues, score_rows
 
 FILES = ("eval", "ordinary_eval", "test", "ordinary")
 FALSE_ALARMS = 5
-# (line_weight, top_lines): the answer alone, the rule until November 2026, and what was tried instead
-RULES = ((0.0, 1), (0.5, 1), (0.5, 2), (0.5, 3), (0.4, 3), (0.3, 1), (0.3, 2), (0.3, 3), (0.2, 3))
+RULES = ((0.0, 1), *LINE_RULES)  # the answer alone, and what `--calibrate` tries
 
 
 def log_odds(model, tokenizer, dialogues: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,15 @@ def predict_readings(model, readings: Sequence[Reading], **options) -> list[Pred
     probabilities = calibrated(highest, lineage_of(model).decision.temperature) if readings else highest
     return [Prediction(float(score), float(probability), len(reading.rows), reading.lines[place])
             for score, probability, reading, place in zip(highest, probabilities, readings, best)]
+
+
+def scores_by(decision: Decision, readings: Sequence[Reading], odds: Mapping[Row, np.ndarray]) -> np.ndarray:
+    """[readings] the score of the highest window of each, by another decision than the model's.
+
+    Args:
+        odds: as `score_rows` gives them in ``odds_of``.
+    """
+    return np.array([max(score_of_log_odds(odds[row], decision) for row in reading.rows) for reading in readings])
 
 
 def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> list[Prediction]:

@@ -26,6 +26,7 @@ from data.files import DataError, complete_or_absent, refuse_existing, write_jso
 from ..checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
+    LINE_WEIGHT,
     Decision,
     Lineage,
     find_checkpoint,
@@ -111,7 +112,7 @@ def _what_was_learned(lineage: Lineage) -> dict:
 
 
 def _uncalibrated(decision: Decision) -> Decision:
-    return Decision(line_weight=decision.line_weight, top_lines=decision.top_lines)
+    return Decision(line_weight=LINE_WEIGHT if decision.line_aware else 0.0)
 
 
 def _require_same(one: dict, other: dict, folder: Path, other_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import torch
 from helpers import make_records, train_briefly
 from scipy.special import expit, logit
 
-from antifraud.checkpoint import Decision
+from antifraud.checkpoint import Decision, read_checkpoint
+from antifraud.evaluation.calibration import LINE_RULES, _best, calibrate_checkpoint
 from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.lines import line_report
 from antifraud.evaluation.scoring import score_of_log_odds, score_prompts, score_single_lines
 from antifraud.serving.app import score_lines
+from data.files import DataError
 from data.prompt import PromptEncoder
 from data.records import write_records
 from evaluate import evaluate_with_model, load_model
@@ -37,13 +40,19 @@ def files(tmp_path_factory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def learned(base, files, tmp_path_factory):
-    """A checkpoint with the auxiliary line loss, as it is loaded, with its tokenizer."""
+def run_with_lines(base, files, tmp_path_factory):
+    """A run with the auxiliary line loss."""
     run = tmp_path_factory.mktemp("run")
     train_briefly(base, *files, run, max_steps=60, eval_steps=60, save_steps=60, line_loss_weight=1.0)
     task = json.loads((run / "checkpoint-60" / "fraud_task.json").read_text())["decision"]
-    assert (task["line_weight"], task["top_lines"]) == (0.3, 3)
-    return load_model(base, str(run), "cpu")
+    assert (task["line_weight"], task["top_lines"]) == (0.5, 1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def learned(base, run_with_lines):
+    """Its checkpoint, as it is loaded, with its tokenizer."""
+    return load_model(base, str(run_with_lines), "cpu")
 
 
 def test_a_line_has_the_score_that_the_dialogue_up_to_it_gives_it(learned):
@@ -60,14 +69,14 @@ def test_a_line_has_the_score_that_the_dialogue_up_to_it_gives_it(learned):
     assert max(scores[0]) - min(scores[0]) > 0.5  # the run has learned which sentence it is
 
 
-def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_lines(learned):
+def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_line(learned):
     model, tokenizer = learned
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     prompts = encoder.prompts(DIALOGUES)
     answers = score_prompts(model, encoder, prompts, line_aware=False)
-    lines = np.array([np.sort(logit(row))[-3:].mean() for row in score_single_lines(model, encoder, prompts)])
+    lines = np.array([row.max() for row in score_single_lines(model, encoder, prompts)])
     scores = score_prompts(model, encoder, prompts)
-    np.testing.assert_allclose(logit(scores), 0.7 * logit(answers) + 0.3 * lines, atol=1e-3)
+    np.testing.assert_allclose(logit(scores), (logit(answers) + logit(lines)) / 2, atol=1e-3)
     assert np.abs(scores - answers).max() > 1e-3
     one_by_one = [score_prompts(model, encoder, [prompt])[0] for prompt in prompts]
     np.testing.assert_allclose(one_by_one, scores, atol=1e-5)
@@ -79,6 +88,36 @@ def test_so_many_of_the_most_suspicious_lines_count_so_much():
     assert two.log_odds(4.0, [1.0]) == pytest.approx(0.75 * 4 + 0.25 * 1)  # fewer than two: those that are there
     assert two.log_odds(4.0, []) == 4.0
     assert Decision().log_odds(4.0, [9.0]) == 4.0
+
+
+def test_calibrating_finds_how_many_lines_count_and_how_much(base, run_with_lines, files, tmp_path):
+    checkpoint = shutil.copytree(run_with_lines / "checkpoint-60", tmp_path / "checkpoint-60")
+    found = calibrate_checkpoint(base, str(checkpoint), files[1], "cpu", progress=False, best_f1=True)
+    assert [(row["line_weight"], row["top_lines"]) for row in found["line_rules"]] == list(LINE_RULES)
+    best = next(row for row in found["line_rules"] if row["f1"] == max(row["f1"] for row in found["line_rules"]))
+    assert (found["f1"], found["line_weight"], found["top_lines"]) == (best["f1"], best["line_weight"],
+                                                                       best["top_lines"])
+    kept = read_checkpoint(checkpoint).decision
+    assert (kept.line_weight, kept.top_lines, kept.threshold) == (best["line_weight"], best["top_lines"],
+                                                                 best["threshold"])
+    again = calibrate_checkpoint(base, str(checkpoint), files[1], "cpu", progress=False)  # without a target it stays
+    assert "line_rules" not in again and read_checkpoint(checkpoint).decision.top_lines == kept.top_lines
+
+
+def test_of_rules_the_first_with_the_highest_f1_is_kept_and_one_that_cannot_meet_the_target_is_passed_over():
+    f1_of = {1: 0.5, 2: 0.75, 3: 0.75}
+
+    def by_rule(rule):
+        if rule.top_lines == 4:
+            raise DataError("no threshold has a precision of 1")
+        found = {name: f1_of[rule.top_lines] for name in ("threshold", "precision", "recall", "f1")}
+        return dataclasses.replace(rule, threshold=0.25), found
+
+    rules = [Decision(line_weight=0.5, top_lines=lines) for lines in (4, 1, 2, 3)]
+    decision, found = _best(by_rule, rules, "eval.jsonl")
+    assert (decision.top_lines, decision.threshold, len(found["line_rules"])) == (2, 0.25, 3)
+    with pytest.raises(DataError, match="eval.jsonl: no threshold"):
+        _best(by_rule, rules[:1], "eval.jsonl")
 
 
 def test_log_odds_that_are_not_finite_are_no_score():
