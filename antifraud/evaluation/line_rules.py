@@ -51,7 +51,7 @@ def log_odds(model, tokenizer, dialogues: Mapping[str, Sequence[str]]) -> dict[s
     return found
 
 
-def scores_by(decision: Decision, kept: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def scores_from(decision: Decision, kept: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """[dialogues] score of each dialogue of a file, that of its highest window."""
     windows = np.split(kept[f"{name}.odds"].astype(float), np.cumsum(kept[f"{name}.places"])[:-1])
     scores = expit([decision.log_odds(odds[-1], odds[:-1]) for odds in windows])
@@ -60,7 +60,7 @@ def scores_by(decision: Decision, kept: Mapping[str, np.ndarray], name: str) -> 
 
 def judge(decision: Decision, kept: Mapping[str, np.ndarray], records: Mapping[str, Sequence[dict]]) -> dict:
     """The threshold from eval, and what it gives there (``eval``) and on ``test``; false alarms by source."""
-    scores = {name: scores_by(decision, kept, name) for name in FILES}
+    scores = {name: scores_from(decision, kept, name) for name in FILES}
     above = quiet_above(records["ordinary_eval"], scores["ordinary_eval"], FALSE_ALARMS)
     threshold = bounded_threshold([record["label"] for record in records["eval"]], scores["eval"], above, best_f1=True)
     row = {"line_weight": decision.line_weight, "top_lines": decision.top_lines, "threshold": threshold}

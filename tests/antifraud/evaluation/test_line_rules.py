@@ -27,9 +27,9 @@ def kept() -> dict[str, np.ndarray]:
 
 def test_a_dialogue_has_the_score_of_its_highest_window_by_the_rule():
     two_lines = Decision(line_weight=0.5, top_lines=2)
-    assert line_rules.scores_by(two_lines, kept(), "test") == pytest.approx(expit([2.0, 0.6]))
-    assert line_rules.scores_by(Decision(), kept(), "test") == pytest.approx(expit([1.2, 1.2]))
-    assert line_rules.scores_by(two_lines, kept(), "ordinary") == pytest.approx(expit([0.5, -3.0]))
+    assert line_rules.scores_from(two_lines, kept(), "test") == pytest.approx(expit([2.0, 0.6]))
+    assert line_rules.scores_from(Decision(), kept(), "test") == pytest.approx(expit([1.2, 1.2]))
+    assert line_rules.scores_from(two_lines, kept(), "ordinary") == pytest.approx(expit([0.5, -3.0]))
 
 
 def test_every_rule_is_judged_from_kept_log_odds(tmp_path):
