@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ class Inputs:
     with_text: bool
     progress: bool
 
-    @property
+    @cached_property
     def records(self) -> list[dict]:
         return [record for _, record in self.numbered]
 
