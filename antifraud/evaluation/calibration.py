@@ -314,7 +314,7 @@ def _best(by_rule: Callable[[Decision], tuple[Decision, dict]], rules: Sequence[
         except DataError as error:
             errors.append(error)
     if not tried:
-        raise DataError(f"{data_path}: {errors[0]}") from None
+        raise DataError(f"{data_path}: {errors[0]}")
     decision, found = max(tried, key=lambda one: one[1]["f1"] or 0.0)
     figures = ("threshold", "precision", "recall", "f1")
     shown = [{"line_weight": rule.line_weight, "top_lines": rule.top_lines, **{name: row[name] for name in figures}}

@@ -77,7 +77,9 @@ def fine_tune(model_path: str, train_path: str, eval_path: str, *, device: str =
 
 def probabilities(trainer: Trainer, tokenizer, dialogues: Sequence[str]) -> np.ndarray:
     """[dialogues] probability of fraud; one longer than 512 tokens is read in windows, of which the highest counts."""
-    windows = [_windows(text, tokenizer) for text in _as_read(dialogues)]
+    texts = _as_read(dialogues)
+    windows = [[ids] if len(ids) <= MAX_LENGTH else _windows(text, tokenizer)
+               for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True)]
     rows = [ids for of_one in windows for ids in of_one]
     logits = trainer.predict(_dataset(rows, [0] * len(rows))).predictions.astype(np.float64)
     starts = np.cumsum([0, *map(len, windows[:-1])])
@@ -100,10 +102,7 @@ def _dataset(rows: Sequence[Sequence[int]], labels: Sequence[int]) -> Dataset:
 
 
 def _windows(text: str, tokenizer) -> list[list[int]]:
-    """Token ids of all of a dialogue: whole, or as our model's windows are where it is longer."""
-    whole = tokenizer(text)["input_ids"]
-    if len(whole) <= MAX_LENGTH:
-        return [whole]
+    """Token ids of all of a dialogue that is too long, in windows as our model's are."""
     before, after = _special_tokens(tokenizer)
     cut = cut_into_windows(text.split("\n"), WINDOW_TOKENS, lambda texts: tokenizer(
         list(texts), add_special_tokens=False)["input_ids"])

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import expit
 
 from data.command import command
-from data.files import require_input, write_json
+from data.files import DataError, require_input, write_json
 from data.prompt import PromptEncoder
 from data.records import Skipped, read_records
 
@@ -75,18 +75,26 @@ def judge(decision: Decision, kept: Mapping[str, np.ndarray], records: Mapping[s
 
 
 def run(model: str, checkpoint: str, data: Path, *, kept_in: str | None, device: str, output: str) -> dict:
-    """All rules; written to `output`."""
+    """All rules; written to `output`.
+
+    Raises:
+        DataError: the log-odds that are kept are of other files.
+    """
     records = {name: read_records(data / f"{name}.jsonl", Skipped()) for name in FILES}
+    hashes = {name: file_sha256(data / f"{name}.jsonl") for name in FILES}
     if kept_in and Path(kept_in).is_file():
         with np.load(kept_in, allow_pickle=False) as file:
             kept = dict(file)
         provenance = json.loads(str(kept.pop("provenance")))
+        other = next((name for name in FILES if provenance.get(name, hashes[name]) != hashes[name]), None)
+        if other:
+            raise DataError(f"{kept_in}: holds log-odds of another {other}.jsonl; name a new file with --log-odds")
     else:
         loaded, tokenizer = load_tuned(model, checkpoint, device)
         kept = log_odds(loaded, tokenizer, {name: [record["input"] for record in records[name]] for name in FILES})
         provenance = {"model": lineage_of(loaded).base, "adapter_sha256": lineage_of(loaded).adapter_sha256,
                       "train_data": lineage_of(loaded).train_data.get("sha256"), "device": device_name(device),
-                      **{name: file_sha256(data / f"{name}.jsonl") for name in FILES}, **code_provenance()}
+                      **hashes, **code_provenance()}
         if kept_in:
             np.savez_compressed(kept_in, provenance=json.dumps(provenance), **kept)
     report = {"false_alarms_per_hundred": FALSE_ALARMS, "provenance": provenance, "judged_by": code_provenance(),

@@ -130,9 +130,9 @@ def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:
     names = ("Speaker names are replaced by A, B, C, ... in order of appearance before the model sees them."
              if task.neutral_speakers else "Speaker names are left as they are.")
     decision = lineage.decision
-    lines = (f"Inference is line-aware: {decision.line_weight:.0%} of it, in log-odds, is the mean of the "
-             f"{decision.top_lines} highest at the ends of the lines, over the same two tokens. "
-             if decision.line_aware else "")
+    highest = "the highest" if decision.top_lines == 1 else f"the mean of the {decision.top_lines} highest"
+    lines = (f"Inference is line-aware: in log-odds, {decision.line_weight:.0%} is {highest} softmax at the ends of "
+             "the lines, over the same two tokens. " if decision.line_aware else "")
     form = (f"Texts are brought into normal form (`data/normalise.py`, version {task.normaliser}) first. "
             if task.normaliser else "")
     exact = f"{decode(prompt.head)}DIALOGUE{decode(prompt.tail)}"

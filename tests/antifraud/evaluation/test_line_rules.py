@@ -41,6 +41,9 @@ def test_every_rule_is_judged_from_kept_log_odds(tmp_path):
     np.savez(tmp_path / "kept.npz", provenance=json.dumps(made), **kept())
     assert line_rules.main(["--model", "none", "--checkpoint", "none", "--data", str(tmp_path), "--log-odds",
                             str(tmp_path / "kept.npz"), "--output", str(tmp_path / "rules.json")]) == 0
+    np.savez(tmp_path / "other.npz", provenance=json.dumps({**made, "test": "another file"}), **kept())
+    assert line_rules.main(["--model", "none", "--checkpoint", "none", "--data", str(tmp_path), "--log-odds",
+                            str(tmp_path / "other.npz"), "--output", str(tmp_path / "none.json")]) == 2
     report = json.loads((tmp_path / "rules.json").read_text())
     assert report["provenance"] == made and len(report["rules"]) == len(line_rules.RULES)
     by_rule = {(row["line_weight"], row["top_lines"]): row for row in report["rules"]}
