@@ -1,4 +1,4 @@
-"""Our own sample corpus: Chinese dialogues of 33 kinds of scam and 111 kinds of ordinary talk, made from a seed.
+"""Our own sample corpus: Chinese dialogues of 57 kinds of scam and 135 kinds of ordinary talk, made from a seed.
 
     python -m data.sample --output DIR [--dialogues N] [--seed S]
     python -m data.sample --output DIR --sets 40 [--seed S]

@@ -141,6 +141,13 @@ def test_sets_share_no_kind_and_only_scams_have_frauds():
             line.speaker and line.content for line in dialogue.lines)]
 
 
+def test_dangerous_and_safe_steps_of_every_topic_stand_in_pairs_that_begin_alike():
+    topics = sample.phrases()["topics"] + sample.phrases()["more_topics"]
+    pairs = [pair for topic in topics for pair in zip(topic["danger"], topic["safe"], strict=True)]
+    assert len(pairs) == 6 * len(topics)
+    assert not [pair for pair in pairs if pair[0][0] != pair[1][0]]
+
+
 def test_every_sentence_of_ordinary_talk_can_be_filled_and_no_two_kinds_share_one():
     of_kind = {kind["name"]: [*kind["intros"], *(sentence for turn in kind["turns"] for sentence in turn)]
                for kind in sample.ordinary()["kinds"]}
