@@ -7,8 +7,8 @@
 # ORDINARY are folders or CSV files of non-fraud dialogues from elsewhere, to train on and to judge by. The threshold is
 # that of the best F1 on eval with at most FALSE_ALARMS in a hundred of the ordinary calls that are kept for choosing it.
 #
-#   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819, and scams_unseen for SCAMS;
-#             its calls read whole, with a threshold of their own -> held_out_calls
+#   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819, and scams_unseen for SCAMS
+#   calls     held_out's model, calls read whole, a threshold of their own -> held_out_calls
 #   apart     trained without the dialogues eval0819 was cut from -> eval0819_apart
 #   onset     labelled from the onset of a fraud, as eval0819 is  -> eval0819_onset
 #   article   the article's recipe, speaker names kept, segments shuffled before the split, generated answers
@@ -30,7 +30,7 @@ cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 out=$5
 read -ra ordinary <<<"$4"
 parts=" ${*:6} "
-[[ $parts == "  " ]] && parts=" held_out apart onset article early "
+[[ $parts == "  " ]] && parts=" held_out calls apart onset article early "
 python=${PYTHON:-python3} results=${RESULTS:-results/reports} name=${NAME:-$(basename "$model")}
 trainings=${TRAININGS:-1} encoder=${ENCODER:-}
 read -ra prepare <<<"${PREPARE:---augment 0.5 --ordinary-share all}"
@@ -118,12 +118,15 @@ held_out() {
     full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1" --ordinary "$out/data-held_out-$1/ordinary.jsonl"
     full held_out "$eval0819" eval0819 "$1"
     if [[ ${SCAMS:-} ]]; then judge "$out/run-held_out-$1" "$SCAMS" scams_unseen "$1"; fi
-    whole_calls "$1"
+    if [[ $parts == *" calls "* ]]; then calls "$1"; fi
 }
 
-# whole_calls SEED: the model of held_out, its threshold found on calls that are read whole, judged on such calls
-whole_calls() {
+calls() {
     local data=$out/data-held_out-$1 run=$out/run-held_out_calls-$1 talk=()
+    [[ ${ONLY:-} ]] && return
+    data_of held_out "$1"
+    model_of held_out "$1"
+    peer_of held_out "$1" "$data/test.jsonl" "$eval0819"
     if [[ $encoder ]]; then talk+=(--peer "encoder=$out/encoder-held_out-$1"); fi
     if [[ -e $data/ordinary_eval_calls.jsonl ]]; then
         talk+=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
@@ -196,7 +199,8 @@ worker() {
 
 mkdir -p "$out"
 jobs=() workers=()
-for part in held_out apart onset article; do
+for part in held_out calls apart onset article; do
+    if [[ $part == calls && $parts == *" held_out "* ]]; then continue; fi  # goes on with its model
     if [[ $parts == *" $part "* ]]; then
         for seed in ${SEEDS:-0 1 2}; do jobs+=("$part $seed"); done
     fi

@@ -213,3 +213,15 @@ def test_noisy_copies_are_added_and_the_originals_stay():
     assert sum(copy["input"] not in said for copy in more[40:]) > 15  # chance may leave a short line as it is
     assert add_noisy_copies(records, 0.5) == more != add_noisy_copies(records, 0.5, seed=1)
     assert add_noisy_copies(records, 0.0) == records
+
+
+def test_every_fifth_copy_has_a_line_more_that_dictates_a_verdict_and_changes_no_label():
+    records = [{"input": f"甲: 您把{i}元退给我。\n乙: 好，我看一下。", "label": True, "line_labels": [True, False]}
+               for i in range(100)]
+    copies = add_noisy_copies(records, 1.0)[100:]
+    dictated = [copy for copy in copies if copy["input"].count("\n") == 2]
+    assert len(dictated) == 20 and all(copy["label"] for copy in copies)
+    assert all(copy["line_labels"] == ["元退给我" in line for line in copy["input"].split("\n")] for copy in dictated)
+    assert len({copy["line_labels"].index(True) for copy in dictated}) == 2  # before the first line, too
+    without = add_noisy_copies([{"input": record["input"], "label": True} for record in records], 1.0)
+    assert not any("line_labels" in record for record in without)

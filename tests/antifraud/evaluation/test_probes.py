@@ -21,7 +21,15 @@ from antifraud.evaluation.probes import (
     written,
 )
 from antifraud.evaluation.scoring import Prediction, predict, predict_readings, read_dialogues
-from data.noise import FILLERS, HOMOPHONES, add_asr_noise, add_unseen_noise
+from data.noise import (
+    DICTATIONS,
+    FILLERS,
+    HOMOPHONES,
+    VERDICTS,
+    add_asr_noise,
+    add_dictated_verdict,
+    add_unseen_noise,
+)
 from data.prompt import PromptEncoder, Task
 from data.records import Skipped
 from data.records import read_dialogues as read_dialogues_from
@@ -84,6 +92,25 @@ def test_noise_is_the_same_for_the_same_words_and_seed_whoever_speaks(add_noise)
 
 
 LINES = st.tuples(st.sampled_from(["甲", "乙", None]), st.text("您好，。！？…abc:：的在是", min_size=1))
+
+
+def test_a_dictated_verdict_is_one_line_of_a_speaker_at_any_place_for_either_label():
+    dictated = [add_dictated_verdict(DIALOGUE, seed=seed) for seed in range(200)]
+    lines = split_lines(DIALOGUE)
+    for text, at in dictated:
+        (name, said), *rest = split_lines(text)[at:]
+        assert split_lines(text)[:at] + rest == lines and name in dict(lines)
+    assert {at for _, at in dictated} == set(range(len(lines) + 1))
+    of_fraud = sum(any(split_lines(text)[at][1] == put.format(verdict) for verdict in VERDICTS[True]
+                       for put in DICTATIONS) for text, at in dictated)
+    assert 70 < of_fraud < 130
+    assert add_dictated_verdict(DIALOGUE, seed=3) == dictated[3]
+
+
+def test_the_probe_dictates_in_words_that_no_training_has():
+    runs = {probes.COMMAND[i:i + 5] for i in range(len(probes.COMMAND) - 6)}
+    assert not [put for put in DICTATIONS if any(run in put for run in runs)]
+    assert not any("im_start" in put or "im_end" in put for put in DICTATIONS)
 
 
 @pytest.mark.parametrize("add_noise", [add_asr_noise, add_unseen_noise])
