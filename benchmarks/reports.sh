@@ -9,11 +9,11 @@
 #
 #   held_out  the test split by dialogue, and eval0819            -> held_out, eval0819, and scams_unseen for SCAMS
 #   calls     held_out's model, calls read whole, a threshold of their own -> held_out_calls
+#   early     held_out's model, how early in a call it warns      -> early_warning
 #   apart     trained without the dialogues eval0819 was cut from -> eval0819_apart
 #   onset     labelled from the onset of a fraud, as eval0819 is  -> eval0819_onset
 #   article   the article's recipe, speaker names kept, segments shuffled before the split, generated answers
 #             -> article_split (its own test), article_eval0819
-#   early     how early a dialogue is found out, with the model of held_out's seed 0 -> early_warning.json
 #
 # Reports go to RESULTS/SET/NAME/seed-N.json (RESULTS=results/reports, NAME=the model's folder). What is there is not
 # made again: a script that was stopped goes on. Several GPUs share the seeds. In the environment, with their defaults:
@@ -30,7 +30,7 @@ cd "$(dirname "$0")/.."
 model=$1 dialogs=$2 eval0819=$3 out=$5
 read -ra ordinary <<<"$4"
 parts=" ${*:6} "
-[[ $parts == "  " ]] && parts=" held_out calls apart onset article early "
+[[ $parts == "  " ]] && parts=" held_out calls early apart onset article "
 python=${PYTHON:-python3} results=${RESULTS:-results/reports} name=${NAME:-$(basename "$model")}
 trainings=${TRAININGS:-1} encoder=${ENCODER:-}
 read -ra prepare <<<"${PREPARE:---augment 0.5 --ordinary-share all}"
@@ -118,7 +118,9 @@ held_out() {
     full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1" --ordinary "$out/data-held_out-$1/ordinary.jsonl"
     full held_out "$eval0819" eval0819 "$1"
     if [[ ${SCAMS:-} ]]; then judge "$out/run-held_out-$1" "$SCAMS" scams_unseen "$1"; fi
-    if [[ $parts == *" calls "* ]]; then calls "$1"; fi
+    for part in calls early; do
+        if [[ $parts == *" $part "* ]]; then "$part" "$1"; fi
+    done
 }
 
 calls() {
@@ -139,6 +141,20 @@ calls() {
     fi
     judge "$run" "$data/test_calls.jsonl" held_out_calls "$1" --full --train "$data/train.jsonl" \
         --eval "$data/eval_calls.jsonl" "${talk[@]}"
+}
+
+early() {
+    [[ ${ONLY:-} ]] && return
+    local data=$out/data-held_out-$1 report=$results/early_warning/$name/seed-$1.json talk=()
+    data_of held_out "$1"
+    model_of held_out "$1"
+    if [[ -e $data/ordinary_eval_calls.jsonl ]]; then
+        talk=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
+    fi
+    [[ -e $report ]] ||
+        "$python" -m antifraud.evaluation.early_warning --model "$model" --checkpoint "$out/run-held_out-$1" \
+            --source "$dialogs" --eval "$data/eval.jsonl" --test "$data/test.jsonl" --train "$data/train.jsonl" \
+            "${talk[@]}" --output "$report"
 }
 
 apart() {
@@ -199,16 +215,11 @@ worker() {
 
 mkdir -p "$out"
 jobs=() workers=()
-for part in held_out calls apart onset article; do
-    if [[ $part == calls && $parts == *" held_out "* ]]; then continue; fi  # goes on with its model
+for part in held_out calls early apart onset article; do
+    if [[ $part == @(calls|early) && $parts == *" held_out "* ]]; then continue; fi  # follows on its model
     if [[ $parts == *" $part "* ]]; then
         for seed in ${SEEDS:-0 1 2}; do jobs+=("$part $seed"); done
     fi
 done
 for ((gpu = 0; gpu < (gpus > 1 ? gpus : 1); gpu++)); do worker $gpu & workers+=($!); done
 for pid in "${workers[@]}"; do wait "$pid"; done  # and stops where one failed
-if [[ $parts == *" early "* && ! ${ONLY:-} ]]; then
-    "$python" -m antifraud.evaluation.early_warning --model "$model" --checkpoint "$out/run-held_out-0" \
-        --source "$dialogs" --eval "$out/data-held_out-0/eval.jsonl" --test "$out/data-held_out-0/test.jsonl" \
-        --output "$results/early_warning/$name/seed-0.json"
-fi
