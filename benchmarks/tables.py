@@ -189,11 +189,12 @@ def _lead(found: Sequence[dict]) -> tuple[str, str, str]:
 
 
 def seeds() -> str | None:
-    """Every seed's threshold, and its F1 and average precision with intervals."""
+    """Every seed's threshold and which lines count in its scores, F1 and average precision with intervals."""
     rows = [[title, report["seed"], f"{report['threshold']:.3f}",
+             f"{made['top_lines']}, {made['line_weight']:.0%}" if made.get("line_weight") else "-",
              *(_with_interval(report[key], report["intervals"][key]) for key in ("f1", "average_precision"))]
-            for title, _, reports in judged_on(SETS) for report in reports]
-    return rows_of(rows, "judged on", "seed", "threshold", "F1", "average precision")
+            for title, _, reports in judged_on(SETS) for report in reports for made in [report.get("provenance", {})]]
+    return rows_of(rows, "judged on", "seed", "threshold", "lines that count", "F1", "average precision")
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None, form: str = ".3f") -> str:
@@ -224,12 +225,11 @@ def ordinary() -> str | None:
         for source in sorted({source for talk in under(reports, "ordinary", "by_source") for source in talk}):
             for said, found in judged.items():
                 of_source = under(found, "by_source", source)
-                by_seed = "; ".join(_with_interval(row[PER_HUNDRED], row[f"{PER_HUNDRED}_interval"], ".1f")
-                                    for row in of_source)
+                seeds = (_with_interval(row[PER_HUNDRED], row[f"{PER_HUNDRED}_interval"], ".1f") for row in of_source)
                 if of_source:
                     rows.append([SOURCES.get(source, source), mean((row["calls"] for row in of_source), ".0f"), said,
                                  *(mean((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
-                                   for what in ("calls", "segments")), by_seed])
+                                   for what in ("calls", "segments")), "; ".join(seeds)])
     return rows_of(rows, "source", "calls", "model", "alarms per 100 calls", "per 100 segments",
                    "per 100 calls, seed by seed")
 

@@ -60,44 +60,48 @@ CLAIMS = {
         for key in tables.PEERS for found in tables.under(reports, "baselines", key)),
     "eval0819_shares_lines": lambda: all(
         report["overlap_with_train"]["rows_sharing_a_line"] > 0.5 for report in on_eval0819()),
-    "level_on_eval0819": lambda: all(
-        found["interval"][0] <= 0 <= found["interval"][1] for key in PEERS
+    "close_on_eval0819": lambda: all(
+        abs(found["value"]) < 0.01 for key in PEERS
         for found in minus_tfidf(on_eval0819(), "average_precision", key)),
+    "no_threshold_helps_onset": lambda: all(
+        max(row["f1"] for row in report["thresholds"]) < 0.94
+        for reports in tables.reports_on("eval0819_onset").values() for report in reports),
+    "encoder_level_on_new_dialogues": lambda: all(
+        found["interval"][0] <= 0 <= found["interval"][1] for reports in tables.reports_on("eval0819_apart").values()
+        for found in minus_tfidf(reports, "average_precision", "encoder")),
     "ranks_best": lambda: all(
         found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)),
     "ahead_on_new_dialogues": lambda: all(
         found["interval"][0] > 0 for reports in tables.reports_on("eval0819_apart").values() for key in PEERS
         for figure in ("f1", "average_precision") for found in minus_tfidf(reports, figure, key)),
-    "tfidf_ahead_by_call": lambda: recall_by_call("1") < recall_by_call("1", "baselines", "tfidf") - 0.02,
-    "level_at_five_alarms": lambda: abs(recall_by_call("5") - recall_by_call("5", "baselines", "tfidf")) < 0.01,
+    "finds_more_calls": lambda: all(
+        recall_by_call(alarms) > recall_by_call(alarms, "baselines", key) + 0.01
+        for alarms in ("1", "5") for key in tables.PEERS),
     "never_worse_by_call": lambda: all(
         found["interval"][1] >= 0 for key in PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
-    "about_five_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 5,
+    "about_four_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 4,
     "goal_met_on_unseen_kinds_in_two": lambda: sum(found <= 5 for found in alarms_of("sample_ordinary_judge")) == 2,
-    "line_tfidf_raises_more": lambda: all(
-        ours <= theirs for ours, theirs in zip(alarms_of("sample_ordinary_judge"), alarms_of(
-            "sample_ordinary_judge", "baselines", "tfidf_line_labels", "at_threshold"))),
-    "thresholds_differ": lambda: min(held_out("threshold")) < 0.7 and max(held_out("threshold")) > 0.9,
+    "peers_raise_as_many": lambda: all(
+        abs(statistics.fmean(alarms_of("sample_ordinary_judge")) - statistics.fmean(alarms_of(
+            "sample_ordinary_judge", "baselines", key, "at_threshold"))) < 1.5 for key in tables.PEERS),
+    "thresholds_are_alike": lambda: max(held_out("threshold")) - min(held_out("threshold")) < 0.1,
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
-    "injections_cost_recall": lambda: all(
-        probes[name]["change"]["recall"]["interval"][1] < 0 for probes in held_out("probes")
-        for name in INJECTIONS),
-    "other_probes_cost_less": lambda: min(map(recall_lost, INJECTIONS)) > 2 * max(
-        recall_lost(name) for name in held_out("probes")[0]
-        if name not in INJECTIONS and not name.endswith("not_normalised")),
+    "injections_cost_little": lambda: max(map(recall_lost, INJECTIONS)) < 0.03,
+    "injections_cost_one_seed_more": lambda: sum(
+        any(probes[name]["change"]["recall"]["value"] < -0.03 for name in INJECTIONS)
+        for probes in held_out("probes")) == 1,
+    "preamble_costs_most": lambda: recall_lost("benign_preamble") == max(map(recall_lost, held_out("probes")[0])),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in tables.under(on_eval0819(), "baselines", "speaker_names")),
-    "three_lines_find_more": lambda: all(
-        line_rule(3, 0.3)[split][figure] > line_rule(1, 0.5)[split][figure] + 0.01
-        for split in ("eval", "test") for figure in ("f1", "recall", "recall_by_call")) and all(
-        abs(line_rule(3, 0.3)[split]["average_precision"] - line_rule(1, 0.5)[split]["average_precision"]) < 0.003
-        for split in ("eval", "test")) and 0.4 < line_rule(3, 0.3)["threshold"] < 0.6,
+    "rules_are_level": lambda: all(
+        max(found) - min(found) <= 0.011 for split in ("eval", "test")
+        for found in [[row[split]["f1"] for row in result("line_rules")["rules"]]]),
     "faster_than_unsloth": lambda: rate("fast") > 7 * rate("unsloth") and rate("small") > 2 * rate("unsloth") and all(
         row["peak_allocated_gib"] >= result("speed/peers")["recipes"]["unsloth"]["peak_allocated_gib"]
         for row in result("speed/peers")["recipes"].values()),
@@ -113,11 +117,6 @@ MADE = {name: path.name for path in tables.pages() for name in CLAIM.findall(pat
 
 def result(name):
     return json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def line_rule(top_lines, line_weight):
-    return next(row for row in result("line_rules")["rules"]
-                if (row["top_lines"], row["line_weight"]) == (top_lines, line_weight))
 
 
 def rate(recipe):
@@ -195,12 +194,13 @@ def test_where_nothing_is_measured_every_table_says_so_and_none_fails(put, tmp_p
 
 
 def test_seeds_are_shown_as_their_mean_and_range(put):
-    put("held_out", report(0.75, 0.05), report(0.875, 0.2))
+    put("held_out", report(0.75, 0.05),
+        report(0.875, 0.2, provenance={"top_lines": 3, "line_weight": 0.25}))
     tfidf, model = cells(tables.results().partition("\n\n")[0])
     assert tfidf[1:4] == ["character TF-IDF", "2", "0.812 (0.750 to 0.875)"] and tfidf[5] == "0.500"
     assert model[1:] == ["**model**", "2", *["0.812 (0.750 to 0.875)"] * 4]
-    assert [row[1:4] for row in cells(tables.seeds())] == [["0", "0.500", "0.750 (0.650 to 1.000)"],
-                                                           ["1", "0.500", "0.875 (0.775 to 1.000)"]]
+    assert [row[1:5] for row in cells(tables.seeds())] == [["0", "0.500", "-", "0.750 (0.650 to 1.000)"],
+                                                           ["1", "0.500", "3, 25%", "0.875 (0.775 to 1.000)"]]
 
 
 def test_leads_count_the_seeds_whose_interval_is_clear_of_zero_on_either_side(put):
