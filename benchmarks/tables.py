@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from antifraud.evaluation import line_rules
 from antifraud.evaluation.metrics import rates
 from benchmarks import ablations, end_to_end, scoring, several_gpus, training
 from data.command import command
@@ -26,11 +25,10 @@ RESULTS = ROOT / "results"
 ARTICLE = {"tn": 1143, "fp": 22, "fn": 215, "tp": 968}  # as published, on eval0819
 SETS = {  # the folders of results/reports, in the order of the tables
     "held_out": "held-out dialogues", "held_out_calls": "held-out calls, read whole",
-    "eval0819_apart": "eval0819, trained without its dialogues",
-    "eval0819_onset": "eval0819, trained from onset",
-    "eval0819": "eval0819",
-    "scams_unseen": "our scams of kinds that train lacks",
+    "eval0819_apart": "eval0819, trained without its dialogues", "eval0819_onset": "eval0819, trained from onset",
+    "eval0819": "eval0819", "scams_unseen": "our scams of kinds that train lacks",
 }
+CALIBRATED = {name: SETS[name] for name in list(SETS)[:4]}  # each with a model or a calibration of its own
 ARTICLE_SETS = {"article_split": "its own shuffled test", "article_eval0819": "eval0819"}  # trained by its recipe
 FRONT_SETS = {"held_out": "held-out F1", "eval0819_apart": "eval0819 F1, its dialogues not in train",
               "eval0819": "eval0819 F1"}
@@ -43,13 +41,12 @@ SOURCES = {  # of ordinary talk
     "sample_ordinary_judge": "our sample, kinds that train lacks",
     "sample_ordinary_train": "our sample, kinds that train has",
 }
-AP = "held-out average precision"
-ORDINARY_HEAD = "alarms per 100 chats", "per 100 ordinary calls of unseen kinds"
+AP, ORDINARY_HEAD = "held-out average precision", ("alarms per 100 chats", "per 100 ordinary calls of unseen kinds")
 IN_CHINESE = {  # cells of README's table
-    "held-out F1": "未见过的对话 F1", "eval0819 F1, its dialogues not in train": "原文评测集 F1（训练里没有它的对话）",
-    "eval0819 F1": "原文评测集 F1", AP: "未见过的对话平均精度",
-    **dict(zip(ORDINARY_HEAD, ("每百段闲聊误报", "每百段新类型日常通话误报"))),
-    "character TF-IDF": "字符 TF-IDF", "TF-IDF + line labels": "TF-IDF + 逐行标注", "fine-tuned encoder": "微调编码器",
+    "held-out F1": "未见过的对话 F1", "eval0819 F1": "原文评测集 F1",
+    "eval0819 F1, its dialogues not in train": "原文评测集 F1（训练里没有它的对话）", AP: "未见过的对话平均精度",
+    ORDINARY_HEAD[0]: "每百段闲聊误报", ORDINARY_HEAD[1]: "每百段新类型日常通话误报", "character TF-IDF": "字符 TF-IDF",
+    "TF-IDF + line labels": "TF-IDF + 逐行标注", "fine-tuned encoder": "微调编码器",
     "the article, as published": "原文公布的结果", " seeds |": " 个种子 |", "| model |": "| 方法 |"}
 NOTHING = "Nothing in results/ yet."
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -203,6 +200,15 @@ def _with_interval(value: float | None, interval: Sequence[float] | None, form: 
     return f"{value:{form}} ({interval[0]:{form}} to {interval[1]:{form}})"
 
 
+def line_rules() -> str | None:
+    """F1 on eval by each rule that calibrating tried, at the threshold that was found with it."""
+    found = [(title, report["seed"], tried) for title, _, reports in judged_on(CALIBRATED) for report in reports
+             for tried in under([report], "calibration", "fitted_on", "line_rules")]
+    return rows_of([[title, seed, *(f"{rule['f1']:.3f}" for rule in tried)] for title, seed, tried in found],
+                   "calibrated for", "seed", *(f"{rule['top_lines']}, {rule['line_weight']:.0%}"
+                                               for _, _, tried in found[:1] for rule in tried))
+
+
 def differences() -> str | None:
     """Every seed's difference to every peer, with paired intervals."""
     rows = [[title, said, report["seed"], *(_difference(found[f"model_{figure}_minus_this"])
@@ -341,20 +347,14 @@ def _step(step: dict | None) -> list[str]:
             for key, form in (("peak_gib", ".1f"), ("seconds", ".2f"))]
 
 
-def _on_eval(module) -> Callable[[], str | None]:
-    path = RESULTS / f"{module.__name__.rpartition('.')[2]}.json"
-    return lambda: module.table(_load(path)) if path.is_file() else None
-
-
 TABLES: dict[str, Callable[[], str | None]] = {
-    **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, differences, ordinary,
-                                        calls, early_warning, probes, normaliser)},
-    "ablations": _on_eval(ablations), "line_rules": _on_eval(line_rules),
+    **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, line_rules, differences,
+                                        ordinary, calls, early_warning, probes, normaliser)},
+    "ablations": lambda: ablations.table(_load(found)) if (found := RESULTS / "ablations.json").is_file() else None,
     **{name: _speed(name, training.table) for name in ("training", "training_parts", "peers")},
     **{name: _speed(name, end_to_end.table) for name in ("end_to_end", "end_to_end_cpu")},
-    "scoring": _speed("scoring", scoring.table), "several_gpus": _speed("several_gpus", several_gpus.table),
-    "quantization": _speed("steps", quantization_table),
-    "lengths": _speed("steps", lengths_table),
+    **{name: _speed(name, scoring.table) for name in ("scoring", "predict")}, "lengths": _speed("steps", lengths_table),
+    "several_gpus": _speed("several_gpus", several_gpus.table), "quantization": _speed("steps", quantization_table),
 }
 
 

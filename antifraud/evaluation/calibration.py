@@ -34,7 +34,7 @@ FEW_CALLS = 20  # of a source; with fewer it counts with the others only
 SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
 TEMPERATURES = (0.05, 20.0)
 # (line_weight, top_lines) that are tried. What alarms in an ordinary call is mostly one line, and a scam has several,
-# but a short one may have a single line that says it all; see line_rules.py.
+# but a short one may have a single line that says it all; see docs/results.md.
 LINE_RULES = ((0.5, 1), (0.5, 2), (0.5, 3), (0.4, 3), (0.3, 1), (0.3, 2), (0.3, 3), (0.2, 3))
 
 
