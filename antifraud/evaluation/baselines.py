@@ -10,9 +10,11 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,9 @@ from data.prompt import Task, canonical, canonical_line_labels
 from data.records import Skipped, read_records
 from data.speakers import split_lines
 
+from .processes import call_in_process
+
+CORES = 4  # from which on one of them fits TF-IDF of lines beside that of dialogues
 ROOT = Path(__file__).parents[2]
 CODE = (Path(__file__), *sorted((ROOT / "data").glob("*.py")))  # what decides an answer, beside the libraries
 
@@ -136,10 +141,12 @@ class TfidfLineLabels:
     def __init__(self, of_dialogues, of_lines) -> None:
         self.of_dialogues, self.of_lines = of_dialogues, of_lines
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+    def probabilities(self, texts: Sequence[str], of_dialogues: np.ndarray | None = None) -> np.ndarray:
+        """[texts]; `of_dialogues`: what TF-IDF of whole dialogues says of them, where it was asked already."""
+        if of_dialogues is None:
+            of_dialogues = fraud_probability(self.of_dialogues, texts)
         suspicious = [of_lines.max() for of_lines in self.score_single_lines(texts)]
-        both = np.array([suspicious, fraud_probability(self.of_dialogues, texts)]).clip(1e-6, 1 - 1e-6)
-        return expit(logit(both).mean(0))
+        return expit(logit(np.array([suspicious, of_dialogues]).clip(1e-6, 1 - 1e-6)).mean(0))
 
     def score_single_lines(self, texts: Sequence[str]) -> list[np.ndarray]:
         """For each dialogue, [lines] the probability that a line is part of a fraud, by its own words alone."""
@@ -175,19 +182,22 @@ def fit_baselines(train: Sequence[dict]) -> dict:
     if len(set(labels)) < 2:
         raise DataError(f"all {len(labels)} train records have the label {str(labels[0]).lower()}")
     fitted = {}
-    for name, classifier in build_baselines().items():
-        try:
-            fitted[name] = classifier.fit(texts, labels)
-        except ValueError as error:  # so few records that no n-gram is frequent enough
-            if name == "tfidf":
-                raise DataError(f"{len(train)} train records are too few for TF-IDF: {one_line(error)}") from None
-    if (with_lines := fit_tfidf_line_labels(train, fitted["tfidf"])) is not None:
-        fitted["tfidf_line_labels"] = with_lines
+    with ThreadPoolExecutor(1) as beside:
+        begun = (os.cpu_count() or 1) >= CORES and beside.submit(call_in_process, __name__, "fit_lines", train)
+        for name, classifier in build_baselines().items():
+            try:
+                fitted[name] = classifier.fit(texts, labels)
+            except ValueError as error:  # so few records that no n-gram is frequent enough
+                if name == "tfidf":
+                    raise DataError(f"{len(train)} train records are too few for TF-IDF: {one_line(error)}") from None
+    of_lines = begun.result() if begun else fit_lines(train)
+    if of_lines is not None:
+        fitted["tfidf_line_labels"] = TfidfLineLabels(fitted["tfidf"], of_lines)
     return fitted
 
 
-def fit_tfidf_line_labels(train: Sequence[dict], of_dialogues) -> TfidfLineLabels | None:
-    """`TfidfLineLabels` with a TF-IDF of lines fitted on train records; None where not all label their lines."""
+def fit_lines(train: Sequence[dict]) -> CharTfidf | None:
+    """A TF-IDF of lines fitted on train records; None where not all label their lines."""
     if not all("line_labels" in record for record in train):
         return None
     # Once each: segments of several lengths repeat their lines.
@@ -196,7 +206,7 @@ def fit_tfidf_line_labels(train: Sequence[dict], of_dialogues) -> TfidfLineLabel
     if len({label for _, label in lines}) < 2:
         return None
     with contextlib.suppress(ValueError):  # too few lines
-        return TfidfLineLabels(of_dialogues, CharTfidf(_neutral, 4).fit(*zip(*lines)))
+        return CharTfidf(_neutral, 4).fit(*zip(*lines))
 
 
 def fraud_probability(classifier, dialogues: Sequence[str]) -> np.ndarray:
@@ -263,12 +273,14 @@ class Shelf:
             self.note = str(error)
 
 
-def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str | None = None) -> dict:
+def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str | None = None,
+            of_tfidf: Mapping[str, Sequence[str]] | None = None) -> dict:
     """Probabilities of all baselines fitted on a train file, for several sets of dialogues.
 
     Args:
         texts: by the name of a set, its dialogues.
         lines_of: of which set the single lines are scored, too.
+        of_tfidf: more sets, for which TF-IDF alone is asked.
 
     Returns:
         ``probabilities``: set -> baseline -> [dialogues]; ``rule``, that of `OneWord`; ``lines``: of each dialogue,
@@ -276,21 +288,31 @@ def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str |
     """
     fitted, shelf = kept_baselines(train_path)
     probabilities = {}
-    for name, dialogues in texts.items():
-        kept_as = hashlib.sha256(json.dumps(list(dialogues)).encode()).hexdigest()[:16]
-        found = shelf.read(kept_as)
-        if found is None:
-            distinct = list(dict.fromkeys(dialogues))
-            place = {text: number for number, text in enumerate(distinct)}
-            rows = [place[text] for text in dialogues]
-            found = {name: fraud_probability(classifier, distinct)[rows] for name, classifier in fitted.items()}
-            shelf.write(kept_as, found)
-        probabilities[name] = found
+    for asked, sets in ((fitted, texts), ({"tfidf": fitted["tfidf"]}, of_tfidf or {})):
+        for name, dialogues in sets.items():
+            kept_as = hashlib.sha256(json.dumps([list(asked), list(dialogues)]).encode()).hexdigest()[:16]
+            found = shelf.read(kept_as)
+            if found is None:
+                found = _probabilities(asked, dialogues)
+                shelf.write(kept_as, found)
+            probabilities[name] = found
     lines = None
     if lines_of is not None and "tfidf_line_labels" in fitted:
         lines = fitted["tfidf_line_labels"].score_single_lines(texts[lines_of])
     return {"probabilities": probabilities, "rule": fitted["one_word"].rule() if "one_word" in fitted else None,
             "lines": lines, "note": shelf.note}
+
+
+def _probabilities(classifiers: Mapping, dialogues: Sequence[str]) -> dict[str, np.ndarray]:
+    """By classifier, [dialogues] probabilities; of equal dialogues, and by TF-IDF, one is read once."""
+    distinct = list(dict.fromkeys(dialogues))
+    place = {text: number for number, text in enumerate(distinct)}
+    found: dict[str, np.ndarray] = {}
+    for name, classifier in classifiers.items():
+        found[name] = (classifier.probabilities(distinct, found["tfidf"]) if name == "tfidf_line_labels"
+                       else fraud_probability(classifier, distinct))
+    rows = [place[text] for text in dialogues]
+    return {name: of_distinct[rows] for name, of_distinct in found.items()}
 
 
 def char_tfidf(ngram_range: tuple[int, int], vocabulary: Sequence[str] | None = None) -> TfidfVectorizer:

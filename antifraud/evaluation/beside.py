@@ -33,8 +33,8 @@ def start_cpu_work(encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, dev
         return run("data.leakage", "overlap_with_file", inputs.records, train_path.result())
 
     def answers() -> dict:
-        texts = {**inputs.texts, **{f"probe {name}": rows for name, rows in probed.result().items()}}
-        return run("antifraud.evaluation.baselines", "answers", train_path.result(), texts, "data")
+        probes = {f"probe {name}": rows for name, rows in probed.result().items()}
+        return run("antifraud.evaluation.baselines", "answers", train_path.result(), inputs.texts, "data", probes)
 
     train_path = submit(_train_path, inputs.train_path, lineage)
     probed = submit(probed_texts, encoder, inputs.texts["data"])

@@ -160,17 +160,18 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
     return [float(value) for value in np.quantile(values, (0.25, 0.5, 0.75))] if len(values) else None
 
 
-def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train: Sequence[dict] = (),
+def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_path: str | None = None,
                   false_alarms: Sequence[float] = FALSE_ALARMS, progress: bool = True) -> dict:
     """For each wanted rate of false alarms, the threshold found on eval and what it does there and on test.
 
     Args:
         calls: of `read_calls`.
-        train: records to fit TF-IDF on, which is then judged in the same way.
+        train_path: records to fit TF-IDF on, which is then judged in the same way; the one that a report kept beside
+            them will do.
         false_alarms: per hundred non-fraud calls.
 
     Returns:
-        ``at`` and, with `train`, ``tfidf``; ``windows``: of each set the ``calls`` that were read in overlapping
+        ``at`` and, with `train_path`, ``tfidf``; ``windows``: of each set the ``calls`` that were read in overlapping
         windows, being longer than the model reads at once, and how many the longest took (``most``). Why TF-IDF could
         not be fitted is in ``not_made``.
     """
@@ -183,20 +184,19 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train: 
               "temperature": lineage_of(model).decision.temperature,
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
-    if train:
+    if train_path:
         try:
-            report["tfidf"] = {"at": _at(calls, _tfidf_scores(train, calls), false_alarms)}
+            report["tfidf"] = {"at": _at(calls, _tfidf_scores(train_path, calls), false_alarms)}
         except Exception as error:  # records of one label, say: the rest is worth more
             report["not_made"] = {"tfidf": one_line(error)}
     return report
 
 
-def _tfidf_scores(train: Sequence[dict], calls: dict[str, list[Dialogue]]) -> dict[str, list[np.ndarray]]:
-    from .baselines import build_tfidf, fraud_probability  # scikit-learn takes a second to import
+def _tfidf_scores(train_path: str, calls: dict[str, list[Dialogue]]) -> dict[str, list[np.ndarray]]:
+    from .baselines import answers  # scikit-learn takes a second to import
 
-    tfidf = build_tfidf().fit([record["input"] for record in train], [record["label"] for record in train])
-    return {name: _by_dialogue(fraud_probability(tfidf, list(_beginnings(members))), members)
-            for name, members in calls.items()}
+    found = answers(train_path, {}, of_tfidf={name: list(_beginnings(members)) for name, members in calls.items()})
+    return {name: _by_dialogue(found["probabilities"][name]["tfidf"], members) for name, members in calls.items()}
 
 
 def read_calls(source: str, eval_path: str, test_path: str, ordinary_eval: str | None = None,
@@ -305,9 +305,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     calls = read_calls(args.source, args.eval, args.test, args.ordinary_eval, args.ordinary)
     if all(is_fraud(call) for call in calls["eval"]):
         raise DataError(f"{args.eval}: no non-fraud calls to find a threshold on; give some with --ordinary-eval")
-    train = read_records(args.train, Skipped()) if args.train else ()
+    if args.train:
+        read_records(args.train, Skipped())  # what is wrong with it is said before the model is loaded
     model, tokenizer = load_tuned(args.model, args.checkpoint, args.device)
-    report = early_warning(model, tokenizer, calls, train=train, false_alarms=args.false_alarms)
+    report = early_warning(model, tokenizer, calls, train_path=args.train, false_alarms=args.false_alarms)
     files = {"eval_data": args.eval, "ordinary_eval": args.ordinary_eval, "ordinary": args.ordinary,
              "tfidf_train": args.train}
     report["provenance"] = {**provenance_of(model, args.test, len(calls["test"])),

@@ -104,6 +104,24 @@ def test_what_is_kept_beside_a_train_file_answers_alike_and_nothing_is_fitted_ag
     assert again["rule"] == first["rule"] and again["note"] is None
 
 
+def test_of_sets_that_only_tfidf_is_asked_for_it_says_what_it_says_of_others(train_file):
+    found = answers(train_file, {"data": UNKNOWN}, of_tfidf={"probe": UNKNOWN})["probabilities"]
+    assert list(found["probe"]) == ["tfidf"] and len(found["data"]) > 5
+    assert found["probe"]["tfidf"] == pytest.approx(found["data"]["tfidf"])
+    assert answers(train_file, {"probe": UNKNOWN})["probabilities"]["probe"].keys() == found["data"].keys()
+
+
+def test_lines_fitted_by_another_process_say_what_those_of_this_one_say(monkeypatch):
+    monkeypatch.setattr(baselines, "CORES", 1)
+    beside = fit_baselines(LABELLED)
+    monkeypatch.setattr(baselines, "CORES", 1000)
+    alone = fit_baselines(LABELLED)
+    assert alone.keys() == beside.keys() and "tfidf_line_labels" in alone
+    for name in alone:
+        assert fraud_probability(beside[name], UNKNOWN) == pytest.approx(fraud_probability(alone[name], UNKNOWN),
+                                                                         abs=1e-3), name
+
+
 def test_another_train_file_is_fitted_anew(train_file):
     before = answers(train_file, {"data": UNKNOWN})["probabilities"]["data"]
     write_records(train_file, [{**record, "label": not record["label"]} for record in LABELLED])
