@@ -80,9 +80,11 @@ CLAIMS = {
     "never_worse_by_call": lambda: all(
         found["interval"][1] >= 0 for key in PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
-    "most_meetings_alarm": lambda: all(
+    "talk_about_scams_alarms": lambda: all(  # about ten of thirteen calls, were all that alarm among them or not
         2 * sum(row["fp"] for row in found) > sum(row["fp"] + row["tn"] for row in found)
         for found in (held_out("calls"), held_out("calls", "baselines", "tfidf"))),
+    "meetings_hardly_alarm": lambda: all(
+        row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
     "about_four_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 4,
     "goal_met_on_unseen_kinds_in_two": lambda: sum(found <= 5 for found in alarms_of("sample_ordinary_judge")) == 2,
