@@ -1,15 +1,40 @@
 """Decoder layers compiled by torch.compile, for training and scoring alike."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 import torch._functorch.config as partitioning
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 NOT_COMPILED = "layers not compiled for want of a C compiler (gcc or clang) or Triton"
+
+
+@contextlib.contextmanager
+def compiling_put_off() -> Iterator[None]:
+    """What is given to torch.compile within this context is given to the compiler when it is first called.
+
+    Importing the compiler takes a second or several. bitsandbytes would have it imported with itself, for functions
+    that neither a CPU nor a GPU with kernels of its own ever calls.
+    """
+    compile_now = torch.compile
+
+    def compile_later(function: Callable | None = None, **options) -> Callable:
+        if function is None:
+            return functools.partial(compile_later, **options)
+        compiled = functools.cache(lambda: compile_now(function, **options))
+        return functools.wraps(function)(lambda *args, **named: compiled()(*args, **named))
+
+    torch.compile = compile_later
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
 
 
 def compile_layers(model) -> None:

@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn import Linear4bit
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from data.files import DataError, one_line, refuse_lfs_pointer
 from data.prompt import Task
@@ -32,8 +29,13 @@ from .checkpoint import (
     read_task_file,
     require_same_base,
 )
-from .compiling import NOT_COMPILED, can_compile, compile_layers
+from .compiling import NOT_COMPILED, can_compile, compile_layers, compiling_put_off
 from .provenance import describe_base
+
+with compiling_put_off():
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 QUANTIZATIONS = ("nf4", "fp4", "none")
 MODELSCOPE = "modelscope:"

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from antifraud import model as models
+from antifraud.compiling import compiling_put_off
 from antifraud.evaluation.scoring import inference, predict
 from antifraud.model import compute_dtype, load_base, load_tuned, locate_model, pick_device
 from data.files import DataError
@@ -278,3 +281,29 @@ def test_4_bit_weights_of_a_small_model_are_dequantised_for_scoring_to_the_same_
     assert small.lineage.quantization == large.lineage.quantization and small.lineage.quantization["type"] == "nf4"
     np.testing.assert_array_equal(*(predict(model, tokenizer, ["A: 您好", "B: 请把验证码告诉我"])
                                     for model in (small, large)))
+
+
+def test_what_is_given_to_the_compiler_while_that_is_put_off_is_compiled_once_when_it_is_first_called(monkeypatch):
+    given = []
+
+    def compile_now(function, **options):
+        given.append((function.__name__, options))
+        return lambda *args: ("compiled", function(*args))
+
+    monkeypatch.setattr(torch, "compile", compile_now)
+    with compiling_put_off():
+        @torch.compile(dynamic=True)
+        def doubled(number):
+            return 2 * number
+
+        tripled = torch.compile(lambda number: 3 * number)
+    assert torch.compile is compile_now and given == [] and doubled.__name__ == "doubled"
+    assert doubled(2) == doubled(2) == ("compiled", 4) and tripled(2) == ("compiled", 6)
+    assert given == [("doubled", {"dynamic": True}), ("<lambda>", {})]
+
+
+def test_importing_what_judges_does_not_import_the_compiler():
+    code = "import sys, evaluate; print('torch._inductor.compile_fx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(models.__file__).parents[1], capture_output=True,
+                          text=True)
+    assert done.stdout.strip() == "False", done.stderr
