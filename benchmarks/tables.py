@@ -231,11 +231,11 @@ def ordinary() -> str | None:
         for source in sorted({source for talk in under(reports, "ordinary", "by_source") for source in talk}):
             for said, found in judged.items():
                 of_source = under(found, "by_source", source)
-                seeds = (_with_interval(row[PER_HUNDRED], row[f"{PER_HUNDRED}_interval"], ".1f") for row in of_source)
+                by_seed = [_with_interval(row[PER_HUNDRED], row[f"{PER_HUNDRED}_interval"], ".1f") for row in of_source]
                 if of_source:
                     rows.append([SOURCES.get(source, source), mean((row["calls"] for row in of_source), ".0f"), said,
                                  *(mean((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
-                                   for what in ("calls", "segments")), "; ".join(seeds)])
+                                   for what in ("calls", "segments")), "; ".join(by_seed)])
     return rows_of(rows, "source", "calls", "model", "alarms per 100 calls", "per 100 segments",
                    "per 100 calls, seed by seed")
 
