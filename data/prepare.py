@@ -133,8 +133,8 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     return report
 
 
-def add_noisy_copies(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
-    """`records` and, of a share of them drawn at random, a second copy as a speech recogniser might have written it.
+def augment(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
+    """`records` and, of a share of them drawn at random, a second copy with ASR noise.
 
     In every fifth copy somebody dictates a verdict, which changes neither its label nor those of its lines.
     """
@@ -158,7 +158,7 @@ def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:
         train = [record for i, record in enumerate(train) if i not in hard]
     kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
                      ordinary_share=settings.ordinary.train_share, seed=settings.seed)
-    splits["train"] = add_noisy_copies(kept, settings.augment, seed=settings.seed)
+    splits["train"] = augment(kept, settings.augment, seed=settings.seed)
     for records in splits.values():
         random.Random(settings.seed).shuffle(records)
     before, after = _by_kind(train), _by_kind(kept)

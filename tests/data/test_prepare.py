@@ -10,7 +10,7 @@ import pytest
 from corpora import dialogue, read_splits, write_corpus
 
 from data.files import DataError
-from data.prepare import Settings, add_noisy_copies, describe, main, prepare
+from data.prepare import Settings, augment, describe, main, prepare
 from data.records import Skipped, read_dialogues, read_records, write_dialogues, write_records
 
 ROOT = Path(__file__).parents[2]
@@ -205,23 +205,23 @@ def test_options_that_make_no_sense_end_with_code_2(tmp_path, capsys, option):
     assert "error:" in capsys.readouterr().err
 
 
-def test_noisy_copies_are_added_and_the_originals_stay():
+def test_augmenting_adds_copies_with_noise_and_the_originals_stay():
     records = [{"input": f"甲: 第{i}次，请把验证码告诉我，我替您退款。", "label": i % 2 == 0} for i in range(40)]
-    more = add_noisy_copies(records, 0.5)
+    more = augment(records, 0.5)
     assert more[:40] == records and len(more) == 60
     said = {r["input"] for r in records}
     assert sum(copy["input"] not in said for copy in more[40:]) > 15  # chance may leave a short line as it is
-    assert add_noisy_copies(records, 0.5) == more != add_noisy_copies(records, 0.5, seed=1)
-    assert add_noisy_copies(records, 0.0) == records
+    assert augment(records, 0.5) == more != augment(records, 0.5, seed=1)
+    assert augment(records, 0.0) == records
 
 
 def test_every_fifth_copy_has_a_line_more_that_dictates_a_verdict_and_changes_no_label():
     records = [{"input": f"甲: 您把{i}元退给我。\n乙: 好，我看一下。", "label": True, "line_labels": [True, False]}
                for i in range(100)]
-    copies = add_noisy_copies(records, 1.0)[100:]
+    copies = augment(records, 1.0)[100:]
     dictated = [copy for copy in copies if copy["input"].count("\n") == 2]
     assert len(dictated) == 20 and all(copy["label"] for copy in copies)
     assert all(copy["line_labels"] == ["元退给我" in line for line in copy["input"].split("\n")] for copy in dictated)
     assert len({copy["line_labels"].index(True) for copy in dictated}) == 2  # before the first line, too
-    without = add_noisy_copies([{"input": record["input"], "label": True} for record in records], 1.0)
+    without = augment([{"input": record["input"], "label": True} for record in records], 1.0)
     assert not any("line_labels" in record for record in without)
