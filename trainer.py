@@ -21,10 +21,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # so that `%run`
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
 
 from antifraud.checkpoint import LINE_WEIGHT, Decision, checkpoints_in, lineage_of
+from antifraud.compiling import compiling_put_off
 from antifraud.figures import save_loss_curve
 from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base, pick_device
 from antifraud.training.command import (
@@ -48,6 +47,10 @@ from antifraud.training.settings import require_honoured
 from data.command import command
 from data.files import DataError
 from data.prompt import Task, task_of
+
+with compiling_put_off():
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

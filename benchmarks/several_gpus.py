@@ -1,17 +1,19 @@
 """Do several GPUs learn the same as one, and how much faster?
 
-    python -m benchmarks.several_gpus --model MODEL --train F --eval F --output results/speed/several_gpus.json
+    python -m benchmarks.several_gpus --model MODEL --train F --eval F [--predict F]
 
 Each layout is a command of the README in processes of its own: one GPU, a copy of the model on each of several
 (``configs/ddp.yaml``), one model sharded over them (``configs/fsdp.yaml``), with the recipe that ``auto`` chooses.
 Losses are those of 16 rows a step, however many GPUs share them, without LoRA dropout, which each process would draw
 for itself. Samples a second are those of 16 rows a step on each GPU, by when a run prints its losses: the median, so
-that start, compiling and capturing are not in it. FSDP is not timed: it is for models that do not fit otherwise.
-MODEL may be config and tokenizer alone, as for `benchmarks.training`.
+that start, compiling and capturing are not in it. With --predict, the rows a second that ``evaluate.py --predict`` says
+it scored, by the base. FSDP is not timed: it is for models that do not fit otherwise. MODEL may be config and tokenizer
+alone, as for `benchmarks.training`.
 """
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -35,13 +37,18 @@ STEPS = 24
 LINES = 8  # that a timed run prints
 
 
-def words_of(layout: str, processes: int, options: Sequence[str], rows: int | None = None) -> list[str]:
-    """What a user types to train in `layout`, with so many rows a step on each GPU, or 16 on all together."""
+def launched(layout: str, processes: int, script: str, options: Sequence[str]) -> list[str]:
+    """What a user types to run a script of the project in `layout`."""
     config = LAYOUTS[layout]
     launch = [] if config is None else ["-m", "accelerate.commands.launch", "--config_file", str(config),
                                         "--num_processes", str(processes)]
-    rows = rows or (ROWS_A_STEP if config is None else ROWS_A_STEP // processes)
-    return [*launch, str(ROOT / "trainer.py"), *options, "--per-device-train-batch-size", str(rows)]
+    return [*launch, str(ROOT / script), *options]
+
+
+def words_of(layout: str, processes: int, options: Sequence[str], rows: int | None = None) -> list[str]:
+    """What a user types to train in `layout`, with so many rows a step on each GPU, or 16 on all together."""
+    rows = rows or (ROWS_A_STEP if LAYOUTS[layout] is None else ROWS_A_STEP // processes)
+    return launched(layout, processes, "trainer.py", [*options, "--per-device-train-batch-size", str(rows)])
 
 
 def train(layout: str, processes: int, options: Sequence[str], output: str, device: str) -> dict:
@@ -72,6 +79,13 @@ def samples_per_second(layout: str, processes: int, options: Sequence[str], outp
     return ROWS_A_STEP * (1 if LAYOUTS[layout] is None else processes) / seconds_a_step(printed, a_line)
 
 
+def rows_per_second(layout: str, processes: int, model: str, file: str, output: str, device: str) -> float:
+    """Rows of `file` that all GPUs of `layout` score in a second, from the first one read to the last one written."""
+    words = ["--model", model, "--predict", file, "--output", output, "--device", device]
+    printed = execute(*launched(layout, processes, "evaluate.py", words), env=environment(device))
+    return next(float(found[1]) for _, line in printed if (found := re.search(r"([\d.]+) rows/s$", line)))
+
+
 def environment(device: str) -> dict[str, str]:
     return {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
 
@@ -84,12 +98,13 @@ def against_one(found: dict, one: dict) -> dict:
 
 
 def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], processes: int, steps: int,
-        timed_steps: int, compiled: bool, device: str, output: str) -> dict:
+        timed_steps: int, compiled: bool, device: str, output: str, predict: str | None = None) -> dict:
     """The layouts one after the other, ``one`` first; written after each."""
     report = {"layouts": {}, "processes": processes,
               "device": device_name(device),
               "provenance": {"model": Path(model).resolve().name, "train": Path(train_file).name,
                              "eval": Path(eval_file).name, "steps": steps, "timed_steps": timed_steps,
+                             "predicted": Path(predict).name if predict else None,
                              "compiled": compiled, **code_provenance()}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(locate_model(model), f"{scratch}/model", device)
@@ -105,6 +120,9 @@ def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], 
                 report["layouts"][layout]["samples_per_second"] = samples_per_second(
                     layout, processes, [*options, *["--compile-layers", "true"] * compiled],
                     f"{scratch}/{layout}-timed", device, timed_steps)
+            if predict and layout != "fsdp":
+                report["layouts"][layout]["predicted_per_second"] = rows_per_second(
+                    layout, processes, folder, predict, f"{scratch}/{layout}.jsonl", device)
             write_json(output, report)
     return report
 
@@ -112,12 +130,14 @@ def run(model: str, train_file: str, eval_file: str, *, layouts: Sequence[str], 
 def table(report: dict) -> str:
     """The layouts as a Markdown table."""
     lines = ["| layout | processes | loss, first step | last step | eval loss | largest difference of a step's loss to "
-             "that of one process | whole command, s | samples/s |", "|---|---|---|---|---|---|---|---|"]
+             "that of one process | whole command, s | samples/s | --predict, rows/s |",
+             "|---|---|---|---|---|---|---|---|---|"]
     for layout, found in report["layouts"].items():
-        speed = f"{found['samples_per_second']:.0f}" if "samples_per_second" in found else "not measured"
+        speeds = [f"{found[name]:.0f}" if name in found else "not measured"
+                  for name in ("samples_per_second", "predicted_per_second")]
         lines.append(f"| {layout} | {1 if layout == 'one' else report['processes']} | {found['losses'][0]:.4f} "
                      f"| {found['losses'][-1]:.4f} | {found['eval_loss']:.4f} "
-                     f"| {found['largest_loss_difference']:.1e} | {found['seconds']:.0f} | {speed} |")
+                     f"| {found['largest_loss_difference']:.1e} | {found['seconds']:.0f} | {' | '.join(speeds)} |")
     return "\n".join(lines)
 
 
@@ -127,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a folder, or one with config and tokenizer alone")
     parser.add_argument("--train", required=True, help="JSONL records to train on")
     parser.add_argument("--eval", required=True, help="JSONL records for the eval loss")
+    parser.add_argument("--predict", help="JSONL records to score, too, in one process and in several")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, help="default: all; on a CPU, all but fsdp")
     parser.add_argument("--processes", type=int, default=2, help="GPUs; 16 is a multiple of it")
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -140,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     layouts = args.layouts or [layout for layout in LAYOUTS if layout != "fsdp" or args.device != "cpu"]
     if args.device == "cpu" and "fsdp" in layouts:
         parser.error("--layouts fsdp: Accelerate shards models on GPUs only; on a CPU it would train as ddp does")
-    report = run(args.model, args.train, args.eval, layouts=layouts, processes=args.processes,
+    report = run(args.model, args.train, args.eval, layouts=layouts, processes=args.processes, predict=args.predict,
                  steps=args.steps, device=args.device, output=args.output, compiled=args.compile_layers,
                  timed_steps=160 * (args.device != "cpu") if args.timed_steps is None else args.timed_steps)
     print(table(report))

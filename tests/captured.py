@@ -9,7 +9,7 @@ class EagerMicroBatch(CapturedMicroBatch):
 
     made: list["EagerMicroBatch"] = []
 
-    def __init__(self, loss, parameters, shapes, names):
+    def __init__(self, loss, parameters, shapes, names, warming_up=None):
         self._allocate_gradients(parameters)
         self.loss, self.expected, self.shapes = loss, shapes, []
         EagerMicroBatch.made.append(self)

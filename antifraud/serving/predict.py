@@ -348,7 +348,8 @@ class Progress:
         """What `predict_file` returns; printed too."""
         tally = self.output.tally
         again = "already complete, " if tally.rows == self.resumed > 0 else ""
-        print(f"{self.output.path}: {again}{tally.rows} rows, {tally.fraud} of them fraud")
+        rate = f", {self.rows_per_second():.1f} rows/s" if self.seconds else ""
+        print(f"{self.output.path}: {again}{tally.rows} rows, {tally.fraud} of them fraud{rate}")
         if tally.in_windows:
             print(f"{self.output.path}: {tally.in_windows} dialogues are longer than the model reads at once; each was "
                   "read whole, in overlapping windows")

@@ -34,6 +34,22 @@ def without_masks() -> Iterator[None]:
             setattr(masking_utils, name, function)
 
 
+@contextlib.contextmanager
+def first_layers(model) -> Iterator[None]:
+    """Within this context only as many of the first layers run as there are kinds of them, and two at least.
+
+    They run the kernels that all layers run; the second one also those of gradients for its input, which the first has
+    no need of. A model that does not ask its config how many layers it has runs all of them.
+    """
+    config = model.config.get_text_config()
+    kinds, layers = getattr(config, "layer_types", None) or [None], config.num_hidden_layers
+    config.num_hidden_layers = min(layers, max(2, *(kinds.index(kind) + 2 for kind in set(kinds))))
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = layers
+
+
 class CapturedMicroBatch:
     """Loss and gradients of a batch, by replaying the CUDA graph of its shape.
 
@@ -43,13 +59,15 @@ class CapturedMicroBatch:
     """
 
     def __init__(self, loss: Callable[..., torch.Tensor], parameters: Sequence[torch.nn.Parameter],
-                 shapes: Sequence[tuple[int, int]], names: Sequence[str]) -> None:
+                 shapes: Sequence[tuple[int, int]], names: Sequence[str],
+                 warming_up: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext) -> None:
         """
         Args:
             loss: ``loss(inputs, n_labels)``, in which nothing waits for the device.
             parameters: what is trained, all of one dtype.
             shapes: rows and tokens a row of the micro-batches that may come.
             names: of the inputs, ``input_ids`` and what there is to learn; each [rows, tokens].
+            warming_up: a context in which every shape is run once, such as `first_layers`, to spare time.
         """
         largest = max(shapes, key=math.prod)
         self.loss = loss
@@ -58,7 +76,9 @@ class CapturedMicroBatch:
         self.stream = torch.cuda.Stream()  # every backward runs on it: a capture refuses what began on another
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._warm_up([largest, *shapes])
+        self._warm_up([largest])
+        with warming_up():
+            self._warm_up(shapes)
         self._capture(largest)
 
     def __call__(self, inputs: dict[str, torch.Tensor], n_labels) -> torch.Tensor:

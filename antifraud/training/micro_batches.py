@@ -1,5 +1,6 @@
 """A batch in micro-batches that fit the memory, each compiled or captured as a CUDA graph where that pays."""
 
+import contextlib
 import functools
 from functools import cached_property
 
@@ -9,7 +10,7 @@ from transformers import Trainer
 from data.files import DataError, one_line
 
 from ..compiling import can_compile, compile_layers, kernels_kept, selective_recomputation
-from .cuda_graphs import CapturedMicroBatch
+from .cuda_graphs import CapturedMicroBatch, first_layers
 from .loss import label_position_loss
 
 # Rows, from which on compiled layers make up for compiling them: 100 s or so, and 15 where an earlier run left kernels,
@@ -106,7 +107,9 @@ class MicroBatches(Trainer):
                 model, **inputs, n_labels=n_labels, n_positions=n_rows * most_labels, prefix=self.prefix,
                 line_loss=self.line_loss(n_rows * most_lines), label_smoothing=self.args.label_smoothing_factor))
 
-        return CapturedMicroBatch(loss, self.trained_parameters, shapes, names)
+        # Compiled layers are each compiled for their shapes; others all run the same kernels.
+        few = contextlib.nullcontext if self.compiled else functools.partial(first_layers, model)
+        return CapturedMicroBatch(loss, self.trained_parameters, shapes, names, few)
 
     def _compile_if_it_pays(self) -> bool:
         rows_to_come = (self.state.max_steps - self.state.global_step) * self.args.train_batch_size

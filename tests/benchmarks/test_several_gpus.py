@@ -7,6 +7,7 @@ import pytest
 from processes import ROOT, launched, run, run_together
 
 import benchmarks
+import evaluate
 from benchmarks import several_gpus
 from benchmarks.training import ROWS_A_STEP
 from data.files import DataError
@@ -64,6 +65,20 @@ def test_samples_a_second_are_those_of_all_gpus_between_two_lines(layout, rate, 
     monkeypatch.setattr(several_gpus, "execute", lambda *words, env: [
         (at, "{'loss': '1.0'}") for at in (50.0, 54.0, 63.0, 67.0, 71.0)])
     assert several_gpus.samples_per_second(layout, 2, [], "run", "cuda", 160) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("layout", ["one", "ddp"])
+def test_rows_a_second_are_those_that_the_command_says(layout, base, eval_file, tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def execute(*words, env):
+        commands.append(words)
+        assert evaluate.main(words[words.index(str(ROOT / "evaluate.py")) + 1:]) == 0
+        return [(1.0, line) for line in capsys.readouterr().out.splitlines()]
+
+    monkeypatch.setattr(several_gpus, "execute", execute)
+    assert several_gpus.rows_per_second(layout, 2, base, eval_file, str(tmp_path / "scores.jsonl"), "cpu") > 0
+    assert ("accelerate.commands.launch" in commands[0]) == (layout == "ddp")
 
 
 def test_a_run_that_printed_too_little_is_not_timed():
