@@ -50,7 +50,7 @@ def test_seconds_are_split_into_what_they_are_spent_on(commands, arguments):
     assert report["start_seconds"] == pytest.approx(27.0)  # the first line comes after 10 steps
     assert (report["train_seconds"], report["beside_steps_seconds"]) == (60.0, pytest.approx(52.0))
     assert report["rest_seconds"] == pytest.approx(52 - 27 - 4)
-    assert list(report["commands"]) == ["evaluate", "full"]
+    assert list(report["commands"]) == ["evaluate", "full", "full_again"]
     for name, parts in report["commands"].items():
         assert parts["scoring"] == 2.0 and sum(parts.values()) == pytest.approx(report[f"{name}_seconds"])
     assert report["device"] == "cpu"
