@@ -13,10 +13,13 @@ untuned model, label audit and overlap with train. In a notebook, ``%run evaluat
 
 import argparse
 import builtins
+import gc
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+gc.disable()  # looking for garbage among what imports bring takes seconds, and there is none
 
 from antifraud.evaluation.calibration import calibrate_checkpoint
 from antifraud.evaluation.inputs import METHODS, read_inputs
@@ -31,6 +34,8 @@ from data.command import command
 from data.files import one_line, require_input, require_output, write_json
 from data.prompt import add_task_options, task_of
 from data.sources import refuse_other
+
+gc.enable()
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
 TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")
@@ -240,4 +245,6 @@ def _number(text: str, fits, expected: str) -> float:
 
 # %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
 if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # or Python would look for garbage among a million objects before it ends: seconds
+    sys.exit(code)

@@ -10,6 +10,7 @@ or ``import trainer`` gives the five functions below, to be called in their orde
 
 import argparse
 import builtins
+import gc
 import os
 import shlex
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # so that `%run` finds the library from any folder
+gc.disable()  # looking for garbage among what imports bring takes seconds, and there is none
 
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -51,6 +53,8 @@ from data.prompt import Task, task_of
 with compiling_put_off():
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
+
+gc.enable()
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -238,5 +242,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers send it: stop as on Ctrl-C
     code = main()
+    gc.freeze()  # or Python would look for garbage among a million objects before it ends: seconds
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # so do launchers once a process has ended: let this one end too
     sys.exit(code)
