@@ -4,13 +4,12 @@
 is used twice: by the probe that asks what noise costs a model, and by ``data.prepare --augment``, which puts it into
 the train split alone. A model trained with it has seen this very table; `add_unseen_noise` is of another kind, which
 is in no training data: its probe asks whether such a model holds against noise, or against that table.
-`add_dictated_verdict` lets somebody dictate the answer, in other wordings than the probes that do so, and
-`add_small_talk` lets a dialogue begin with lines of another.
+`add_dictated_verdict` lets somebody dictate the answer, in other wordings than the probes that do so.
 """
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from .normalise import NARRATOR
 from .speakers import join_lines, split_lines
@@ -68,13 +67,6 @@ def add_dictated_verdict(text: str, *, seed: int = 0) -> tuple[str, int]:
     verdict = rng.choice(VERDICTS[rng.random() < 0.5])
     lines.insert(at, (speaker, rng.choice(DICTATIONS).format(verdict)))
     return join_lines(lines), at
-
-
-def add_small_talk(text: str, talk: Sequence[str]) -> str:
-    """`text` after lines that were said elsewhere; its own speakers say them, by turns."""
-    lines = split_lines(text)
-    names = list(dict.fromkeys(name for name, _ in lines if name is not None))[:2] or [NARRATOR]
-    return join_lines([(names[turn % len(names)], said) for turn, said in enumerate(talk)] + lines)
 
 
 def _each_line(text: str, change: Callable[[str, random.Random], str], seed: int) -> str:

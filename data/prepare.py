@@ -7,9 +7,9 @@
 
 The article cuts every dialogue three times, shuffles the segments and splits those, so almost every eval segment has
 its sentences in the train set too. Here whole dialogues are dealt to the splits, train segments that repeat a segment
-of another split are removed, only the train set is rebalanced (and, on request, augmented with ASR noise, dictated
-verdicts and small talk), and ``leakage.json`` counts what is left. Dialogues of which other records were cut can be
-kept from all three splits: ``--held-out``.
+of another split are removed, only the train set is rebalanced (and, on request, augmented with ASR noise and dictated
+verdicts), and ``leakage.json`` counts what is left. Dialogues of which other records were cut can be kept from all
+three splits: ``--held-out``.
 
 Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
@@ -32,11 +32,10 @@ from .command import command
 from .files import DataError, json_text, require_output, write_together
 from .formats import Reading, add_reading_options, reading_of
 from .leakage import leakage_report
-from .noise import add_asr_noise, add_dictated_verdict, add_small_talk
+from .noise import add_asr_noise, add_dictated_verdict
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
 from .records import Skipped, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
-from .speakers import split_lines
 from .split import (
     NEAR_DUPLICATE,
     SHARES,
@@ -50,8 +49,7 @@ from .split import (
     split_by_case,
 )
 
-CHANGED_EVERY = 5  # of the copies with ASR noise: so often a verdict is dictated, and so often small talk comes first
-SMALL_TALK = 8  # lines at most
+DICTATED_EVERY = 5  # of the copies with ASR noise
 FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
 KINDS = ("fraud", "non_fraud", "ordinary")  # of train segments
 CALLS = ("eval", "test", "ordinary_eval", "ordinary")  # of which the dialogues are written whole, too
@@ -67,7 +65,8 @@ class Settings:
         negatives_per_positive: in train; None keeps everything. See `rebalance`.
         keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
         near_duplicate: similarity from which on a segment repeats another one; above 1, none does.
-        augment: share of the train records that get a second copy with ASR noise; see `augment`.
+        augment: share of the train records that get a second copy with ASR noise, every fifth of these with a line that
+            dictates a verdict; see `data.noise`.
         labels: which segments of a scam are fraud, one of `LABELS`; see `cut_dialogue`.
         held_out: JSONL files of other records to be judged on: what they were cut from is in no split; see `leave_out`.
         train_only: folders of CSVs, or CSV files, of more dialogues of any label, for train alone.
@@ -137,34 +136,18 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
 def augment(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
     """`records` and, of a share of them drawn at random, a second copy with ASR noise.
 
-    In every fifth copy somebody dictates a verdict, and every fifth begins with small talk, a few lines of one of the
-    ordinary dialogues among `records`, if there are any. Neither changes the label, or those of the other lines.
+    In every fifth copy somebody dictates a verdict, which changes neither its label nor those of its lines.
     """
-    rng = random.Random(seed)
-    drawn = rng.sample(list(records), round(share * len(records)))
-    ordinary = [record["input"] for record in records if "source" in record]
+    drawn = random.Random(seed).sample(list(records), round(share * len(records)))
     copies = [{**record, "input": add_asr_noise(record["input"], seed=seed)} for record in drawn]
-    copies[::CHANGED_EVERY] = [_dictated(record, seed) for record in copies[::CHANGED_EVERY]]
-    if ordinary:
-        copies[1::CHANGED_EVERY] = [_after_talk(record, rng.choice(ordinary), rng)
-                                    for record in copies[1::CHANGED_EVERY]]
+    copies[::DICTATED_EVERY] = [_dictated(record, seed) for record in copies[::DICTATED_EVERY]]
     return [*records, *copies]
 
 
 def _dictated(record: dict, seed: int) -> dict:
     text, at = add_dictated_verdict(record["input"], seed=seed)
-    return _with_harmless_lines(record, text, at, 1)
-
-
-def _after_talk(record: dict, ordinary: str, rng: random.Random) -> dict:
-    talk = [said for _, said in split_lines(add_asr_noise(ordinary))][:rng.randint(1, SMALL_TALK)]
-    return _with_harmless_lines(record, add_small_talk(record["input"], talk), 0, len(talk))
-
-
-def _with_harmless_lines(record: dict, text: str, at: int, lines: int) -> dict:
     labels = record.get("line_labels")
-    more = {"line_labels": [*labels[:at], *[False] * lines, *labels[at:]]} if labels else {}
-    return {**record, "input": text, **more}
+    return {**record, "input": text, **({"line_labels": [*labels[:at], False, *labels[at:]]} if labels else {})}
 
 
 def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:

@@ -225,19 +225,3 @@ def test_every_fifth_copy_has_a_line_more_that_dictates_a_verdict_and_changes_no
     assert len({copy["line_labels"].index(True) for copy in dictated}) == 2  # before the first line, too
     without = augment([{"input": record["input"], "label": True} for record in records], 1.0)
     assert not any("line_labels" in record for record in without)
-
-
-def test_every_fifth_copy_begins_with_small_talk_of_the_ordinary_dialogues_if_there_are_any():
-    scams = [{"input": f"甲: 您把{i}元退给我。\n乙: 好，我看一下。", "label": True, "line_labels": [True, False]}
-             for i in range(95)]
-    said = "\n".join(["丙: 周末爬山去。", "丁: 下雨不去。"] * 5)
-    walk = [{"input": said, "label": False, "line_labels": [False] * 10, "source": "chats"}] * 5
-    copies = [copy for copy in augment([*scams, *walk], 1.0)[100:] if "source" not in copy]
-    begun = [copy for copy in copies if "爬山" in copy["input"].split("\n")[0]]
-    assert 15 <= len(begun) <= 20 and all(copy["label"] for copy in begun)
-    assert len({copy["input"].count("\n") for copy in begun}) > 3
-    for copy in begun:
-        lines = copy["input"].split("\n")
-        assert "".join(line[0] for line in lines[:-2]) == ("甲乙" * 4)[:len(lines) - 2]  # its own speakers say it
-        assert copy["line_labels"] == ["元退给我" in line for line in lines]
-    assert not any("爬山" in record["input"] for record in augment(scams, 1.0))
