@@ -91,8 +91,8 @@ def load_dataset(train_path: str, eval_path: str, tokenizer, *, task: Task = Tas
 
     Columns: ``input_ids`` and ``labels``, lists of equal length, -100 on the prompt. How they were made travels
     in ``dataset.info.description`` to the checkpoint. Records without a dialogue and truncated dialogues are
-    counted on standard error. Where all records say which of their lines are part of a fraud, ``line_ends``, the place
-    of each line's last token in ``input_ids``, and ``line_labels``.
+    counted on standard error; many records are tokenised on all cores. Where all records say which of their lines are
+    part of a fraud, ``line_ends``, the place of each line's last token in ``input_ids``, and ``line_labels``.
     """
     return read_examples(train_path, tokenizer, task), read_examples(eval_path, tokenizer, task)
 

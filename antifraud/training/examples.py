@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,17 +51,29 @@ def _tables(encoder: PromptEncoder, records: Sequence[dict], *, lines: bool) -> 
 
     The processes are forked, as PyTorch's own for loading data are: they have records and tokenizer as they are, and
     touch no device.
+
+    Raises:
+        DataError: a process was killed.
     """
     starts = range(0, len(records), ROWS_AT_ONCE)
-    make = functools.partial(_table, encoder, records, lines)
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if sys.platform == "linux" else 1
-    if cores < 2 or len(starts) < FEWEST_PARTS:
+    make, processes = functools.partial(_table, encoder, records, lines), min(_cores(), MOST_PROCESSES)
+    if processes < 2 or len(starts) < FEWEST_PARTS:
         yield from map(make, starts)
         return
-    with (_one_thread_each(), ProcessPoolExecutor(min(cores, MOST_PROCESSES), multiprocessing.get_context("fork"),
-                                                  _begin, (make,)) as pool):
-        yield from tqdm(pool.map(_made, starts), desc="tokenising", total=len(starts), unit_scale=ROWS_AT_ONCE,
-                        unit=" rows")
+    fork = multiprocessing.get_context("fork")
+    try:
+        with _one_thread_each(), ProcessPoolExecutor(processes, fork, _begin, (make,)) as pool:
+            yield from tqdm(pool.map(_made, starts), desc="tokenising", total=len(starts), unit_scale=ROWS_AT_ONCE,
+                            unit=" rows")
+    except BrokenProcessPool:
+        raise DataError("a process that tokenised was killed; is main memory short?") from None
+
+
+def _cores() -> int:
+    """Those that this process may use, its share of them where several train together; 1 where none can be forked."""
+    if sys.platform != "linux":
+        return 1
+    return len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager

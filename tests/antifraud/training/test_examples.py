@@ -58,3 +58,18 @@ def test_an_error_in_a_process_is_the_readers_own(path, monkeypatch, in_processe
     monkeypatch.setattr(PromptEncoder, "examples", refuse)
     with pytest.raises(DataError, match="row 3"):
         read_examples(path, make_tokenizer(), Task())
+
+
+def test_a_process_that_is_killed_is_told_in_a_line(path, monkeypatch, in_processes):
+    monkeypatch.setattr(PromptEncoder, "examples", lambda *_: os._exit(9))
+    with pytest.raises(DataError, match="killed"):
+        read_examples(path, make_tokenizer(), Task())
+
+
+def test_processes_that_train_together_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert examples._cores() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert examples._cores() == 2
+    monkeypatch.setattr(examples.sys, "platform", "darwin")
+    assert examples._cores() == 1
