@@ -87,7 +87,8 @@ def by_part(judged: dict, seconds: float) -> dict[str, float]:
 def table(report: dict) -> str:
     """Commands and their insides as a Markdown table."""
     lines = ["| command | seconds | of it |", "|---|---|---|"]
-    inside = {"start": "start", "steps": "steps", "evaluating": f"{report['evaluations']} evaluations", "rest": "rest"}
+    evaluations = f"{report['evaluations']} evaluation" + "s" * (report["evaluations"] != 1)
+    inside = {"start": "start", "steps": "steps", "evaluating": evaluations, "rest": "rest"}
     said = ", ".join(f"{words} {report[f'{name}_seconds']:.0f}" for name, words in inside.items())
     lines.append(f"| train, {report['steps']} steps | {report['train_seconds']:.0f} | {said} |")
     for name, parts in report["commands"].items():

@@ -11,7 +11,7 @@ class EagerMicroBatch(CapturedMicroBatch):
 
     def __init__(self, loss, parameters, shapes, names, warming_up=None):
         self._allocate_gradients(parameters)
-        self.loss, self.expected, self.shapes = loss, shapes, []
+        self.loss, self.expected, self.shapes, self.warming_up = loss, shapes, [], warming_up
         EagerMicroBatch.made.append(self)
 
     def __call__(self, inputs, n_labels):

@@ -378,6 +378,18 @@ def test_layers_are_compiled_where_that_pays_or_is_asked_for(base, train_file, e
     assert run(cuda_graphs=True, compile_layers=False) == run() == 0
 
 
+def test_shapes_are_warmed_up_by_the_first_layers_unless_they_are_compiled(base, train_file, eval_file, tmp_path,
+                                                                           captured_on_cpu, monkeypatch):
+    monkeypatch.setattr(micro_batches, "compile_layers", lambda model: None)
+    entered = []
+    monkeypatch.setattr(micro_batches, "first_layers", entered.append)
+    for compiled in (False, True):
+        train_briefly(base, train_file, eval_file, tmp_path, max_steps=1, eval_strategy="no", save_strategy="no",
+                      load_best_model_at_end=False, optim="adamw_torch", cuda_graphs=True, compile_layers=compiled)
+        captured_on_cpu[-1].warming_up()
+        assert len(entered) == 1  # by the first training alone
+
+
 def test_compiling_reaches_the_decoder_layers_and_nothing_else_and_keeps_kernels(monkeypatch, tmp_path):
     config = Qwen2Config(vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=3,
                          num_attention_heads=4, num_key_value_heads=2)
