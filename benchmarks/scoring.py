@@ -129,7 +129,7 @@ def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str],
 
 
 def time_predict_file(model, encoder: PromptEncoder, dialogues: Sequence[str], rows: int) -> dict:
-    """Rows a second from a file of so many rows, the dialogues over and over, to the file of their predictions."""
+    """Rows a second from a file of so many rows, to the file of their predictions; few dialogues are repeated."""
     time_score(model, encoder, dialogues[:WARM_UP_ROWS])
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch) / "in.jsonl"
@@ -140,8 +140,9 @@ def time_predict_file(model, encoder: PromptEncoder, dialogues: Sequence[str], r
 
 def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], device: str, output: str,
         rows: int | None = None, predict_rows: int = PREDICT_ROWS, dtype: torch.dtype | None = None) -> dict:
-    """Every method on the first `rows` of `data` (default: all); written after each."""
-    dialogues = [record["input"] for record in read_records(data, Skipped())][:rows]
+    """Every method on the first `rows` of `data` (default: all), predict_file on all of it; written after each."""
+    known = [record["input"] for record in read_records(data, Skipped())]
+    dialogues = known[:rows]
     report = {"methods": {}, "device": device_name(device),
               "provenance": {"model": Path(model).name, "checkpoint": Path(checkpoint).name if checkpoint else "random",
                              "data": Path(data).name, "compute_dtype": str(dtype or compute_dtype(device)),
@@ -157,7 +158,7 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
                 if method == "generate":
                     found = time_generate(loaded, encoder, dialogues)
                 elif method == "predict_file":
-                    found = time_predict_file(loaded, encoder, dialogues, predict_rows)
+                    found = time_predict_file(loaded, encoder, known, predict_rows)
                 else:
                     with whole_rows() if method == "score_whole_rows" else contextlib.nullcontext():
                         found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
@@ -203,8 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="JSONL records to score")
     parser.add_argument("--rows", type=int, help="how many of them (default: all)")
     parser.add_argument("--predict-rows", type=int, default=PREDICT_ROWS,
-                        help="of the file of predict_file, where a dialogue that comes twice in 4,096 is scored once "
-                             "(default: %(default)s)")
+                        help="of the file of predict_file, from all of --data and over again; a dialogue that comes "
+                             "twice in 4,096 is scored once (default: %(default)s)")
     parser.add_argument("--compute-dtype", choices=("bfloat16", "float16", "float32"), help="default: the device's")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--device", default=default_device())
