@@ -69,6 +69,8 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
         DataError: no such device; no model there, or one whose files are missing, damaged or do not fit each other.
     """
     device = pick_device(device)
+    # cuDNN plans its attention anew for every shape of a batch, and our rows are of many lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     folder = locate_model(model_path, with_code=trust_remote_code)
     require_model_files(folder, with_code=trust_remote_code)
     dtype = compute_dtype(device)
