@@ -43,8 +43,8 @@ SOURCES = {  # of ordinary talk
 }
 AP, ORDINARY_HEAD = "held-out average precision", ("alarms per 100 chats", "per 100 ordinary calls of unseen kinds")
 IN_CHINESE = {  # cells of README's table
-    "held-out F1": "未见过的对话 F1", "eval0819 F1": "原文评测集 F1",
-    "eval0819 F1, its dialogues not in train": "原文评测集 F1（训练里没有它的对话）", AP: "未见过的对话平均精度",
+    "held-out F1": "未见过的对话 F1", "eval0819 F1, its dialogues not in train": "原文评测集 F1（训练里没有它的对话）",
+    "eval0819 F1": "原文评测集 F1", AP: "未见过的对话平均精度",
     ORDINARY_HEAD[0]: "每百段闲聊误报", ORDINARY_HEAD[1]: "每百段新类型日常通话误报", "character TF-IDF": "字符 TF-IDF",
     "TF-IDF + line labels": "TF-IDF + 逐行标注", "fine-tuned encoder": "微调编码器",
     "the article, as published": "原文公布的结果", " seeds |": " 个种子 |", "| model |": "| 方法 |"}
@@ -351,10 +351,10 @@ TABLES: dict[str, Callable[[], str | None]] = {
     **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, line_rules, differences,
                                         ordinary, calls, early_warning, probes, normaliser)},
     "ablations": lambda: ablations.table(_load(found)) if (found := RESULTS / "ablations.json").is_file() else None,
-    **{name: _speed(name, training.table) for name in ("training", "training_parts", "peers")},
+    **{name: _speed(name, training.table) for name in ("training", "training_parts")},
     **{name: _speed(name, end_to_end.table) for name in ("end_to_end", "end_to_end_cpu")},
-    **{name: _speed(name, scoring.table) for name in ("scoring", "predict")}, "lengths": _speed("steps", lengths_table),
-    "several_gpus": _speed("several_gpus", several_gpus.table), "quantization": _speed("steps", quantization_table),
+    "scoring": _speed("scoring", scoring.table), "several_gpus": _speed("several_gpus", several_gpus.table),
+    "lengths": _speed("steps", lengths_table), "quantization": _speed("steps", quantization_table),
 }
 
 

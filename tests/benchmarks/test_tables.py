@@ -54,6 +54,7 @@ def recall_lost(probe):
 
 PEERS = ("tfidf", "tfidf_line_labels")
 INJECTIONS = ("injected_command", "injected_tokens")
+LIBRARIES = ("unsloth", "unsloth_no_checkpointing", "liger", "trl")
 CLAIMS = {
     "one_rule_for_thresholds": lambda: all(
         found["at_threshold"] for name in tables.SETS for reports in tables.reports_on(name).values()
@@ -66,9 +67,10 @@ CLAIMS = {
     "no_threshold_helps_onset": lambda: all(
         max(row["f1"] for row in report["thresholds"]) < 0.94
         for reports in tables.reports_on("eval0819_onset").values() for report in reports),
-    "encoder_level_on_new_dialogues": lambda: all(
-        found["interval"][0] <= 0 <= found["interval"][1] for reports in tables.reports_on("eval0819_apart").values()
-        for found in minus_tfidf(reports, "average_precision", "encoder")),
+    "encoder_level_on_new_dialogues_in_two": lambda: all(sum(
+        found["interval"][0] <= 0 <= found["interval"][1]
+        for found in minus_tfidf(reports, "average_precision", "encoder")) == len(reports) - 1 == 2
+        for reports in tables.reports_on("eval0819_apart").values()),
     "ranks_best": lambda: all(
         found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)),
     "ahead_on_new_dialogues": lambda: all(
@@ -109,12 +111,12 @@ CLAIMS = {
         for name in ("held_out", "eval0819_apart") for reports in tables.reports_on(name).values()
         for found in tables.under(reports, "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
         for rule, one in [(max(found["line_rules"], key=lambda row: row["f1"]), found["line_rules"][0])]),
-    "faster_than_unsloth": lambda: rate("fast") > 7 * rate("unsloth") and rate("small") > 2 * rate("unsloth") and all(
-        row["peak_allocated_gib"] >= result("speed/peers")["recipes"]["unsloth"]["peak_allocated_gib"]
-        for row in result("speed/peers")["recipes"].values()),
-    "predict_keeps_up": lambda: result("speed/predict")["methods"]["predict_file"]["rows_per_second"] > 0.8 * result(
-        "speed/predict")["methods"]["score_merged_compiled"]["rows_per_second"],
-    "a_fifth_of_the_memory": lambda: round(peak("article") / peak("small")) == 5,
+    "faster_than_peers": lambda: 6 < rate("fast") / rate("unsloth") < 7 and rate("small") > max(map(rate, LIBRARIES)),
+    "unsloth_takes_least": lambda: min(result("speed/training")["recipes"], key=peak) == "unsloth",
+    "fast_takes_less_than_peers_without_checkpointing": lambda: all(
+        peak("fast") < peak(name) and rate("fast") > 3 * rate(name) for name in ("unsloth_no_checkpointing", "liger")),
+    "predict_keeps_up": lambda: scored("predict_file") > 0.95 * scored("score_merged_compiled"),
+    "less_than_a_fifth_of_the_memory": lambda: peak("article") > 5 * peak("small"),
     "weights_are_little_of_the_peak": lambda: peak("article") > 8 * (weights("none") - weights("nf4")),
     "logits_are_most_of_a_step": lambda: all(
         row["all_logits"]["peak_gib"] > 2 * row["label_positions"]["peak_gib"]
@@ -129,7 +131,11 @@ def result(name):
 
 
 def rate(recipe):
-    return result("speed/peers")["recipes"][recipe]["samples_per_second"]
+    return result("speed/training")["recipes"][recipe]["samples_per_second"]
+
+
+def scored(method):
+    return result("speed/scoring")["methods"][method]["rows_per_second"]
 
 
 def peak(recipe):
@@ -252,6 +258,7 @@ def test_the_first_table_has_a_row_for_each_peer_model_and_the_article_and_a_col
     assert [row[1:4] for row in cells(tables.front())] == [
         ["0.812", "0.500", "-"], ["0.812", "0.812", "-"], ["-", "-", "0.500"], ["-", "-", "0.891"]]
     assert len(cells(tables.front_zh())) == 4 and "seeds" not in tables.front_zh()
+    assert "dialogues" not in tables.front_zh()
 
 
 def test_probes_are_shown_beside_what_they_do_to_tfidf_and_the_normaliser_beside_doing_without(put):
