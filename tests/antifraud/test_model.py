@@ -307,3 +307,9 @@ def test_importing_what_judges_does_not_import_the_compiler():
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(models.__file__).parents[1], capture_output=True,
                           text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_attention_does_not_plan_anew_for_every_shape(base):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_base(base, "cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
