@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--data", help="JSONL records to judge; other formats: docs/data.md")
     source.add_argument("--predict", metavar="IN", help="JSONL of any size to score, one line of --output for each")
     parser.add_argument("--threshold", type=_probability,
-                        help="probability of fraud to call it one (default: as trained)")
+                        help="probability of fraud to call it one (default: the one that --calibrate kept, or 0.5)")
     parser.add_argument("--output", help="where to write the report (a picture goes beside it), or the predictions")
     parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
     parser.add_argument("--quantization", choices=("nf4", "fp4", "none"), help="default: as trained")

@@ -68,7 +68,7 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
         device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
         quantization: ``nf4``, ``fp4``, or ``none`` for 16-bit weights.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
-        dequantize: keep the values that 4 bits can hold in 16 bit: the same results, faster, 2 bytes a weight.
+        dequantize: keep the values that 4 bits can hold in 16 bit: the same results, 2 bytes a weight.
 
     Returns:
         (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.

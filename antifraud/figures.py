@@ -200,7 +200,8 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title:
     axes = picture.panels
     style(axes, title, xlabel, ylabel, **limits)
     for (name, (x, y)), color in zip(series.items(), PALETTE):
-        axes.plot(x, y, color=color, label=name, drawstyle="steps-post" if step else "default")
+        axes.plot(x, y, "-" if len(x) > 1 else "o", color=color, label=name,
+                  drawstyle="steps-post" if step else "default")
         if name in points:
             axes.plot(*points[name], "o", color=color)
     for (name, level), pattern in zip(lines.items(), ("--", ":", "-.")):

@@ -293,7 +293,7 @@ def probes() -> str | None:
             rows.append([name, spread(row["recall"] for row in found),
                          *(spread((row["value"] for row in under(found, of, figure)), "+.3f")
                            for of in ("change", "change_of_tfidf") for figure in ("recall", "f1"))])
-    return rows_of(rows, "held-out dialogues, changed", "recall", "change of recall", "of F1", "TF-IDF: recall", "F1")
+    return rows_of(rows, "held-out dialogues, changed", "recall", "its change", "of F1", "TF-IDF: of recall", "of F1")
 
 
 def normaliser() -> str | None:

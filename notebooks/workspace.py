@@ -40,7 +40,7 @@ SAMPLE_DIALOGUES = 2600
 SAMPLE_SHARES = (0.88, 0.05, 0.07)
 AUGMENT = 0.5  # ASR-noise copies, of the train records; of our sample dialogues as many as in the demo
 SAMPLE_IN_TRAIN = 600  # dialogues of ours beside given ones: those that notebooks show are of a kind that was learnt
-# Beside the article's arguments: the README's recipe.
+# Beside the article's arguments; README's recipe has another learning rate, and ordinary talk.
 TRAINING = {"num_train_epochs": 0.5, "line_loss_weight": 0.3, "eval_steps": 350, "save_steps": 350}
 
 

@@ -66,7 +66,8 @@ def parser() -> Parser:
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
     main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
     main.add_argument("--double-quantization", action="store_true")
-    main.add_argument("--dequantize", action="store_true", help="keep the 4-bit values in 16 bit: faster, more memory")
+    main.add_argument("--dequantize", action="store_true",
+                      help="keep the 4-bit values in 16 bit: the same results, more memory")
     main.add_argument("--lora-r", type=int, default=16)
     main.add_argument("--lora-alpha", type=int, default=32)
     main.add_argument("--lora-dropout", type=float, default=0.2)

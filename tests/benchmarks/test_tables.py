@@ -71,8 +71,16 @@ CLAIMS = {
         found["interval"][0] <= 0 <= found["interval"][1]
         for found in minus_tfidf(reports, "average_precision", "encoder")) == len(reports) - 1 == 2
         for reports in tables.reports_on("eval0819_apart").values()),
+    "level_without_the_bound": lambda: all(
+        found["value"] < most for key in PEERS for most, reports in
+        [(0.011, held_out()), (0, on_eval0819()),
+         *((0, found) for found in tables.reports_on("eval0819_apart").values())]
+        for found in tables.under(reports, "baselines", key, "model_f1_minus_this")) and all(
+        min(alarms_of("sample_ordinary_judge", "baselines", key)) > 40 for key in PEERS),
     "ranks_best": lambda: all(
-        found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)),
+        found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)
+    ) and all(sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key)) == 2
+              for key in PEERS),
     "ahead_on_new_dialogues": lambda: all(
         found["interval"][0] > 0 for reports in tables.reports_on("eval0819_apart").values() for key in PEERS
         for figure in ("f1", "average_precision") for found in minus_tfidf(reports, figure, key)),
