@@ -2,8 +2,8 @@
 
     python trainer.py --model MODEL --train train.jsonl --eval eval.jsonl --output outputs/run [--resume]
 
-MODEL is a folder, a Hugging Face hub id, or ``modelscope:ID``. Every field of `TrainingArguments` is an option, with
-the defaults of `build_train_arguments`; what cannot be honoured is refused. On several GPUs, ``accelerate launch --config_file configs/ddp.yaml
+MODEL is a folder, a Hugging Face hub id, or ``modelscope:ID``. Every field of `TrainingArguments` is an option:
+``--max-steps 4 --learning-rate 2e-4``. On several GPUs, ``accelerate launch --config_file configs/ddp.yaml
 trainer.py ...``, or ``configs/fsdp.yaml`` where the model is too large for one. In a notebook, ``%run trainer.py``
 or ``import trainer`` gives the five functions below, to be called in their order.
 """

@@ -35,7 +35,8 @@ from .settings import (
 
 DESCRIPTION = """QLoRA fine-tuning of a causal language model on fraud dialogues.
 
-Every field of TrainingArguments is an option; one that this trainer cannot honour is refused."""
+Every field of TrainingArguments is an option; one that this trainer cannot honour is refused. The texts and defaults
+below are transformers'; the article's recipe and --recipe set others, see build_train_arguments in trainer.py."""
 
 
 class Parser(HfArgumentParser):
