@@ -13,6 +13,7 @@ untuned model, label audit and overlap with train. In a notebook, ``%run evaluat
 
 import argparse
 import builtins
+import functools
 import gc
 import math
 import sys
@@ -39,6 +40,7 @@ gc.enable()
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
 TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")
+OF_REPORT = ("full", "show_text", "train", "eval", "ordinary_eval", "peer")
 
 
 def evaluate_with_model(model, tokenizer, testdata_path: str, device: str = "cuda", batch: bool = False,
@@ -82,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--predict needs --output, and scores only")
     if args.calibrate and (args.data is None or not args.checkpoint or args.method != "score"):
         parser.error("--calibrate needs --data and --checkpoint, and scores only")
-    if not args.calibrate and any(getattr(args, target) for target in TARGETS):
-        parser.error("--best-f1, --wanted-precision, --wanted-recall and --cost-ratio belong to --calibrate")
+    _refuse_unread(parser, args)
     _require_bound(parser, args)
     if args.calibrate and task_of(args):
         parser.error("a calibration is kept beside the checkpoint's own question; leave --instruction, --answers, "
@@ -91,6 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         require_output(args.output)
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)
+
+
+def _refuse_unread(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    unread = ((*OF_REPORT, "ordinary", *TARGETS) if args.predict is not None else
+              (*OF_REPORT, "threshold", "fast", "restart") if args.calibrate else ("restart", *TARGETS))
+    for name in unread:
+        if getattr(args, name) is not False and getattr(args, name) not in (None, []):
+            use = "--calibrate" if name in TARGETS else "--predict" if name == "restart" else "the report on --data"
+            parser.error(f"--{name.replace('_', '-')} belongs to {use}; leave it out")
 
 
 def _require_bound(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -217,23 +227,7 @@ def _predict(args: argparse.Namespace) -> int:
     return 2 if done["errors"] else 0
 
 
-def _probability(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 1, "must be a probability from 0 to 1, as 0.6 for 60 %")
-
-
-def _share(text: str) -> float:
-    return _number(text, lambda value: 0 < value <= 1, "must be above 0 and at most 1")
-
-
-def _hundred(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 100, "must be from 0 to 100")
-
-
-def _positive(text: str) -> float:
-    return _number(text, lambda value: 0 < value < math.inf, "must be above 0")
-
-
-def _number(text: str, fits, expected: str) -> float:
+def _number(text: str, *, fits, expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -242,6 +236,12 @@ def _number(text: str, fits, expected: str) -> float:
         raise argparse.ArgumentTypeError(f"{expected}, not {text}")
     return value
 
+
+_probability = functools.partial(_number, fits=lambda value: 0 <= value <= 1,
+                                 expected="must be a probability from 0 to 1, as 0.6 for 60 %")
+_share = functools.partial(_number, fits=lambda value: 0 < value <= 1, expected="must be above 0 and at most 1")
+_hundred = functools.partial(_number, fits=lambda value: 0 <= value <= 100, expected="must be from 0 to 100")
+_positive = functools.partial(_number, fits=lambda value: 0 < value < math.inf, expected="must be above 0")
 
 # %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
 if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):

@@ -24,7 +24,7 @@ gc.disable()  # looking for garbage among what imports bring takes seconds, and 
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from antifraud.checkpoint import LINE_WEIGHT, Decision, checkpoints_in, lineage_of
+from antifraud.checkpoint import LINE_WEIGHT, Decision, lineage_of, newest_complete_checkpoint
 from antifraud.compiling import compiling_put_off
 from antifraud.figures import save_loss_curve
 from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base, pick_device
@@ -223,7 +223,7 @@ def train(args: argparse.Namespace, train_options: dict) -> Path:
             save_loss_curve(trainer.state.log_history, Path(args.output) / "loss_curve.png")
         except OSError as error:
             print(f"{args.output}/loss_curve.png: not written ({error.strerror})", file=sys.stderr)
-    return Path(trainer.state.best_model_checkpoint or checkpoints_in(args.output)[-1])
+    return Path(trainer.state.best_model_checkpoint or newest_complete_checkpoint(args.output)[0] or args.output)
 
 
 @command

@@ -131,7 +131,7 @@ def seal_checkpoint(folder: str | Path) -> None:
     saved = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / TASK_FILE)
     for path in files:
-        with open(path, "rb") as file:
+        with open(path, "r+b") as file:  # Windows writes nothing through that is open for reading
             os.fsync(file.fileno())  # a list that reaches the disk before its files proves nothing
     known = {ADAPTER_FILE: saved["adapter_sha256"]}
     names = [path.relative_to(folder).as_posix() for path in files]
@@ -308,8 +308,9 @@ def find_checkpoint(path: str | Path) -> Path:
     for newest in reversed(folders):
         try:
             state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
-            best = path / f"checkpoint-{state['best_global_step']}"
-        except (OSError, ValueError, KeyError):
+            # Where evaluations come more often than checkpoints, the best step of all may have none.
+            best = path / (state["best_model_checkpoint"] or newest.name).replace("\\", "/").rpartition("/")[2]
+        except (OSError, ValueError, KeyError, AttributeError):
             continue
         if _is_sealed(newest):
             return best if _is_whole(best) else newest

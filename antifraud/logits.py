@@ -138,22 +138,6 @@ def logits_only_at(model, positions: torch.Tensor, after: int = 0):
 
 
 @contextlib.contextmanager
-def hidden_states_at(model, positions: torch.Tensor, after: int = 0):
-    """Yields a list, to which `model` adds its last hidden states at `positions`, [n, numbers]."""
-    found = []
-
-    def select(module, inputs):
-        found.append(_selected(inputs[0], positions, after))
-        return (found[-1],)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield found
-    finally:
-        hook.remove()
-
-
-@contextlib.contextmanager
 def label_logits_at(model, positions: torch.Tensor, token_ids: Sequence[int], after: int = 0):
     """Like `logits_only_at`, of a few words only, and in 32 bit: ``.logits`` becomes [n, token_ids].
 

@@ -3,7 +3,6 @@
 Here is what they share: a folder with weights, free memory, and one training step measured by itself.
 """
 
-import contextlib
 import gc
 import os
 import shlex
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,17 +47,6 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-@contextlib.contextmanager
-def replaced(module, name: str, value) -> Iterator[None]:
-    """Within this context `module` has `value` under `name`."""
-    kept = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, kept)
 
 
 def with_adapters(model: nn.Module) -> nn.Module:

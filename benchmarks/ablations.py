@@ -31,7 +31,7 @@ from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, describe_base, device_name, file_sha256
 from benchmarks import execute
 from data.command import command
-from data.files import DataError, require_input, write_json
+from data.files import DataError, numbered_lines, require_input, write_json
 from data.records import Skipped, read_records, write_records
 
 PREPARE = "--augment 0.5"
@@ -189,8 +189,7 @@ def judge(job: Job, checkpoint: Path, judged: Path, scratch: Path) -> dict:
     write_records(scratch / "judged.jsonl", records + ordinary)
     execute("evaluate.py", "--model", job.model, "--checkpoint", checkpoint, "--device", job.device,
             "--predict", scratch / "judged.jsonl", "--output", scratch / "scores.jsonl")
-    lines = (scratch / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-    scores = np.array([json.loads(line)["probability"] for line in lines])
+    scores = np.array([json.loads(line)["probability"] for _, line in numbered_lines(scratch / "scores.jsonl")])
     y_true, of_eval, of_ordinary = [record["label"] for record in records], *np.split(scores, [len(records)])
     figures = at_best_f1(y_true, of_eval)
     return {**figures, "ordinary": false_alarms(ordinary, of_ordinary >= figures["threshold"]),

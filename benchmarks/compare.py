@@ -9,18 +9,16 @@ since one dialogue may be in the test splits of several.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from antifraud.evaluation.metrics import average_precision_of, bootstrap, confusion_counts, none_if_nan, rates
 from antifraud.provenance import code_provenance, file_sha256
 from data.command import command
-from data.files import DataError, write_json
-from data.records import Skipped, read_numbered_records
+from data.files import DataError, numbered_lines, write_json
+from data.records import Skipped, parse_object, read_numbered_records
 
 COMPARED = ("f1", "average_precision")
 
@@ -34,7 +32,7 @@ def read_seed(data: str, *predictions: str) -> tuple[list[dict], list[np.ndarray
     numbered = read_numbered_records(data, Skipped())
     scores = []
     for path in predictions:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        rows = [parse_object(line, required={"line": int}) for _, line in numbered_lines(path)]
         by_line = {row["line"]: row["probability"] for row in rows if "probability" in row}
         missing = next((line for line, _ in numbered if line not in by_line), None)
         if missing is not None:

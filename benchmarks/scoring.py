@@ -31,10 +31,11 @@ from antifraud.checkpoint import lineage_of, read_checkpoint
 from antifraud.compiling import compile_layers
 from antifraud.evaluation import scoring
 from antifraud.evaluation.scoring import generate_answers, score_prompts
+from antifraud.logits import replaced
 from antifraud.model import compute_dtype, default_device
 from antifraud.provenance import code_provenance, device_name
 from antifraud.serving.predict import predict_file
-from benchmarks import folder_with_weights, free_memory, replaced
+from benchmarks import folder_with_weights, free_memory
 from benchmarks.training import whole_rows
 from data.command import command
 from data.files import write_json
@@ -102,7 +103,7 @@ def computing_in(dtype: torch.dtype | None):
     if dtype is None:
         yield
         return
-    with (replaced(models, "compute_dtype", lambda _: dtype), replaced(scoring, "compute_dtype", lambda _: dtype)):
+    with (replaced(models, compute_dtype=lambda _: dtype), replaced(scoring, compute_dtype=lambda _: dtype)):
         yield
 
 

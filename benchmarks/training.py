@@ -42,7 +42,6 @@ from benchmarks import (
     folder_with_weights,
     free_memory,
     measure_step,
-    replaced,
     wait_for,
     with_adapters,
 )
@@ -223,7 +222,7 @@ def measure_apart(name: str, folder: str, rows: Dataset, device: str, steps: int
 
 def whole_rows():
     """A context within which no row shares its beginning with others."""
-    return replaced(logits, "shares_prefix", lambda *_: False)
+    return logits.replaced(logits, shares_prefix=lambda *_: False)
 
 
 @contextlib.contextmanager

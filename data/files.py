@@ -161,7 +161,9 @@ def complete_or_absent(output: str | Path) -> Iterator[Path]:
         yield unfinished
         for path in [unfinished, *unfinished.iterdir()]:  # mkdtemp and safetensors make them private
             path.chmod(0o755 if path.is_dir() else 0o644)
-        os.rename(unfinished, output)  # onto nothing or an empty folder; anything else is an error
+        with contextlib.suppress(OSError):
+            output.rmdir()  # an empty folder: Windows renames onto nothing only; anything else stays, and is an error
+        os.rename(unfinished, output)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{output}: cannot be written ({one_line(error)})") from error
     finally:

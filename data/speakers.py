@@ -53,11 +53,6 @@ def map_speakers(text: str, names_of) -> str:
     return join_lines([(renamed.get(name), content) for name, content in lines])
 
 
-def neutral_speakers(text: str) -> str:
-    """`text` in normal form, with every speaker called by a role."""
-    return map_speakers(normalise(text), roles)
-
-
 def roles(names: list[str]) -> list[str]:
     """A, B, ..., Z, A1, B1, ... for speakers in order of appearance."""
     turns = (divmod(index, len(string.ascii_uppercase)) for index in range(len(names)))

@@ -260,7 +260,7 @@ class Shelf:
         try:
             with np.load(self._path(name), allow_pickle=False) as kept:
                 return dict(kept)
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
             return None
 
     def write(self, name: str, arrays: Mapping) -> None:

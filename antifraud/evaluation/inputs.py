@@ -1,6 +1,7 @@
 """What a report is about: values and files, checked and read before any model is loaded."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,10 +82,13 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
     if threshold is not None and not 0 <= threshold <= 1:
         raise DataError(f"threshold must be a probability from 0 to 1, not {threshold}; write 0.6 for 60 %")
     ordinary = [ordinary] if isinstance(ordinary, str) else list(ordinary)
+    if peers and len(ordinary) > 1:
+        raise DataError("peers go with one file of ordinary dialogues; join the files, and predict the result")
     for file in (path, *ordinary, *filter(None, (train_path, eval_path, ordinary_eval))):
         require_input(file)
     skipped = Skipped()
     numbered = read_numbered_records(path, skipped)
+    skipped_rows = len(skipped.places)
     eval_split = read_numbered_records(eval_path, skipped) if eval_path else []
     ordinary_rows = {}
     for file in ordinary:
@@ -98,12 +102,20 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
             "ordinary": ((ordinary or [None])[0], [row for rows in ordinary_rows.values() for row in rows]),
             "ordinary_eval": (ordinary_eval, kept_for_choosing)}
     return Inputs(
-        path, numbered, sum(place.startswith(f"{path}:") for place in skipped.places), full, method,
+        path, numbered, skipped_rows, full, method,
         batch, threshold, train_path, [record for _, record in eval_split],
         [record for _, record in sets["ordinary"][1]],
         [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
         [record for _, record in kept_for_choosing],
-        dict(_read_peer(peer, sets) for peer in peers), with_text, progress)
+        _read_peers(peers, sets), with_text, progress)
+
+
+def _read_peers(peers: Sequence[str], sets: Mapping) -> dict[str, dict[str, np.ndarray]]:
+    read = [_read_peer(peer, sets) for peer in peers]
+    twice = [name for name, count in Counter(name for name, _ in read).items() if count > 1]
+    if twice:
+        raise DataError(f"two peers are called {twice[0]!r}; give each a name of its own")
+    return dict(read)
 
 
 def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[int, dict]]]]
@@ -117,7 +129,10 @@ def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[in
         files = {of_set: Path(place) / Path(path).name for of_set, (path, _) in sets.items() if path}
         files = {of_set: file for of_set, file in files.items() if of_set == "data" or file.is_file()}
     else:
-        files = dict(zip(sets, place.split(",")))
+        named = place.split(",")
+        if len(named) > len(sets):
+            raise DataError(f"peer {text!r}: {len(named)} files, at most {len(sets)} are read")
+        files = dict(zip(sets, named))
     return name, {of_set: _probabilities(file, of_set, sets[of_set][1]) for of_set, file in files.items()}
 
 

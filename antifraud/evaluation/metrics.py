@@ -237,8 +237,8 @@ def bootstrap(statistics: Callable[[np.ndarray], dict[str, np.ndarray]], n_rows:
 @functools.lru_cache(maxsize=4)
 def _draws(n_groups: int) -> np.ndarray:
     """[resamples, groups] how often each group is drawn; the same for everybody, so that differences are paired."""
-    drawn = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES)
-    return drawn.astype(np.uint8)
+    rng, shares = np.random.default_rng(0), np.full(n_groups, 1 / n_groups)
+    return np.stack([rng.multinomial(n_groups, shares).astype(np.uint8) for _ in range(RESAMPLES)])
 
 
 def _percentiles(values: np.ndarray) -> list[float] | None:

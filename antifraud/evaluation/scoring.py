@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from data.prompt import PromptEncoder, Task
+from data.sources import load_json
 from data.windows import Window
 
 from ..checkpoint import Decision, lineage_of
-from ..logits import PADDING_MULTIPLE, common_prefix, hidden_states_at, label_logits_at, model_inputs, pad_right
+from ..logits import PADDING_MULTIPLE, common_prefix, label_logits_at, model_inputs, pad_right
 from ..model import compute_dtype, compute_in_eval_as_in_training
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 1024}  # padded tokens: enough to fill a GPU, few enough for a CPU's cache
@@ -218,18 +219,6 @@ def _log_odds(model, rows: Sequence[Row], budget: int | None, progress: str | No
     return found
 
 
-def last_hidden_states(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-    """[prompts, numbers] what the output layer reads to say "fraud" or not, in 32 bit."""
-    rows = rows_of(encoder, prompts)
-    found = {}
-    with inference(model):
-        for batch, inputs, last, head in _batches(model, list(dict.fromkeys(rows))):
-            with hidden_states_at(model, torch.tensor(last, device=model.device), after=head) as selected:
-                model(**inputs)
-            found.update(zip(batch, selected.pop().float().cpu().numpy(), strict=True))
-    return np.stack([found[row] for row in rows])
-
-
 def _batches(model, rows: Sequence[Row], budget: int | None = None) -> Iterator:
     """(rows, inputs, last, head), those of one prompt from short to long, as many at a time as fit `budget` tokens.
 
@@ -300,9 +289,15 @@ def parse_answer(text: str, task: Task) -> bool | None:
         if text == answer.strip():
             return label
         with contextlib.suppress(ValueError):
-            if json.loads(text) == json.loads(answer) and isinstance(json.loads(text), dict):
+            read = load_json(text)
+            if isinstance(read, dict) and _same_json(read, json.loads(answer)):
                 return label
     return None
+
+
+def _same_json(one: dict, other: object) -> bool:
+    """Whether both are written alike but for blanks and order; to Python 1 and true are equal."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 @contextlib.contextmanager

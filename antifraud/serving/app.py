@@ -114,7 +114,7 @@ def score_dialogue(model, tokenizer, dialogue: str) -> dict:
         `score_lines`, or of `score_windows` where there are more than `MOST_LINES` (``by_window``).
     """
     dialogue = dialogue.rstrip()
-    if dialogue.count("\n") >= MOST_LINES:
+    if len(canonical_lines(dialogue, lineage_of(model).task)[0]) > MOST_LINES:
         lines = score_windows(model, tokenizer, dialogue)
         highest = max(lines, key=lambda window: window.probability)
         return {"probability": highest.probability, "windows": len(lines), "by_window": True,

@@ -87,7 +87,8 @@ def export(model_path: str, checkpoint_path: str, output: str | Path, *, merge_i
         prompt = PromptEncoder(tokenizer, lineage.task)
         del model
         if reference is not None:
-            merged = predict(*load_tuned(str(unfinished), device=device), dialogues)
+            merged = predict(*load_tuned(
+                str(unfinished), device=device, trust_remote_code=trust_remote_code), dialogues)
             data = describe_data(data_path, len(dialogues))
             facts["comparison"] = {**compare(reference, merged, lineage.decision.threshold), "device": device,
                                    "data": {key: data[key] for key in ("name", "sha256", "rows")}}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from data.files import DataError, one_line
 
 from ..checkpoint import (
-    checkpoints_in,
+    newest_complete_checkpoint,
     read_checkpoint,
     remove_checkpoint,
     rotate_checkpoints,
@@ -25,6 +25,15 @@ from .run_folder import begun_with, facts_of_run, owned, where_to_resume
 
 class CheckpointNotWritten(DataError):
     """The disk is full, or refuses a checkpoint for another reason; says which one is the last good one."""
+
+
+class BestIsHere(TrainerCallback):
+    """A run that was moved or copied goes on with its own best checkpoint, not with that of the old place."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.best_model_checkpoint:
+            here = Path(args.output_dir) / Path(state.best_model_checkpoint).name
+            state.best_model_checkpoint = str(here) if here.is_dir() else None
 
 
 class SealedCheckpoints(Trainer):
@@ -44,6 +53,7 @@ class SealedCheckpoints(Trainer):
             DataError: another process trains into the folder, there is no such checkpoint, or it is one of a run with
                 other data, another task, base model, quantisation, LoRA settings or seed.
         """
+        self.add_callback(BestIsHere)
         output = Path(self.args.output_dir)
         resume = where_to_resume(output, resume_from_checkpoint)
         with contextlib.ExitStack() as held:
@@ -70,7 +80,11 @@ class SealedCheckpoints(Trainer):
 
     def save_if_nothing_is_saved(self) -> None:
         """Writes the model as it ended, where no checkpoint was due: a training is never for nothing."""
-        if not checkpoints_in(self.args.output_dir):
+        newest, _ = newest_complete_checkpoint(self.args.output_dir)
+        as_it_ended = newest and newest.name == f"checkpoint-{self.state.global_step}"
+        unsaved = newest is None or self.args.save_strategy == "no" and not as_it_ended
+        [unsaved] = broadcast_object_list([unsaved])  # all processes save, or none
+        if unsaved:
             self._save_checkpoint(self.model, trial=None)
             self.wait_until_sealed()
 

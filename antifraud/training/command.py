@@ -201,8 +201,20 @@ def stopping_explained(output: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        _let_it_be_heard()
         raise DataError("out of memory: take --recipe small, or a smaller --tokens-per-micro-batch; "
                         f"{what_is_kept(output)}, go on with --resume") from error
     except KeyboardInterrupt:
         print(f"stopped; {what_is_kept(output)}; go on with --resume --output {shlex.quote(output)}", file=sys.stderr)
         raise
+    except (DataError, FloatingPointError):  # all processes meet them alike
+        raise
+    except Exception:
+        _let_it_be_heard()
+        raise
+
+
+def _let_it_be_heard() -> None:
+    """What befalls another process than the first alone, no other one tells."""
+    if not is_first_local_process():
+        sys.stderr = sys.__stderr__

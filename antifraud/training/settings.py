@@ -12,7 +12,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from data.files import DataError, one_line
 
 from ..compiling import can_compile
-from .recipes import CHECKPOINTING, SHARDABLE_OPTIMIZER, sharded
+from .recipes import CHECKPOINTING, SHARDABLE_OPTIMIZER, FraudTrainingArguments, sharded
 
 MOST_WORKERS = 64
 BACKENDS = (None, "nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl")
@@ -92,7 +92,8 @@ CHECKS: dict[str, tuple[Callable, str]] = {
                     _or_none(_whole_from(1))),
     **dict.fromkeys(["learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay",
                      "line_loss_weight"], NOT_NEGATIVE),
-    **dict.fromkeys(["adam_epsilon", "logging_steps", "eval_steps", "save_steps"], POSITIVE),
+    **dict.fromkeys(["adam_epsilon", "logging_steps", "save_steps"], POSITIVE),
+    "eval_steps": _or_none(POSITIVE),
     **dict.fromkeys(["adam_beta1", "adam_beta2", "label_smoothing_factor"], SHARE),
     "tokens_per_micro_batch": _whole_from(0),
     "max_steps": (lambda value: value == -1 or value >= 1, "-1 (by epochs) or a whole number from 1 on"),
@@ -112,6 +113,8 @@ def option(name: str) -> str:
 
 def require_honoured(args: TrainingArguments) -> None:
     """Raises DataError for a field with a value that this trainer would not honour, or cannot train with."""
+    if not isinstance(args, FraudTrainingArguments):
+        raise DataError(f"{type(args).__name__} lack what this trainer reads; make them with build_train_arguments")
     fields = {field.name for field in dataclasses.fields(args)}
     for name, (values, why) in FIXED.items():
         if name in fields and getattr(args, name) not in values:
@@ -185,6 +188,7 @@ def require_capturable(args: TrainingArguments) -> None:
         return
     reasons = {"the computation is not on a GPU": args.device.type != "cuda",
                "they compute in bf16 only": not args.bf16,
+               f"{option('torch_empty_cache_steps')} empties what they compute in": args.torch_empty_cache_steps,
                "the model is sharded": sharded(),
                f"{CHECKPOINTING} draws random numbers anew; give a smaller tokens_per_micro_batch instead":
                    getattr(args, CHECKPOINTING)}

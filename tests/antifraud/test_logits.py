@@ -21,11 +21,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from antifraud.compiling import compile_layers
-from antifraud.evaluation.scoring import last_hidden_states, score_prompts
+from antifraud.evaluation.scoring import score_prompts
 from antifraud.logits import (
     ATTENTION,
     common_prefix,
-    hidden_states_at,
     label_logits_at,
     logits_only_at,
     model_inputs,
@@ -74,11 +73,8 @@ def test_logits_after_the_prefix_are_those_of_the_rows_one_by_one(name):
     positions = torch.tensor([0, 7, 8, 39])  # of rows 0, 0, 1 and 4
     with logits_only_at(model, positions, after=9):
         logits = model(**inputs).logits
-    with hidden_states_at(model, positions, after=9) as states:
-        model(**inputs)
     one_by_one = torch.cat([model(input_ids=whole(rows[row:row + 1])).logits for row in range(5)])
     torch.testing.assert_close(logits, one_by_one[:, 9:].flatten(0, 1)[positions], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.get_output_embeddings()(states[0]), logits)
     assert logits.abs().max() > 0.1 and model(**inputs).logits.shape == (1, 49, 99)  # the hooks are gone
 
 
@@ -177,19 +173,15 @@ def test_rows_come_without_the_prefix_and_only_if_they_have_it(base, train_file)
     assert prefix_of(encoder, dataset, short) == prefix[:-3]  # what predicts the first label stays in the row
 
 
-def test_scores_and_hidden_states_do_not_depend_on_what_else_is_scored(base):
+def test_scores_do_not_depend_on_what_else_is_scored(base):
     model, tokenizer = load_base(base, "cpu")
     encoder = PromptEncoder(tokenizer, Task())
     prompts = encoder.prompts(["客服: 您好", "客服: 请把验证码告诉我，我替您退款。", "甲: 明天开会。"])
-    scores, states = score_prompts(model, encoder, prompts), last_hidden_states(model, encoder, prompts)
+    scores = score_prompts(model, encoder, prompts)
     strange = [prompts[1], [5, 6, 7]]  # with a row that does not begin so, nothing is shared
     assert score_prompts(model, encoder, strange)[0] == pytest.approx(scores[1], abs=1e-6)
-    for row in range(3):
-        alone = last_hidden_states(model, encoder, prompts[row:row + 1])
-        torch.testing.assert_close(torch.tensor(alone[0]), torch.tensor(states[row]), rtol=1e-4, atol=1e-5)
-    logits = torch.tensor(states) @ model.get_output_embeddings().weight.float().T
-    probability = logits[:, encoder.label_ids].softmax(-1)[:, 0]
-    torch.testing.assert_close(probability, torch.tensor(scores).float(), rtol=1e-3, atol=1e-5)
+    alone = [score_prompts(model, encoder, [prompt])[0] for prompt in prompts]
+    assert alone == pytest.approx(scores, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------- label logits

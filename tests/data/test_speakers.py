@@ -4,12 +4,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.normalise import NARRATOR, safe_name
+from data.normalise import NARRATOR, normalise, safe_name
 from data.speakers import (
     format_dialogue,
     join_lines,
     map_speakers,
-    neutral_speakers,
     roles,
     split_lines,
     swap_speakers,
@@ -127,7 +126,7 @@ def test_neutral_text_stays_as_it_is(text):
     "骗子 2024-05-01 10:00:11\n请转账",
 ])
 def test_a_time_or_a_bracket_is_no_part_of_a_speaker(stamped):
-    assert neutral_speakers(stamped) == "A: 请转账"
+    assert map_speakers(normalise(stamped), roles) == "A: 请转账"
 
 
 @st.composite

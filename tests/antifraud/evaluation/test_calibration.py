@@ -298,7 +298,7 @@ def test_what_it_was_trained_on_and_an_unreachable_target_are_refused_and_change
 
 @pytest.mark.parametrize("options, message", [
     (["--calibrate"], "--calibrate needs --data and --checkpoint"),
-    (["--wanted-recall", "0.9"], "belong to --calibrate"),
+    (["--wanted-recall", "0.9"], "belongs to --calibrate"),
     (["--calibrate", "--wanted-recall", "0.9", "--cost-ratio", "2"], "not allowed with"),
     (["--calibrate", "--checkpoint", "c", "--best-f1", "--false-alarms", "2"], "needs --ordinary"),
     (["--calibrate", "--checkpoint", "c", "--ordinary", "o", "--false-alarms", "2"], "with a target"),
