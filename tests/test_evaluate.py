@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate as evaluate_module
 from antifraud.checkpoint import find_checkpoint
+from antifraud.evaluation.inputs import read_inputs
 from antifraud.evaluation.scoring import generate_answers, parse_answer, score_prompts
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import write_records
-from evaluate import evaluate, evaluate_with_model, load_model, predict
+from evaluate import evaluate, evaluate_with_model, load_model, main, predict
 
 REPORT_KEYS = {
     "n", "tn", "fp", "fn", "tp", "precision", "recall", "f1", "accuracy", "average_precision", "threshold",
@@ -109,6 +110,8 @@ def test_generated_answers_do_not_depend_on_the_batch_and_agree_with_the_scores(
     (' {"is_fraud":false}\n', False),
     ('```json\n{"is_fraud": true}\n```', True),
     ('{"is_fraud": "true"}', None),
+    ('{"is_fraud": 1}', None),
+    ('{"is_fraud": false, "is_fraud": true}', None),
     ('{"is_fraud": true, "reason": "x"}', None),
     ("是诈骗", None),
     ("true", None),
@@ -265,9 +268,28 @@ def test_a_peer_is_joined_by_line_and_judged_beside_the_model(loaded, eval_file,
     assert found["baselines"]["encoder"]["recall"] == 0.0 and found["baselines"]["encoder"]["average_precision"] == 1.0
     assert found["baselines"]["encoder"]["at_threshold"]["f1"] == 1.0
     (tmp_path / "short.jsonl").write_text('{"line": 1, "probability": 0.4}')
-    for peer in (f"encoder={tmp_path / 'short.jsonl'}", "encoder", f"encoder={of_data},{of_eval},{of_data}"):
+    twice = [f"encoder={of_data}", f"encoder={of_data}"]
+    for peers in ([f"encoder={tmp_path / 'short.jsonl'}"], ["encoder"], [f"encoder={of_data},{of_eval},{of_data}"],
+                  [f"encoder={','.join([of_data] * 5)}"], twice):
         with pytest.raises(DataError):
-            evaluate_with_model(*loaded, eval_file, "cpu", eval_path=train_file, peers=[peer])
+            evaluate_with_model(*loaded, eval_file, "cpu", eval_path=train_file, peers=peers)
+
+
+def test_a_peer_is_refused_beside_several_files_of_ordinary_dialogues(eval_file, ordinary_file):
+    with pytest.raises(DataError):  # before anything is read of the peer: its rows could not be told apart
+        read_inputs(eval_file, ordinary=[ordinary_file, ordinary_file], peers=["encoder=none.jsonl"])
+
+
+@pytest.mark.parametrize("options", [
+    ["--data", "F", "--calibrate", "--checkpoint", "C", "--threshold", "0"],
+    ["--data", "F", "--calibrate", "--checkpoint", "C", "--fast"],
+    ["--predict", "F", "--output", "O", "--ordinary", "F"], ["--predict", "F", "--output", "O", "--full"],
+    ["--data", "F", "--restart"], ["--data", "F", "--best-f1"]])
+def test_an_option_that_would_not_be_read_is_refused(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", "none", *options])
+    assert ended.value.code == 2 and f"error: {options[-1] if options[-1][:2] == '--' else options[-2]} belongs to" in (
+        capsys.readouterr().err)
 
 
 def test_a_peers_threshold_keeps_the_bound_on_false_alarms_that_the_models_was_found_with(

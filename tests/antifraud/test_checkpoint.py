@@ -91,6 +91,13 @@ def test_the_best_checkpoint_is_found_from_the_newest_complete_one(run):
     assert find_checkpoint(run) == run / "checkpoint-40"
 
 
+def test_where_the_best_step_was_not_saved_the_best_of_those_saved_is_found(run):
+    newest = run / "checkpoint-80" / "trainer_state.json"
+    state = json.loads(newest.read_text())
+    newest.write_text(json.dumps({**state, "best_global_step": 60, "best_model_checkpoint": "elsewhere/checkpoint-40"}))
+    assert find_checkpoint(run) == run / "checkpoint-40"
+
+
 def test_a_damaged_best_checkpoint_gives_way_to_the_newest_complete_one(run):
     shutil.copytree(run / "checkpoint-80", run / "checkpoint-120")
     adapter = run / "checkpoint-80" / "adapter_model.safetensors"

@@ -103,6 +103,7 @@ def test_a_dialogue_of_more_lines_than_are_scored_one_by_one_is_scored_by_its_wi
     with task_of(model, max_length=len(PromptEncoder(tokenizer, model.lineage.task).prompts([DIALOGUE])[0]) + 20):
         found = score_dialogue(model, tokenizer, dialogue)
         assert found["probability"] == pytest.approx(predict(model, tokenizer, [dialogue])[0], abs=1e-6)
+        assert score_dialogue(model, tokenizer, dialogue.replace("\n", "<br>"))["by_window"]
     windows = found["lines"]
     assert found["by_window"] and found["windows"] == len(windows) > 3
     assert (windows[0]["from_line"], windows[-1]["number"]) == (1, dialogue.count("\n") + 1)

@@ -99,6 +99,21 @@ def test_something_is_saved_whatever_the_strategy(base, train_file, eval_file, t
     assert f"{output}: holds no checkpoint" in capsys.readouterr().err  # said, before a training from the beginning
     assert [folder.name for folder in checkpoints_in(output)] == ["checkpoint-2"]
     assert json.loads((output / "stamp.json").read_text())["seed"] == 42
+    assert trainer_module.main([*command, "--resume", "--max-steps", "3"]) == 0
+    assert "checkpoint-3" in {folder.name for folder in checkpoints_in(output)}
+    assert f"best checkpoint: {output / 'checkpoint-3'}" in capsys.readouterr().out
+    (output / "checkpoint-3" / "fraud_task.json").unlink()  # what a killed run leaves is no saved model
+    (output / "checkpoint-2" / "fraud_task.json").unlink()
+    assert trainer_module.main([*command, "--resume", "--max-steps", "1"]) == 0
+    assert f"best checkpoint: {output / 'checkpoint-1'}" in capsys.readouterr().out
+
+
+def test_a_run_that_was_copied_goes_on_with_its_own_best_checkpoint(base, train_file, eval_file, tmp_path):
+    train_briefly(base, train_file, eval_file, tmp_path / "first", max_steps=2)
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    went_on = train_briefly(base, train_file, eval_file, tmp_path / "copy", max_steps=3,
+                            resume=str(tmp_path / "copy" / "checkpoint-2"))
+    assert Path(went_on.state.best_model_checkpoint).parent == tmp_path / "copy"
 
 
 def test_a_dataset_that_does_not_say_its_task_is_refused(base, train_file, eval_file, tmp_path):

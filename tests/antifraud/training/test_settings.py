@@ -100,3 +100,10 @@ def test_a_notebook_is_refused_what_the_command_line_is(tmp_path):
     with pytest.raises(DataError):
         require_honoured(args)
     assert isinstance(args, TrainingArguments)
+
+
+def test_arguments_of_another_kind_are_refused_and_transformers_own_default_is_taken(tmp_path):
+    with pytest.raises(DataError):
+        require_honoured(TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    require_honoured(build_train_arguments(str(tmp_path), use_cpu=True, eval_strategy="epoch", save_strategy="epoch",
+                                           eval_steps=None))
