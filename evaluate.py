@@ -87,10 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_unread(parser, args)
     _require_bound(parser, args)
     if args.calibrate and task_of(args):
-        parser.error("a calibration is kept beside the checkpoint's own question; leave --instruction, --answers, "
-                     "--max-length and --keep-speaker-names out")
+        parser.error("a calibration is kept beside the checkpoint's own question; leave the question's options out")
     if args.output:
-        require_output(args.output)
+        if args.predict is None and Path(args.output).suffix == ".png":
+            parser.error("--output is the report, a JSON file; its picture goes beside it")
+        require_output(args.output, (args.data, args.train, args.eval, args.ordinary_eval, *args.ordinary))
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)
 
 
@@ -106,8 +107,7 @@ def _refuse_unread(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def _require_bound(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.false_alarms is not None and not (args.calibrate and args.ordinary and any(
             getattr(args, target) for target in TARGETS)):
-        parser.error("--false-alarms belongs to --calibrate with a target, such as --best-f1, and needs --ordinary: "
-                     "the ordinary calls kept for choosing, ordinary_eval.jsonl")
+        parser.error("--false-alarms belongs to --calibrate with a target, and needs --ordinary ordinary_eval.jsonl")
     if args.calibrate and args.ordinary and args.false_alarms is None:
         parser.error("--calibrate with --ordinary needs --false-alarms: how many of a hundred ordinary calls may alarm")
 

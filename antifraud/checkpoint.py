@@ -131,6 +131,7 @@ def seal_checkpoint(folder: str | Path) -> None:
     saved = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / TASK_FILE)
     for path in files:
+        path.chmod(0o644)  # safetensors leaves its file to its maker alone
         with open(path, "r+b") as file:  # Windows writes nothing through that is open for reading
             os.fsync(file.fileno())  # a list that reaches the disk before its files proves nothing
     known = {ADAPTER_FILE: saved["adapter_sha256"]}
@@ -190,7 +191,10 @@ def read_checkpoint(folder: str | Path) -> Lineage:
             raise DataError(f"{folder}: no {name}; a checkpoint is a folder such as outputs/run/checkpoint-100")
     lineage = read_task_file(folder / TASK_FILE) or Lineage()
     lineage.checkpoint = folder.name
-    sha256 = file_sha256(folder / ADAPTER_FILE)
+    try:
+        sha256 = file_sha256(folder / ADAPTER_FILE)
+    except OSError as error:
+        raise DataError(f"{folder / ADAPTER_FILE}: {error.strerror}") from None
     if lineage.adapter_sha256 not in ("", sha256):
         raise DataError(f"{folder / ADAPTER_FILE}: sha256 {sha256[:12]} is not the {lineage.adapter_sha256[:12]} "
                         f"in {TASK_FILE}: truncated or altered; copy it again or use an earlier checkpoint")

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -73,11 +73,13 @@ def require_input(path: str | Path) -> None:
         raise DataError(f"{path}: no such file")
 
 
-def require_output(path: str | Path) -> None:
-    """Refuses, before the work is done, a file that cannot be written: a folder, or in a folder that is read-only."""
+def require_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuses, before the work is done, a file that cannot be written, or must not be since it is one of `inputs`."""
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file")
+    if any(given and path.exists() and Path(given).exists() and path.samefile(given) for given in inputs):
+        raise DataError(f"{path}: is an input; name another file for the output")
     _require_writable_folder(path)
 
 

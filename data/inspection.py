@@ -297,6 +297,8 @@ def convert(report: dict, output: str | Path) -> None:
     if not report["good"]:
         raise DataError(f"{report['path']}: nothing to read in it; nothing was written")
     require_paths(report["path"], output)
+    if Path(output).exists():
+        raise DataError(f"{output}: already there; name another file, or remove it")
     dialogues = report["becomes"] == "dialogues"
     suffix = ".csv" if dialogues else ".jsonl"
     if Path(output).suffix.lower() != suffix:

@@ -95,6 +95,9 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         DataError: a file is not as `data.records` wants it, or there are too few dialogues for three splits.
     """
     require_output(Path(output) / "leakage.json")
+    for path in settings.held_out:
+        if Path(path).resolve().parent == Path(output).resolve():
+            raise DataError(f"{path}: lies in the folder to write, where it could be replaced; name another --output")
     skipped = Skipped()
     held_out = [record for path in settings.held_out for record in read_records(path, Skipped())]
     read = read_dialogues(source, skipped, settings.reading)

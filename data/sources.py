@@ -200,6 +200,9 @@ def _array_rows(path: str | Path, text: str) -> Iterator[tuple[int, dict | DataE
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
+csv.field_size_limit(2**24)  # a dialogue in a cell may be as long as one in JSON; Python's limit is 128 KiB
+
+
 def _csv_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of each row; a quoted cell may span lines, the number is that of its last."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--false-alarms must be from 0 to 100")
     if not Path(args.source).exists():
         raise DataError(f"{args.source}: no such file or folder")
-    require_output(args.output)
+    require_output(args.output, (args.source, args.eval, args.test, args.train, args.ordinary, args.ordinary_eval))
     calls = read_calls(args.source, args.eval, args.test, args.ordinary_eval, args.ordinary)
     if all(is_fraud(call) for call in calls["eval"]):
         raise DataError(f"{args.eval}: no non-fraud calls to find a threshold on; give some with --ordinary-eval")

@@ -199,3 +199,8 @@ def test_rotation_takes_unfinished_checkpoints_first_then_the_oldest_and_never_t
     assert kept(4) == [40, 80, 120, 200]
     assert kept(3) == [40, 120, 200]
     assert kept(1) == [40, 120]
+
+
+def test_a_sealed_checkpoint_is_readable_for_others(run_folder):
+    files = [path for path in Path(run_folder, "checkpoint-80").iterdir() if path.name != "fraud_task.json"]
+    assert files and all(path.stat().st_mode & 0o044 == 0o044 for path in files)

@@ -55,3 +55,15 @@ def test_a_question_that_cannot_be_asked_ends_before_a_model_is_looked_for(tmp_p
     except SystemExit as ended:
         code = ended.code
     assert code == 2 and "no such folder" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--calibrate", "--checkpoint", "none", "--best-f1"], ["--ordinary", "F"]])
+def test_no_output_takes_the_place_of_an_input_or_of_its_own_picture(tmp_path, more, capsys):
+    given = tmp_path / "given.jsonl"
+    given.write_text('{"input": "甲: 好", "label": true}\n', encoding="utf-8")
+    data = ["--data", str(given)] if "--ordinary" not in more else ["--data", str(tmp_path / "other.jsonl")]
+    more = [str(given) if word == "F" else word for word in more]
+    assert main(["--model", "none", *data, *more, "--output", str(given)]) == 2
+    assert capsys.readouterr().err == f"{given}: is an input; name another file for the output\n"
+    with pytest.raises(SystemExit):
+        main(["--model", "none", "--data", str(given), "--output", str(tmp_path / "report.png")])
