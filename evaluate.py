@@ -99,7 +99,7 @@ def _refuse_unread(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     unread = ((*OF_REPORT, "ordinary", *TARGETS) if args.predict is not None else
               (*OF_REPORT, "threshold", "fast", "restart") if args.calibrate else ("restart", *TARGETS))
     for name in unread:
-        if getattr(args, name) is not False and getattr(args, name) not in (None, []):
+        if getattr(args, name) != parser.get_default(name):
             use = "--calibrate" if name in TARGETS else "--predict" if name == "restart" else "the report on --data"
             parser.error(f"--{name.replace('_', '-')} belongs to {use}; leave it out")
 

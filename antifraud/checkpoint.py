@@ -132,7 +132,7 @@ def seal_checkpoint(folder: str | Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / TASK_FILE)
     for path in files:
         path.chmod(0o644)  # safetensors leaves its file to its maker alone
-        with open(path, "r+b") as file:  # Windows writes nothing through that is open for reading
+        with open(path, "r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())  # a list that reaches the disk before its files proves nothing
     known = {ADAPTER_FILE: saved["adapter_sha256"]}
     names = [path.relative_to(folder).as_posix() for path in files]
@@ -312,13 +312,18 @@ def find_checkpoint(path: str | Path) -> Path:
     for newest in reversed(folders):
         try:
             state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
-            # Where evaluations come more often than checkpoints, the best step of all may have none.
-            best = path / (state["best_model_checkpoint"] or newest.name).replace("\\", "/").rpartition("/")[2]
+            # Not ``best_global_step``: where evaluations come more often than checkpoints, it may have none.
+            best = in_folder(path, state["best_model_checkpoint"] or newest.name)
         except (OSError, ValueError, KeyError, AttributeError):
             continue
         if _is_sealed(newest):
             return best if _is_whole(best) else newest
     return folders[-1]
+
+
+def in_folder(output: str | Path, checkpoint: str) -> Path:
+    """The checkpoint of that name in `output`, where the run may have been moved or copied to since it was written."""
+    return Path(output) / checkpoint.replace("\\", "/").rpartition("/")[2]
 
 
 def _is_whole(folder: Path) -> bool:

@@ -60,10 +60,7 @@ def _decode(line: bytes, path: str | Path, number: int) -> str:
 def require_paths(input_path: str | Path, output_path: str | Path) -> None:
     """Refuses, before a model is loaded, an input that is not there and an output that is the input."""
     require_input(input_path)
-    if os.path.isdir(output_path):
-        raise DataError(f"{output_path}: is a folder; name a file")
-    if os.path.exists(output_path) and os.path.samefile(input_path, output_path):
-        raise DataError(f"{output_path}: is the input; name another file for the output")
+    _refuse_folder_or_input(output_path, [input_path])
 
 
 def require_input(path: str | Path) -> None:
@@ -75,12 +72,16 @@ def require_input(path: str | Path) -> None:
 
 def require_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:
     """Refuses, before the work is done, a file that cannot be written, or must not be since it is one of `inputs`."""
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; name a file")
-    if any(given and path.exists() and Path(given).exists() and path.samefile(given) for given in inputs):
-        raise DataError(f"{path}: is an input; name another file for the output")
-    _require_writable_folder(path)
+    _refuse_folder_or_input(path, inputs)
+    _require_writable_folder(Path(path))
+
+
+def _refuse_folder_or_input(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    if os.path.isdir(output):
+        raise DataError(f"{output}: is a folder; name a file")
+    if any(path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output)
+           for path in inputs):
+        raise DataError(f"{output}: is the input; name another file for the output")
 
 
 def _require_writable_folder(path: Path) -> None:
@@ -164,7 +165,7 @@ def complete_or_absent(output: str | Path) -> Iterator[Path]:
         for path in [unfinished, *unfinished.iterdir()]:  # mkdtemp and safetensors make them private
             path.chmod(0o755 if path.is_dir() else 0o644)
         with contextlib.suppress(OSError):
-            output.rmdir()  # an empty folder: Windows renames onto nothing only; anything else stays, and is an error
+            output.rmdir()  # an empty folder, onto which Windows would not rename; anything else stays: an error
         os.rename(unfinished, output)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{output}: cannot be written ({one_line(error)})") from error

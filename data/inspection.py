@@ -290,7 +290,7 @@ def convert(report: dict, output: str | Path) -> None:
     """Writes an inspected file in the project's own format: records as JSON Lines, dialogues as CSV.
 
     Raises:
-        DataError: something is wrong with the file, or `output` is the file itself or has another suffix.
+        DataError: something is wrong with the file, or `output` is there already or has another suffix.
     """
     if report["problems"]:
         raise DataError(f"{report['problems'][0]} ({len(report['problems'])} problems in all; nothing was written)")

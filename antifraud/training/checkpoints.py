@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from data.files import DataError, one_line
 
 from ..checkpoint import (
+    in_folder,
     newest_complete_checkpoint,
     read_checkpoint,
     remove_checkpoint,
@@ -32,7 +33,7 @@ class BestIsHere(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.best_model_checkpoint:
-            here = Path(args.output_dir) / Path(state.best_model_checkpoint).name
+            here = in_folder(args.output_dir, state.best_model_checkpoint)
             state.best_model_checkpoint = str(here) if here.is_dir() else None
 
 
@@ -53,7 +54,6 @@ class SealedCheckpoints(Trainer):
             DataError: another process trains into the folder, there is no such checkpoint, or it is one of a run with
                 other data, another task, base model, quantisation, LoRA settings or seed.
         """
-        self.add_callback(BestIsHere)
         output = Path(self.args.output_dir)
         resume = where_to_resume(output, resume_from_checkpoint)
         with contextlib.ExitStack() as held:

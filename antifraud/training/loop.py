@@ -21,7 +21,7 @@ from .batches import (
     batches_by_tokens,
     prefix_of,
 )
-from .checkpoints import SealedCheckpoints
+from .checkpoints import BestIsHere, SealedCheckpoints
 from .guard import FiniteGuard
 from .loss import LineLoss, label_position_loss
 from .micro_batches import MicroBatches
@@ -54,6 +54,7 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of the whole step
         self.guard = FiniteGuard(self)
         self.add_callback(self.guard)
+        self.add_callback(BestIsHere)
         self.add_callback(NewOrderEachEpoch(self))
 
     # ------------------------------------------------------------------------------------------------- the loss

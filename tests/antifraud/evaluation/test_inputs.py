@@ -64,6 +64,6 @@ def test_no_output_takes_the_place_of_an_input_or_of_its_own_picture(tmp_path, m
     data = ["--data", str(given)] if "--ordinary" not in more else ["--data", str(tmp_path / "other.jsonl")]
     more = [str(given) if word == "F" else word for word in more]
     assert main(["--model", "none", *data, *more, "--output", str(given)]) == 2
-    assert capsys.readouterr().err == f"{given}: is an input; name another file for the output\n"
+    assert capsys.readouterr().err == f"{given}: is the input; name another file for the output\n"
     with pytest.raises(SystemExit):
         main(["--model", "none", "--data", str(given), "--output", str(tmp_path / "report.png")])
