@@ -1,14 +1,15 @@
 """What does each part of the recipe buy, judged on the eval split?
 
     python -m benchmarks.ablations --model M --data PREPARED --source DIALOGS [--ordinary DIR ...]
-                                   [--ordinary-eval DIR ...] [--variants base ...] [--variant 'NAME=TRAIN OPTIONS' ...]
+                                   [--ordinary-eval DIR ...] [--ordinary-judge DIR ...] [--train-only DIR ...]
+                                   [--variants base ...] [--variant 'NAME=TRAIN OPTIONS' ...]
     python -m benchmarks.ablations --merge A.json B.json ... [--output ALL.json]
 
 A row is one variant with one seed. It is made with the commands as a user types them: `data.prepare`, trainer.py, and
-``evaluate.py --predict`` on the base's eval split and on the ordinary calls kept for choosing. Its figures are those at
-the best F1, and (``bounded``) at the best F1 with which few ordinary calls raise an alarm. The test split is never
-read. Rows are added to --output as they are done, and rows that are there are not made again. Several GPUs: one process
-each with its own --output, then ``--merge``. ``--prepare-only`` makes the data of all rows, without a GPU.
+``evaluate.py --calibrate`` on the base's eval split, with at most `FALSE_ALARMS` of a hundred alarming of the ordinary
+calls kept for choosing: its figures are those that this command finds. The test split is never read. Rows are added to
+--output as they are done, and rows that are there are not made again. Several GPUs: one process each with its own
+--output, then ``--merge``. ``--prepare-only`` makes the data of all rows, without a GPU.
 """
 
 import argparse
@@ -22,20 +23,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from sklearn.metrics import precision_recall_curve
-
-from antifraud.evaluation.calibration import FALSE_ALARMS, bounded_threshold, quiet_above
-from antifraud.evaluation.metrics import average_precision, classification_metrics
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, describe_base, device_name, file_sha256
 from benchmarks import execute
 from data.command import command
-from data.files import DataError, numbered_lines, require_input, write_json
-from data.records import Skipped, read_records, write_records
+from data.files import DataError, require_input, write_json
 
-PREPARE = "--augment 0.5"
-TRAIN = "--num-train-epochs 1 --learning-rate 1e-4 --line-loss-weight 0.3 --eval-steps 480 --save-steps 480"
+PREPARE = "--augment 0.5 --ordinary-share all"
+TRAIN = "--max-steps 1400 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350"
+FALSE_ALARMS = 5
+MORE = ("ordinary", "ordinary_eval", "ordinary_judge", "train_only")  # dialogues beside the source's
+FIGURES = ("precision", "recall", "f1", "average_precision", "threshold", "line_weight", "top_lines", "ordinary")
 
 
 @dataclass(frozen=True)
@@ -55,18 +53,17 @@ class Variant:
 
 VARIANTS = {
     "base": Variant(),
-    "lr-5e-5": Variant("--learning-rate 5e-5"),
-    "lr-2e-4": Variant("--learning-rate 2e-4"),
-    "steps-600": Variant("--max-steps 600 --eval-steps 300 --save-steps 300"),
-    "steps-1200": Variant("--max-steps 1200 --eval-steps 400 --save-steps 400"),
-    "epochs-2-lr-5e-5": Variant("--num-train-epochs 2 --learning-rate 5e-5"),
+    "lr-1e-4": Variant("--learning-rate 1e-4"),
+    "lr-4e-4": Variant("--learning-rate 4e-4"),
+    "steps-700": Variant("--max-steps 700 --eval-steps 175 --save-steps 175"),
+    "steps-2800": Variant("--max-steps 2800 --eval-steps 700 --save-steps 700"),
     "rank-8": Variant("--lora-r 8 --lora-alpha 16"),
     "rank-64": Variant("--lora-r 64 --lora-alpha 128"),
     "dropout-0.05": Variant("--lora-dropout 0.05"),
     "lines-0": Variant("--line-loss-weight 0"),
     "lines-1": Variant("--line-loss-weight 1"),
     "label-smoothing-0.1": Variant("--label-smoothing-factor 0.1"),
-    "batch-32": Variant("--per-device-train-batch-size 32 --eval-steps 240 --save-steps 240"),
+    "batch-32": Variant("--per-device-train-batch-size 32 --max-steps 700 --eval-steps 175 --save-steps 175"),
     "augment-0": Variant(prepare="--augment 0"),
     "augment-1": Variant(prepare="--augment 1"),
     "whole-dialogues": Variant(prepare="--lengths 100 300 500 2000"),
@@ -81,7 +78,7 @@ class Job:
 
     Attributes:
         data: folder of prepared data: ``base-0`` and so on, for variant and seed.
-        source, ordinary, ordinary_eval: dialogues to prepare data from that is not there yet.
+        source, more: dialogues to prepare data from that is not there yet; the latter by options of data.prepare.
         prepare, train: options of every row, before a variant's own.
         variants: by name, all that a row may be.
     """
@@ -89,11 +86,10 @@ class Job:
     model: str
     data: Path
     source: str | None
-    ordinary: tuple[str, ...]
+    more: Mapping[str, Sequence[str]]
     prepare: tuple[str, ...]
     train: tuple[str, ...]
     device: str
-    ordinary_eval: tuple[str, ...] = ()
     variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
 
 
@@ -110,8 +106,7 @@ def run(job: Job, names: Sequence[str], seeds: Sequence[int], output: str | Path
             variant = job.variants[name]
             settings = {"model": model, "prepare": [*job.prepare, *shlex.split(variant.prepare)],
                         "train": [*job.train, *shlex.split(variant.train)],
-                        "ordinary": [Path(path).name for path in job.ordinary],
-                        "ordinary_eval": [Path(path).name for path in job.ordinary_eval]}
+                        **{option: [Path(path).name for path in paths] for option, paths in job.more.items()}}
             row = next((row for row in report["rows"] if (row["variant"], row["seed"]) == (name, seed)), None)
             if row is None:
                 row = {"variant": name, "seed": seed, "settings": settings, **make_row(job, name, seed)}
@@ -152,10 +147,11 @@ def make_row(job: Job, name: str, seed: int) -> dict:
             execute("-m", "antifraud.training.average", "--checkpoints", *runs, "--output", checkpoint)
         seconds = {"train_seconds": time.perf_counter() - started}
         started = time.perf_counter()
-        figures = judge(job, checkpoint, judged, Path(scratch))
+        found = calibrated(job, checkpoint, judged, Path(scratch))
         seconds["evaluate_seconds"] = time.perf_counter() - started
         states = [_trainer_state(folder) for folder in runs]
-    return {**figures, **seconds, "eval_loss": statistics.fmean(state["best_metric"] for state in states),
+    return {**{name: found[name] for name in FIGURES if name in found}, **seconds,
+            "eval_loss": statistics.fmean(state["best_metric"] for state in states),
             "steps": sum(state["global_step"] for state in states),
             "provenance": {"train": file_sha256(train), "eval": file_sha256(judged / "eval.jsonl"),
                            "device": device_name(job.device), **code_provenance()}}
@@ -169,10 +165,10 @@ def prepared(job: Job, name: str, seed: int) -> Path:
     if not (folder / "leakage.json").is_file():  # which is written last
         if job.source is None:
             raise DataError(f"{folder}: no prepared data; name the dialogues to prepare it from with --source")
-        ordinary = ("--ordinary", *job.ordinary) if job.ordinary and variant.ordinary else ()
-        choosing = ("--ordinary-eval", *job.ordinary_eval) if job.ordinary_eval else ()
+        more = [word for option, paths in job.more.items() if paths and (variant.ordinary or option != "ordinary")
+                for word in (f"--{option.replace('_', '-')}", *paths)]
         execute("-m", "data.prepare", "--source", job.source, "--output", folder, "--seed", seed, *job.prepare,
-                *shlex.split(variant.prepare), *ordinary, *choosing)
+                *shlex.split(variant.prepare), *more)
     return folder
 
 
@@ -181,62 +177,13 @@ def _trainer_state(folder: Path) -> dict:
     return json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
 
 
-def judge(job: Job, checkpoint: Path, judged: Path, scratch: Path) -> dict:
-    """Figures of a checkpoint on the eval split, and its false alarms in ordinary calls where `judged` has any."""
-    records = read_records(judged / "eval.jsonl", Skipped())
+def calibrated(job: Job, checkpoint: Path, judged: Path, scratch: Path) -> dict:
+    """What calibrating finds on the eval split, at the best F1 within the bound on alarms in ordinary calls."""
     calls = judged / "ordinary_eval.jsonl"
-    ordinary = read_records(calls, Skipped()) if calls.is_file() else []
-    write_records(scratch / "judged.jsonl", records + ordinary)
-    execute("evaluate.py", "--model", job.model, "--checkpoint", checkpoint, "--device", job.device,
-            "--predict", scratch / "judged.jsonl", "--output", scratch / "scores.jsonl")
-    scores = np.array([json.loads(line)["probability"] for _, line in numbered_lines(scratch / "scores.jsonl")])
-    y_true, of_eval, of_ordinary = [record["label"] for record in records], *np.split(scores, [len(records)])
-    figures = at_best_f1(y_true, of_eval)
-    return {**figures, "ordinary": false_alarms(ordinary, of_ordinary >= figures["threshold"]),
-            "bounded": within_bound(y_true, of_eval, ordinary, of_ordinary)}
-
-
-def at_best_f1(y_true: Sequence[bool], scores: np.ndarray) -> dict:
-    """The threshold with the highest F1 on these rows, with precision, recall and F1 there, and average precision."""
-    precision, recall, thresholds = precision_recall_curve(y_true, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = int(f1[:-1].argmax())  # the curve's last point has no threshold
-    return {"threshold": float(thresholds[best]), "precision": float(precision[best]), "recall": float(recall[best]),
-            "f1": float(f1[best]), "average_precision": average_precision(y_true, scores)}
-
-
-def within_bound(y_true: Sequence[bool], scores: np.ndarray, ordinary: Sequence[dict],
-                 of_ordinary: np.ndarray) -> dict | None:
-    """As `at_best_f1`, of the thresholds at which at most `FALSE_ALARMS` of a hundred ordinary calls raise an alarm.
-
-    That holds in the worst source; see `quiet_above`. Where no threshold keeps it, nothing is found: a recall of 0.
-    """
-    if not ordinary:
-        return None
-    try:
-        threshold = bounded_threshold(y_true, scores, quiet_above(ordinary, of_ordinary, FALSE_ALARMS), best_f1=True)
-    except DataError:
-        return {"false_alarms": FALSE_ALARMS, "threshold": None, "precision": None, "recall": 0.0, "f1": 0.0}
-    metrics = classification_metrics(y_true, scores >= threshold)
-    return {"false_alarms": FALSE_ALARMS, "threshold": threshold,
-            **{name: metrics[name] for name in ("precision", "recall", "f1")}}
-
-
-def false_alarms(ordinary: Sequence[dict], alarms: Sequence[bool]) -> dict | None:
-    """False alarms per hundred segments and per hundred calls of non-fraud talk, in all and by source.
-
-    A call has an alarm where one of its segments has.
-    """
-    if not ordinary:
-        return None
-    found = {}
-    for source in ("all", *sorted({record["source"] for record in ordinary})):
-        rows = [(record["case"], bool(alarm)) for record, alarm in zip(ordinary, alarms, strict=True)
-                if source in ("all", record["source"])]
-        calls = {case for case, _ in rows}
-        found[source] = {"calls": len(calls), "per_hundred_segments": 100 * sum(alarm for _, alarm in rows) / len(rows),
-                         "per_hundred_calls": 100 * len({case for case, alarm in rows if alarm}) / len(calls)}
-    return found
+    bound = ("--ordinary", calls, "--false-alarms", FALSE_ALARMS) if calls.is_file() else ()
+    execute("evaluate.py", "--model", job.model, "--checkpoint", checkpoint, "--device", job.device, "--data",
+            judged / "eval.jsonl", "--calibrate", "--best-f1", *bound, "--output", scratch / "found.json")
+    return json.loads((scratch / "found.json").read_text(encoding="utf-8"))
 
 
 def merge(files: Sequence[str], output: str | Path) -> dict:
@@ -262,28 +209,14 @@ def table(report: dict) -> str:
     by_name: dict[str, list[dict]] = {}
     for row in report["rows"]:
         by_name.setdefault(row["variant"], []).append(row)
-
-    means = [{"variant": name, "seeds": len(rows), "alarms": _mean_alarms(rows), "bounded": _mean_bounded(rows),
-              **{key: statistics.fmean(row[key] for row in rows)
-                 for key in ("f1", "average_precision", "eval_loss", "train_seconds")}}
-             for name, rows in by_name.items()]
+    figures = ("f1", "precision", "recall", "average_precision", "eval_loss", "train_seconds")
+    means = [{"variant": name, "seeds": len(rows), **{key: statistics.fmean(row[key] for row in rows)
+                                                      for key in figures}} for name, rows in by_name.items()]
     means.sort(key=lambda row: -row["average_precision"])
-    return "\n".join(["| variant | seeds | F1 | average precision | eval loss | false alarms per 100 ordinary calls "
-                      f"| F1, recall with at most {FALSE_ALARMS:g} | train, s |", "|---|---|---|---|---|---|---|---|",
-                      *("| {variant} | {seeds} | {f1:.4f} | {average_precision:.4f} | {eval_loss:.4f} | {alarms} "
-                        "| {bounded} | {train_seconds:.0f} |".format(**row) for row in means)])
-
-
-def _mean_alarms(rows: Sequence[dict]) -> str:
-    if not all(row["ordinary"] for row in rows):
-        return "-"
-    return f"{statistics.fmean(row['ordinary']['all']['per_hundred_calls'] for row in rows):.1f}"
-
-
-def _mean_bounded(rows: Sequence[dict]) -> str:
-    if not all(row.get("bounded") for row in rows):
-        return "-"
-    return ", ".join(f"{statistics.fmean(row['bounded'][name] for row in rows):.4f}" for name in ("f1", "recall"))
+    return "\n".join(["| variant | seeds | F1 | precision | recall | average precision | eval loss | train, s |",
+                      "|---|---|---|---|---|---|---|---|",
+                      *("| {variant} | {seeds} | {f1:.4f} | {precision:.4f} | {recall:.4f} | {average_precision:.4f} "
+                        "| {eval_loss:.4f} | {train_seconds:.0f} |".format(**row) for row in means)])
 
 
 def _own_variant(text: str) -> tuple[str, Variant]:
@@ -299,8 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="a folder, a Hugging Face hub id, or modelscope:ID")
     parser.add_argument("--data", type=Path, help="folder of prepared data, a folder for each variant and seed")
     parser.add_argument("--source", help="folder of dialogue CSVs, to prepare what --data lacks")
-    parser.add_argument("--ordinary", nargs="+", default=[], help="non-fraud dialogues from elsewhere, to train on")
-    parser.add_argument("--ordinary-eval", nargs="+", default=[], help="others, to choose the threshold on alone")
+    for option in MORE:
+        parser.add_argument(f"--{option.replace('_', '-')}", nargs="+", default=[], metavar="DIR_OR_CSV",
+                            help="more dialogues, as data.prepare takes them")
     parser.add_argument("--prepare", default=PREPARE, help="options of data.prepare, every row (default: %(default)s)")
     parser.add_argument("--train", default=TRAIN, help="options of trainer.py for every row (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME",
@@ -325,8 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--model and --data are needed, unless for --merge")
     own = dict(args.variant)
     names = [*((args.variants or ()) if own else args.variants or VARIANTS), *own]
-    job = Job(args.model, args.data, args.source, tuple(args.ordinary), tuple(shlex.split(args.prepare)),
-              tuple(shlex.split(args.train)), args.device, tuple(args.ordinary_eval), {**VARIANTS, **own})
+    job = Job(args.model, args.data, args.source, {option: getattr(args, option) for option in MORE},
+              tuple(shlex.split(args.prepare)), tuple(shlex.split(args.train)), args.device, {**VARIANTS, **own})
     if args.prepare_only:
         for seed in args.seeds:
             for name in names:

@@ -24,7 +24,15 @@ from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, requi
 from ..model import load_tuned
 from ..provenance import describe_data
 from .calls import highest_by_call, ordinary_report, require_ordinary
-from .metrics import bootstrap, classification_metrics, confidence_intervals, confusion_counts, none_if_nan, ratio
+from .metrics import (
+    average_precision,
+    bootstrap,
+    classification_metrics,
+    confidence_intervals,
+    confusion_counts,
+    none_if_nan,
+    ratio,
+)
 from .scoring import Row, calibrated, predict_readings, read_dialogues, scores_by
 
 BINS = 10
@@ -241,6 +249,7 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
         threshold = decision.threshold
     found = {"temperature": temperature, "threshold": threshold, "target": target,
              "ece_before": reliability(y_true, scores)["ece"], "ece_after": reliability(y_true, probabilities)["ece"],
+             "average_precision": average_precision(y_true, scores),
              **classification_metrics(y_true, probabilities >= threshold)}
     if len(ordinary):
         found["ordinary"] = {"at_most_per_hundred_calls": false_alarms,

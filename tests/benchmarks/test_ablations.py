@@ -4,7 +4,6 @@ import json
 import random
 import shlex
 
-import numpy as np
 import pytest
 
 import evaluate
@@ -68,9 +67,10 @@ def test_a_row_is_made_by_the_real_commands_once_and_never_reads_test(command, s
     report = json.loads((tmp_path / "ablations.json").read_text())
     row = report["rows"][0]
     assert (row["variant"], row["seed"], row["steps"]) == ("augment-1", 3, 2)
-    assert row["settings"]["prepare"] == ["--augment", "0.5", "--augment", "1"]
-    assert row["ordinary"]["chat"]["calls"] == 2 and 0 <= row["f1"] <= 1 and row["eval_loss"] > 0
-    assert row["bounded"]["false_alarms"] == 2 and row["bounded"]["f1"] <= row["f1"] + 1e-9
+    assert row["settings"]["prepare"] == [*shlex.split(ablations.PREPARE), "--augment", "1"]
+    assert row["ordinary"]["by_source"]["chat"]["calls"] == 2 and row["ordinary"]["at_most_per_hundred_calls"] == 5
+    assert row["ordinary"]["by_source"]["chat"]["false_alarms_per_hundred_calls"] == 0  # 5 in 100 of two are none
+    assert 0 < row["f1"] <= 1 and 0 < row["average_precision"] <= 1 and row["eval_loss"] > 0
     assert len(row["provenance"]["eval"]) == 64 and row["provenance"]["device"] == "cpu"
     monkeypatch.setattr(ablations, "make_row", lambda *_: pytest.fail("a row was made twice"))
     assert command("--variants", "augment-1") == 0
@@ -84,7 +84,7 @@ def test_a_variant_may_come_with_the_command(command, monkeypatch):
 
     def make_row(job, name, seed):
         made.append((name, job.variants[name].train))
-        return {"f1": 0.5, "average_precision": 0.5, "eval_loss": 0.1, "train_seconds": 1.0, "ordinary": None}
+        return dict.fromkeys(("f1", "precision", "recall", "average_precision", "eval_loss", "train_seconds"), 0.5)
     monkeypatch.setattr(ablations, "make_row", make_row)
     assert command("--variant", "fast=--learning-rate 2e-4 --seed 9", "--variant", "slow=--learning-rate 1e-6") == 0
     assert made == [("fast", "--learning-rate 2e-4 --seed 9"), ("slow", "--learning-rate 1e-6")]
@@ -104,18 +104,6 @@ def test_ordinary_talk_for_choosing_is_prepared_with_the_rest(command, source, t
     assert {record["case"] for record in calls} == {dialogue.case for dialogue in talk}
 
 
-def test_figures_within_the_bound_are_those_counted_by_hand():
-    y_true, scores = [True, True, True, False, False], np.array([0.9, 0.8, 0.3, 0.6, 0.1])
-    ordinary = [{"case": f"{i}", "source": "chat"} for i in range(50)]
-    # One of fifty calls may alarm, so the threshold exceeds 0.7: two of three frauds found, no false alarm.
-    found = ablations.within_bound(y_true, scores, ordinary, np.array([0.95, 0.7] + [0.2] * 48))
-    assert found["threshold"] == 0.75 and (found["precision"], found["recall"]) == (1, pytest.approx(2 / 3))
-    assert found["f1"] == pytest.approx(4 / 5)
-    nothing = ablations.within_bound(y_true, scores, ordinary, np.array([0.95, 0.95] + [0.2] * 48))
-    assert (nothing["threshold"], nothing["recall"], nothing["f1"]) == (None, 0, 0)
-    assert ablations.within_bound(y_true, scores, [], np.array([])) is None
-
-
 def test_data_that_is_not_there_is_refused_before_a_training(command, capsys):
     assert command("--variants", "base") == 2
     assert "base-3" in capsys.readouterr().err
@@ -132,21 +120,9 @@ def test_every_variant_has_options_that_the_trainer_knows(name):
     parser().parse_args(["--model", "m", "--train", "t", "--eval", "e", "--output", "o", *options])
 
 
-def test_best_f1_and_false_alarms_are_those_counted_by_hand():
-    found = ablations.at_best_f1([True, True, True, False, False], np.array([0.9, 0.8, 0.3, 0.6, 0.1]))
-    # At 0.3: three of three found with one false alarm, F1 6/7; at 0.8: two of three without, F1 4/5.
-    assert found["threshold"] == 0.3 and found["recall"] == 1 and found["precision"] == 0.75
-    assert found["f1"] == pytest.approx(6 / 7)
-    calls = [{"case": case, "source": source} for case, source in (("a", "x"), ("a", "x"), ("b", "x"), ("c", "y"))]
-    alarms = ablations.false_alarms(calls, [True, True, False, False])
-    assert alarms["all"] == {"calls": 3, "per_hundred_segments": 50.0, "per_hundred_calls": pytest.approx(100 / 3)}
-    assert alarms["x"]["per_hundred_calls"] == 50 and alarms["y"]["per_hundred_calls"] == 0
-    assert ablations.false_alarms([], []) is None
-
-
 def _report(path, *rows):
-    path.write_text(json.dumps({"rows": [{"variant": name, "seed": seed, "f1": f1, "average_precision": f1,
-                                          "eval_loss": 0.1, "train_seconds": 1.0, "ordinary": None}
+    path.write_text(json.dumps({"rows": [{"variant": name, "seed": seed, "f1": f1, "precision": f1, "recall": f1,
+                                          "average_precision": f1, "eval_loss": 0.1, "train_seconds": 1.0}
                                          for name, seed, f1 in rows]}))
     return str(path)
 
