@@ -3,10 +3,11 @@
     from workspace import find_workspace
     here = find_workspace()
 
-On a GPU that is Qwen2-1.5B-Instruct, on a CPU the tiny Qwen2 of this repository, trained in minutes; the public
-dialogues where ``data.fetch`` has brought them, else our sample corpus. Environment variables choose otherwise:
-FRAUD_MODEL (folder or hub id), FRAUD_DIALOGS (folder of CSV dialogues), FRAUD_TRAINING (JSON, training arguments).
-Other dialogues, another model or other arguments have a work folder of their own.
+On a GPU that is Qwen2-1.5B-Instruct, trained by README's recipe, on a CPU the tiny Qwen2 of this repository, trained in
+minutes; the public dialogues where ``data.fetch`` has brought them, else our sample corpus; and ordinary talk beside
+them. Environment variables choose otherwise: FRAUD_MODEL (folder or hub id), FRAUD_DIALOGS (folder of CSV dialogues),
+FRAUD_TRAINING (JSON, training arguments). Other dialogues, another model or other arguments have a work folder of their
+own.
 """
 
 import hashlib
@@ -23,25 +24,27 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from antifraud import demo
-from antifraud.checkpoint import newest_complete_checkpoint
+from antifraud.checkpoint import find_checkpoint, newest_complete_checkpoint, read_checkpoint
+from antifraud.evaluation.calibration import calibrate_checkpoint
 from antifraud.figures import loss_curve
 from antifraud.provenance import file_sha256, fingerprint
 from data.files import DataError
+from data.ordinary import OrdinarySettings
 from data.prepare import Settings, prepare
 from data.records import Skipped, read_dialogues
-from data.sample import write_sample
+from data.sample import write_sample, write_sets
 from data.split import SPLITS
 from data.stamp import locked, require_same, write_stamp
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
-PUBLIC_DIALOGS = ROOT / "data" / "public" / "dialogs"
+PUBLIC = ROOT / "data" / "public"
 REAL_MODEL = "Qwen/Qwen2-1.5B-Instruct"
-SAMPLE_DIALOGUES = 2600
-SAMPLE_SHARES = (0.88, 0.05, 0.07)
 AUGMENT = 0.5  # ASR-noise copies, of the train records; of our sample dialogues as many as in the demo
-SAMPLE_IN_TRAIN = 600  # dialogues of ours beside given ones: those that notebooks show are of a kind that was learnt
-# Beside the article's arguments; README's recipe has another learning rate, and ordinary talk.
-TRAINING = {"num_train_epochs": 0.5, "line_loss_weight": 0.3, "eval_steps": 350, "save_steps": 350}
+PER_KIND = 40  # dialogues of ours, of each kind of ordinary talk and of scam, beside given ones
+TRAINING = {"max_steps": 1400, "learning_rate": 2e-4, "line_loss_weight": 0.3, "eval_steps": 350, "save_steps": 350}
+FALSE_ALARMS = 5  # in a hundred of the ordinary calls that are kept for choosing the threshold
+SAMPLE_DIALOGUES, SAMPLE_PER_KIND = 2600, 10
+SAMPLE_SHARES = (0.88, 0.05, 0.07)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Workspace:
         dialogs: folder of whole dialogues (CSV); train, eval, test: their segments (JSONL), split by dialogue.
         run: where the notebooks' checkpoints lie.
         training: what `build_train_arguments` is told; lora: what `build_loraconfig` is.
+        ordinary_eval, ordinary: ordinary talk to choose the threshold on, and to be judged on.
         ours: whether the dialogues are our sample corpus, whose text may be shown.
-        sample_in_train: how many of our sample dialogues are in train beside given ones.
     """
 
     model: str
@@ -63,7 +66,6 @@ class Workspace:
     data: Path
     run: Path
     ours: bool
-    sample_in_train: int = 0
     training: dict = field(default_factory=dict)
     lora: dict = field(default_factory=dict)
 
@@ -80,6 +82,14 @@ class Workspace:
         return str(self.data / "test.jsonl")
 
     @property
+    def ordinary_eval(self) -> str:
+        return str(self.data / "ordinary_eval.jsonl")
+
+    @property
+    def ordinary(self) -> str:
+        return str(self.data / "ordinary.jsonl")
+
+    @property
     def name(self) -> str:
         """Of the model."""
         return Path(self.model).name
@@ -88,47 +98,57 @@ class Workspace:
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
         corpus = "our sample corpus" if self.ours else "dialogues of the public corpus"
         counts = ", ".join(f"{sum(1 for _ in open(self.data / f'{name}.jsonl', 'rb')):,} {name}" for name in SPLITS)
-        mixed = f"; train has {self.sample_in_train:,} dialogues of our sample corpus, too" if not self.ours else ""
-        return f"{self.name} on {gpu}; {corpus}, split by dialogue: {counts}{mixed}"
+        return f"{self.name} on {gpu}; {corpus}, split by dialogue: {counts}; train has ordinary talk in it, too"
 
 
 def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
     """The best that is here; prepares the dialogues the first time, and prints what it is."""
     on_gpu = torch.cuda.is_available()
     model = os.environ.get("FRAUD_MODEL") or (REAL_MODEL if on_gpu else str(demo.BASE))
-    given = os.environ.get("FRAUD_DIALOGS") or (str(PUBLIC_DIALOGS) if on_gpu and PUBLIC_DIALOGS.is_dir() else "")
+    given = os.environ.get("FRAUD_DIALOGS") or (
+        str(PUBLIC / "dialogs") if on_gpu and (PUBLIC / "dialogs").is_dir() else "")
     tiny = model == str(demo.BASE)
     training = {**(demo.TRAINING | {"use_cpu": True} if tiny else TRAINING),
                 **json.loads(os.environ.get("FRAUD_TRAINING", "{}"))}
     lora = {"lora_dropout": demo.LORA_DROPOUT} if tiny else {}
     settings = Settings(augment=AUGMENT) if given else Settings(
         augment=demo.AUGMENT, lengths=demo.SEGMENT_LENGTHS, shares=SAMPLE_SHARES)
+    everyday = sorted((PUBLIC / "everyday").glob("*.csv")) if given else []
     facts = {"dialogs": _content(Path(given)) if given else f"sample of {SAMPLE_DIALOGUES}",
-             "sample_in_train": SAMPLE_IN_TRAIN if given else 0, "lengths": settings.lengths,
+             "everyday": {path.name: file_sha256(path) for path in everyday},
+             "per_kind": PER_KIND if given else SAMPLE_PER_KIND, "lengths": settings.lengths,
              "shares": settings.shares, "augment": settings.augment,
              "model": fingerprint(model) if Path(model).is_dir() else model, "training": training, "lora": lora}
     known_by = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     folder = output / f"{Path(model).name}-{'given' if given else 'sample'}-{known_by}"
     here = Workspace(model, "cuda" if on_gpu else "cpu", Path(given) if given else folder / "dialogs", folder / "data",
-                     folder / "run", not given, facts["sample_in_train"], training, lora)
+                     folder / "run", not given, training, lora)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "", wait=True):  # notebooks that run side by side wait, and find it made
         if (folder / "data" / "test.jsonl").is_file():
             require_same(folder, facts, "remove it")
         else:
             write_stamp(folder, facts)
-            _prepare(here, settings)
+            _prepare(here, settings, everyday, facts["per_kind"])
     print(here)
     return here
 
 
-def _prepare(here: Workspace, settings: Settings) -> None:
+def _prepare(here: Workspace, settings: Settings, everyday: list[Path], per_kind: int) -> None:
+    """As README does it; kinds that the dialogues are of are not in the sets that stand beside them."""
+    sets = here.data.parent / "sets"
+    write_sets(sets, per_kind)
     if here.ours:
         write_sample(here.dialogs, SAMPLE_DIALOGUES)
-    else:
-        write_sample(here.data.parent / "sample", here.sample_in_train)
-        settings = replace(settings, train_only=[here.data.parent / "sample"])
-    prepare(here.dialogs, here.data, settings)
+    for path in [*sets.glob("*/*.csv")]:
+        if (here.dialogs / path.name).exists():
+            path.unlink()
+    judged = [path for path in everyday if path.stem == "kdconv"]
+    ordinary = OrdinarySettings([path for path in everyday if path not in judged] + [sets / "sample_ordinary_train"],
+                                [*judged, sets / "sample_ordinary_judge"], [sets / "sample_ordinary_choose"],
+                                train_share=None)
+    prepare(here.dialogs, here.data, replace(settings, ordinary=ordinary, train_only=[] if here.ours else [
+        sets / "sample_scams_train"]))
 
 
 def _content(dialogs: Path) -> str:
@@ -147,14 +167,22 @@ def whole_dialogues(here: Workspace) -> list:
 
 
 def trained_checkpoint(here: Workspace) -> str:
-    """The folder of a finished training run, which ``evaluate.load_model`` takes; trains the first time.
+    """The folder of a finished and calibrated training run, which ``evaluate.load_model`` takes.
 
-    A training that was stopped before its end goes on.
+    Trains and calibrates the first time. A training that was stopped before its end goes on.
     """
     with locked(here.run.parent, "", wait=True):
         if not _is_finished(here.run):
             _train(here)
+        if not read_checkpoint(find_checkpoint(here.run)).calibration:
+            calibrate(here)
     return str(here.run)
+
+
+def calibrate(here: Workspace) -> dict:
+    """Temperature and threshold of the best F1 on eval, with few alarms in ordinary calls; kept with the checkpoint."""
+    return calibrate_checkpoint(here.model, str(here.run), here.eval, here.device, ordinary=[here.ordinary_eval],
+                                false_alarms=FALSE_ALARMS, best_f1=True, progress=False)
 
 
 def _is_finished(run: Path) -> bool:

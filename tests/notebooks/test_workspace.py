@@ -8,13 +8,15 @@ import pytest
 import workspace
 from workspace import find_workspace, whole_dialogues
 
+from antifraud.checkpoint import Lineage
 from data.records import Skipped, read_records
 
 
 @pytest.fixture(autouse=True)
 def few_dialogues_and_no_choice(monkeypatch):
     monkeypatch.setattr(workspace, "SAMPLE_DIALOGUES", 600)
-    monkeypatch.setattr(workspace, "SAMPLE_IN_TRAIN", 100)
+    monkeypatch.setattr(workspace, "SAMPLE_PER_KIND", 2)
+    monkeypatch.setattr(workspace, "PER_KIND", 3)
     for name in ("FRAUD_MODEL", "FRAUD_DIALOGS", "FRAUD_TRAINING"):
         monkeypatch.delenv(name, raising=False)
 
@@ -39,25 +41,48 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     assert (here.model, here.dialogs, here.ours) == ("somebody/some-model", ours.dialogs, False)
     assert here.training == {**workspace.TRAINING, "learning_rate": 5e-4} and here.lora == {}
     assert here.run != ours.run and here.run.parent.name.startswith("some-model-given-")
-    assert here.sample_in_train == 100
     assert len(read_records(here.train, Skipped())) > len(read_records(ours.train, Skipped()))
 
 
+def test_ordinary_talk_of_other_kinds_chooses_and_judges_and_some_is_in_train(tmp_path, monkeypatch):
+    here = find_workspace(tmp_path / "ours")
+    sources = {path: {record.get("source") for record in read_records(path, Skipped())}
+               for path in (here.train, here.ordinary_eval, here.ordinary)}
+    learnt, chosen, judged = "sample_ordinary_train", "sample_ordinary_choose", "sample_ordinary_judge"
+    assert list(sources.values()) == [{None, learnt}, {learnt, chosen}, {learnt, judged}]
+
+    for name in ("crosswoz", "kdconv"):  # beside given dialogues, where data.fetch has brought them
+        (tmp_path / "public" / "everyday").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "public" / "everyday" / f"{name}.csv").write_text("case,speaker,content,is_fraud\n" + "".join(
+            f"{name}-{case},甲,今天第{case}次问{name}的路怎么走,False\n" for case in range(40)), encoding="utf-8")
+    monkeypatch.setattr(workspace, "PUBLIC", tmp_path / "public")
+    monkeypatch.setenv("FRAUD_DIALOGS", str(here.dialogs))
+    given = find_workspace(tmp_path / "given")
+    sources = [{record.get("source") for record in read_records(path, Skipped())}
+               for path in (given.train, given.ordinary_eval, given.ordinary)]
+    assert sources == [{None, "crosswoz", learnt}, {"crosswoz", learnt, chosen},
+                       {"crosswoz", "kdconv", learnt, judged}]
+
+
 def test_a_training_that_was_stopped_is_not_taken_for_a_finished_one(run_folder, tmp_path, monkeypatch):
-    trained = []
+    trained, calibrated = [], []
     monkeypatch.setattr(workspace, "_train", lambda here: trained.append(here.run.parent.name))
+    monkeypatch.setattr(workspace, "calibrate", lambda here: calibrated.append(here.run.parent.name))
+    monkeypatch.setattr(workspace, "find_checkpoint", lambda run: run)
+    monkeypatch.setattr(workspace, "read_checkpoint", lambda run: Lineage(
+        calibration={"f1": 1.0} if run.parent.name == "stopped" else {}))
     for name, checkpoints in (("none", ()), ("stopped", (40,)), ("finished", (40, 80))):
         for step in checkpoints:
             shutil.copytree(Path(run_folder) / f"checkpoint-{step}", tmp_path / name / "run" / f"checkpoint-{step}")
         (tmp_path / name).mkdir(exist_ok=True)
         here = workspace.Workspace("m", "cpu", tmp_path, tmp_path, tmp_path / name / "run", ours=True)
         assert workspace.trained_checkpoint(here) == str(here.run)
-    assert trained == ["none", "stopped"]
+    assert trained == ["none", "stopped"] and calibrated == ["none", "finished"]
 
 
 def test_other_dialogues_models_and_arguments_have_folders_of_their_own(tmp_path, monkeypatch):
     folders, first = [], []
-    for content in ("钓鱼", "爬山"):
+    for content in ("滑翔伞", "浮潜"):
         for label, line in (("诈骗", "请转账到安全账户,True"), ("闲聊", f"周末{content}吗,False")):
             (tmp_path / content).mkdir(exist_ok=True)
             (tmp_path / content / f"{label}.csv").write_text("case,speaker,content,is_fraud\n" + "".join(
@@ -65,7 +90,7 @@ def test_other_dialogues_models_and_arguments_have_folders_of_their_own(tmp_path
         monkeypatch.setenv("FRAUD_DIALOGS", str(tmp_path / content))
         folders.append(find_workspace(tmp_path / "work").data)
         first.append(Path(folders[-1] / "train.jsonl").read_text(encoding="utf-8"))
-    assert len(set(folders)) == 2 and "钓鱼" in first[0] and "钓鱼" not in first[1]
+    assert len(set(folders)) == 2 and "滑翔伞" in first[0] and "滑翔伞" not in first[1]
     assert find_workspace(tmp_path / "work").data == folders[1]
     monkeypatch.setenv("FRAUD_TRAINING", json.dumps({"max_steps": 3}))
     assert find_workspace(tmp_path / "work").run.parent not in [folder.parent for folder in folders]
