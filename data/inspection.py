@@ -17,6 +17,7 @@ from pathlib import Path
 from .command import command
 from .files import DataError, require_paths
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS, Reading, add_reading_options, asked
+from .normalise import is_blank
 from .records import Dialogue, dialogue_rows, dialogues_of, record_rows, write_dialogues, write_records
 from .sources import TABLE_SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_archive, short, workbook_sheets
 
@@ -97,7 +98,7 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
                 problems.append(str(row))
             elif row is None or isinstance(row, str):
                 skipped.append(f"{path}:{number}: {row or 'the row is empty'}")
-            elif isinstance(row, dict) and not row["input"].strip():
+            elif isinstance(row, dict) and is_blank(row["input"]):
                 skipped.append(f"{path}:{number}: 'input' is empty")
             else:
                 good.append(row)

@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from .files import DataError, how_to_read, numbered_lines, write_text
 from .formats import LAYOUTS, Reading, label_of, named_row, record_of
+from .normalise import is_blank
 from .sources import TABLE_SUFFIXES, Source, as_object, load_json, open_source, refuse_other, short, shown
 
 CSV_COLUMNS = tuple(LAYOUTS["dialogues"])
@@ -93,7 +94,7 @@ def read_numbered_records(path: str | Path, skipped: Skipped | None = None, read
             raise record
         if record is None:
             skipped_rows.add(f"{path}:{number}: the row is empty")
-        elif record["input"].strip():
+        elif not is_blank(record["input"]):
             records.append((number, record))
         elif skipped is None:
             raise DataError(f"{path}:{number}: 'input' is empty; remove the line or give it a dialogue")
@@ -315,7 +316,8 @@ def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Lin
     if not texts["case"]:
         raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue")
     label = row["is_fraud"]
-    for key, empty in (("content", not texts["content"]), ("is_fraud", isinstance(label, str) and not label.strip())):
+    for key, empty in (("content", is_blank(texts["content"])),
+                       ("is_fraud", isinstance(label, str) and not label.strip())):
         if empty:
             return f"column '{reading.names[key]}' is empty"
     is_fraud = label_of(label, reading, is_table, reading.names["is_fraud"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import DataError
+from data.normalise import is_blank
 from data.records import parse_object
 
 CHUNK_BYTES = 16 * 2**20  # a chunk ends here even if it has fewer rows: what bounds the memory
@@ -65,7 +66,7 @@ def parse_row(line: bytes | None) -> dict:
     if not text.strip():
         raise DataError("blank line")
     row = parse_object(text, required={"input": str})
-    if not row["input"].strip():
+    if is_blank(row["input"]):
         raise DataError("'input' is empty")
     taken = [key for key in OWN_KEYS if key in row]
     if taken:

@@ -95,7 +95,7 @@ def test_a_label_that_means_nothing_known_is_a_problem_with_its_place(tmp_path):
 
 def test_counts_labels_lengths_repeats_and_contradictions(tmp_path):
     path = tmp_path / "f.jsonl"
-    rows = [("一", True), ("一二三", False), ("一", True), ("一二三 ", True), ("一二三四五", False), (" ", True)]
+    rows = [("一", True), ("一二三", False), ("一", True), ("一二三 ", True), ("一二三四五", False), (" \u200b", True)]
     write_records(path, [{"input": text, "label": label} for text, label in rows])
     report = inspect(path)
     assert report["labels"] == {"fraud": 3, "non-fraud": 2}

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.files import DataError, write_json, write_text
+from data.normalise import is_blank
 from data.records import (
     Dialogue,
     Line,
@@ -105,6 +106,7 @@ def test_blank_lines_count_in_line_numbers(path):
     (f'{{"input": "a", "label": "{"长" * 50}"}}',
      "key 'label' must be true or false, without quotes, found the string " + '"' + "长" * 36 + "..."),
     ('{"input": "", "label": true}', "'input' is empty; remove the line or give it a dialogue"),
+    (r'{"input": "\u200b\ufeff\n\u2060", "label": true}', "'input' is empty; remove the line or give it a dialogue"),
     (r'{"input": " \n\t　", "label": true}', "'input' is empty; remove the line or give it a dialogue"),
 ])
 def test_a_bad_line_is_named_with_its_number_and_key(path, line, expected):
@@ -145,7 +147,7 @@ def test_bytes_that_are_no_text_are_no_table(path, content):
 
 
 def test_an_empty_input_is_skipped_counted_and_named_where_asked(path):
-    path.write_text(f'{GOOD}\n{{"input": "", "label": true}}\n{{"input": " ", "label": false}}\n', encoding="utf-8")
+    path.write_text(f'{GOOD}\n{{"input": "", "label": true}}\n{{"input": "\u200b", "label": true}}\n', encoding="utf-8")
     skipped = Skipped()
     assert len(read_records(path, skipped)) == 1
     assert len(skipped) == 2
@@ -168,8 +170,12 @@ def test_a_summary_of_what_was_skipped_names_the_first_and_counts_the_rest():
     assert skipped.summary() == "skipped 3: a:1; a:2; a:3"
 
 
+def is_not_blank(text):
+    return not is_blank(text)
+
+
 RECORDS = st.lists(min_size=1, max_size=5, elements=st.fixed_dictionaries(
-    {"input": st.text(min_size=1).filter(str.strip), "label": st.booleans()},
+    {"input": st.text(min_size=1).filter(is_not_blank), "label": st.booleans()},
     optional={"case": st.text(), "category": st.text(), "instruction": st.text(), "fraud_speaker": st.text()}))
 
 
@@ -201,7 +207,7 @@ def test_any_bytes_are_records_or_one_line_that_begins_with_the_path(path, conte
     except DataError as error:
         assert str(error).startswith(f"{path}:") and len(str(error).splitlines()) == 1
     else:
-        assert records and all(record["input"].strip() and type(record["label"]) is bool for record in records)
+        assert records and all(is_not_blank(record["input"]) and type(record["label"]) is bool for record in records)
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -307,7 +313,7 @@ def test_accepts_byte_order_mark_crlf_blank_rows_and_quoted_contents(tmp_path):
     ("", " no dialogue lines; expected rows of case, speaker, content, is_fraud"),
     ("case,speaker,content,content,is_fraud\n", "1: column 'content' appears twice"),
     (HEADER, " no dialogue lines; expected rows of case, speaker, content, is_fraud"),
-    (HEADER + "1,a,,True\n", " no dialogue lines; expected rows of case, speaker, content, is_fraud"),
+    (HEADER + "1,a,,True\n1,b,\u200b\ufeff,True\n", " no dialogue lines; expected rows of case, speaker, content, "),
     (HEADER + "1,a,b,True\n1,a,b,yes\n", "3: column 'is_fraud' must be True or False, found the string \"yes\""),
     (HEADER + "1,a,b,1\n", "2: column 'is_fraud' must be True or False, found the string \"1\""),
     (HEADER + "1,a,b, True\n", "2: column 'is_fraud' must be True or False, found the string \" True\""),
@@ -346,7 +352,7 @@ def test_rows_without_content_or_label_are_skipped_counted_and_named(tmp_path):
 
 STRIPPED = st.text().map(str.strip)
 DIALOGUES = st.dictionaries(STRIPPED.filter(bool), min_size=1, max_size=4, values=st.lists(
-    st.builds(Line, STRIPPED, STRIPPED.filter(bool), st.booleans()), min_size=1, max_size=4))
+    st.builds(Line, STRIPPED, STRIPPED.filter(is_not_blank), st.booleans()), min_size=1, max_size=4))
 
 
 @REUSE_FOLDER
