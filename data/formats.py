@@ -27,6 +27,7 @@ LAYOUTS = {
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 # A table has no booleans, only words for them. JSON has some: there, "true" in quotes is a string.
 TABLE_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+IDS = ("case", "category", "source")  # texts here, numbers to many
 ASKING, ANSWERING = ("user", "human"), ("assistant", "gpt")
 
 
@@ -181,7 +182,7 @@ def record_of(row: dict, reading: Reading, is_table: bool) -> dict:
         record["input"] = format_dialogue(_turns(record.pop("messages")))
     if reading.layout != "texts":
         record["label"] = label_of(record["label"], reading, is_table, reading.names.get("label", "assistant"))
-    for key in ("case", "category", "source"):  # an id is a number to many
+    for key in IDS:
         if type(record.get(key)) is int:
             record[key] = str(record[key])
     first = {key: record.pop(key) for key in ("input", "label") if key in record}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import command
-from .files import DataError, require_paths
+from .files import DataError, how_to_read, require_paths
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
 from .records import Dialogue, dialogue_rows, dialogues_of, record_rows, write_dialogues, write_records
@@ -36,8 +36,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
 
     Returns:
         ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
-        ``reading``, ``options`` (none where it is of the project's own format), ``becomes`` ("records" or
-        "dialogues"), ``rows``, ``good``,
+        ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
+        it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
         ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
         ``first`` (good rows as they would be read), ``read`` (all records or dialogues); and of these ``labels``
         (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text appears
@@ -48,6 +48,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     """
     reading, source, sample = find_reading(path, dict(given or {}))
     is_dialogues = reading.layout == "dialogues"
+    refused = _first_refused(path) if reading == Reading() and source.kind == "JSON Lines" else ""
     good, skipped, problems = _read_all(path, reading)
     if not (good or skipped or problems):
         raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md")
@@ -64,7 +65,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         if reading.sheet else [],
         "columns": list(dict.fromkeys(key for row in sample for key in row)),
         "reading": reading,
-        "options": [] if _is_native(source, reading) else reading.options(),
+        "options": [] if _is_native(source, reading) and not refused else reading.options(),
+        "refused": refused,
         "becomes": "dialogues" if is_dialogues else "records",
         "rows": len(good) + len(skipped) + len(problems),
         "good": len(good),
@@ -110,6 +112,17 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
 def _is_native(source: Source, reading: Reading) -> bool:
     kind = {"records": "JSON Lines", "texts": "JSON Lines", "dialogues": "CSV"}.get(reading.layout)
     return source.kind == kind and reading == Reading(reading.layout)
+
+
+def _first_refused(path: str | Path) -> str:
+    """What is wrong, to `read_records`, with the first record that options would make readable; empty without one."""
+    try:
+        for (_, row), (_, asked) in zip(record_rows(path), record_rows(path, Reading())):
+            if isinstance(row, DataError) and isinstance(asked, dict):
+                return str(row).partition(f"; to read another format: {how_to_read(path)}")[0]
+    except DataError:
+        pass  # it is among the problems
+    return ""
 
 
 # -------------------------------------------------------------------------------------------------- the guessing
@@ -246,6 +259,8 @@ def describe(report: dict) -> str:
              f"  keys or columns: {short(', '.join(report['columns']), 200) or 'none'}",
              f"  becomes: {report['becomes']}, layout {reading.layout}",
              f"  options: {shlex.join(report['options']) or 'none needed, it is of the format of this project'}"]
+    if report["refused"]:
+        lines.append(f"  without them: {report['refused']}")
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
     lines += _numbers(report)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .files import DataError, how_to_read, numbered_lines, write_text
-from .formats import LAYOUTS, Reading, label_of, named_row, record_of
+from .formats import IDS, LAYOUTS, Reading, label_of, named_row, record_of
 from .normalise import is_blank
 from .sources import TABLE_SUFFIXES, Source, as_object, load_json, open_source, refuse_other, short, shown
 
@@ -131,7 +131,8 @@ def _native_record(path: str | Path, text: str) -> dict:
     try:
         return _checked(value)
     except DataError as error:
-        if isinstance(value, dict) and not ("input" in value and isinstance(value.get("label"), bool)):
+        if isinstance(value, dict) and (not ("input" in value and isinstance(value.get("label"), bool))
+                                        or any(type(value.get(key)) is int for key in IDS)):
             raise DataError(f"{error}; to read another format: {how_to_read(path)}") from None
         raise
 

@@ -73,6 +73,19 @@ def test_its_own_formats_need_no_options(tmp_path):
     assert inspect(written(tmp_path, "c", [{"input": "a", "label": True}]))["options"] == ["--layout", "records"]
 
 
+@pytest.mark.parametrize("row, key", [({"input": "a", "label": True, "case": 5}, "case"),
+                                      ({"input": "a", "label": '{"is_fraud": true}'}, "label")])
+def test_what_options_alone_make_readable_is_named_and_converted(tmp_path, capsys, row, key):
+    path = written(tmp_path, "f.jsonl", '{"input": "b", "label": false, "case": "b"}\n' + json.dumps(row))
+    assert main(["--inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"without them: {path}:2: key '{key}' must be " in said and said.count("--inspect") == 1
+    assert main([*shlex.split(said.splitlines()[-1])[6:]]) == 0
+    assert [record["label"] for record in read_records(tmp_path / "f.native.jsonl")] == [False, True]
+    with pytest.raises(DataError, match="--inspect"):
+        read_records(path)
+
+
 def test_what_is_given_is_not_guessed(tmp_path):
     path = written(tmp_path, "f.csv", "text;label\n转账;1\n")
     given = {"label_values": {"1": False}, "columns": {"input": "label", "label": "label"}}
