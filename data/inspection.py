@@ -234,11 +234,14 @@ def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
 
 
 def meanings_of(words: dict[str, int], is_table: bool) -> dict[str, bool]:
-    """What the labels of a file mean by the usual pair that has the most of them; nothing where none has any."""
+    """What the labels of a file mean by the usual pairs that have them, those that have the most of them first."""
     own = {"True", "true", "TRUE", "False", "false", "FALSE"} if is_table else set()
     words = {word for word in words if word not in own and not word.startswith("{")}
-    pair = max(PAIRS, key=lambda pair: len(words & set(pair)))  # the first of several
-    return {pair[0]: True, pair[1]: False} if words & set(pair) else {}
+    meanings = {}
+    while words & set(pair := max(PAIRS, key=lambda pair: len(words & set(pair)))):  # the first of several
+        meanings |= {pair[0]: True, pair[1]: False}
+        words -= set(pair)
+    return meanings
 
 
 # ------------------------------------------------------------------------------------------------- for the reader
@@ -280,7 +283,8 @@ def _numbers(report: dict) -> list[str]:
              f"{len(report['read'])}"]
     words = ", ".join(f"{short(word, 30)} ({count})" for word, count in list(report["label_words"].items())[:10])
     if words:
-        lines.append(f"  labels as written, in the first {SAMPLE_ROWS} rows: {words}")
+        lines.append(f"  labels as written, in the first {SAMPLE_ROWS} rows: {words}"
+                     + "; of several kinds: check what each means" * (len(report["reading"].label_values) > 2))
     if report["read"]:
         lines += [f"  labels as read: {labels['fraud']} fraud, {labels['non-fraud']} non-fraud "
                   f"({labels['fraud'] / len(report['read']):.1%} fraud)" if report["reading"].layout != "texts" else

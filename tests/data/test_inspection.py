@@ -103,6 +103,26 @@ def test_a_label_that_means_nothing_known_is_a_problem_with_its_place(tmp_path):
     assert report["problems"][0].startswith(f"{path}:3: ") and "不确定" in report["problems"][0]
 
 
+@pytest.mark.parametrize("name, labels", [
+    ("f.csv", ["是", "诈骗", "否", "正常", "非诈骗"]), ("f.csv", ["1", "true", "0", "False"]),
+    ("f.jsonl", [1, "true", 0, "false", True, "否"])])
+def test_labels_of_several_kinds_are_one_option(tmp_path, capsys, name, labels):
+    rows = (["text,label", *(f"爬山,{label}" for label in labels)] if name == "f.csv" else
+            [json.dumps({"input": "爬山", "label": label}) for label in labels])
+    assert main(["--inspect", str(written(tmp_path, name, "\n".join(rows)))]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
+    assert main([*words[3:-1], str(tmp_path / "o.jsonl")]) == 0
+    assert [record["label"] for record in read_records(tmp_path / "o.jsonl")] == \
+        [label in ("是", "诈骗", "1", "true", 1) for label in labels]
+
+
+def test_a_label_without_a_meaning_is_suggested_after_those_that_have_one(tmp_path):
+    path = written(tmp_path, "f.csv", "text,label\n转账,诈骗\n爬山,否\n爬山,未知\n")
+    first, second = inspect(path, {"label_values": {"诈骗": True, "正常": False}})["problems"]
+    assert first.endswith(" --label-values '诈骗=true' '正常=false' '是=true' '否=false'")
+    assert second.endswith(" --label-values '诈骗=true' '正常=false' '未知=true' or '未知=false'")
+
+
 # -------------------------------------------------------------------------------------------------- what it counts
 
 
