@@ -8,12 +8,13 @@ comes before the segment, 0 to 1), and ``line_labels`` (of each line of ``input`
 one line names the file, the line, the key and the remedy.
 """
 
+import collections
 import csv
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -244,8 +245,9 @@ def groups_of(records: Sequence[dict]) -> list[str] | None:
 def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None = None) -> list[Dialogue]:
     """All dialogues of a table, or of every one in a folder (in name order).
 
-    A file's name without its suffix and without a trailing count such as ``(200)`` is its dialogues' category;
-    their `case` becomes ``category/case``, since files number their cases independently. Rows with an empty
+    A file's name without its suffix and without a trailing number such as ``(200)`` is its dialogues' category;
+    their `case` becomes ``category/case``, since files number their cases independently. Of files that would share a
+    case by this, as numbered downloads, it becomes ``category (number)/case``. Rows with an empty
     ``content`` or an empty ``is_fraud`` are noted in `skipped`; any other fault is an error.
 
     Args:
@@ -261,12 +263,20 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
     if not files:
         raise DataError(f"{path}: no {' '.join(f'*{suffix}' for suffix in suffixes)} files in this folder; expected "
                         f"columns {', '.join(CSV_COLUMNS)}")
-    dialogues = [dialogue for file in files for dialogue in _read_dialogue_file(file, skipped, reading)]
-    cases = [dialogue.case for dialogue in dialogues]
-    if len(set(cases)) < len(cases):
-        double = next(case for case in cases if cases.count(case) > 1)
+    read = {file: _read_dialogue_file(file, skipped, reading) for file in files}
+    shared = _repeated_cases(read.values())
+    for file, dialogues in read.items():
+        if any(dialogue.case in shared for dialogue in dialogues):
+            read[file] = [replace(dialogue, case=file.stem + dialogue.case.removeprefix(dialogue.category))
+                          for dialogue in dialogues]
+    for double in _repeated_cases(read.values()):
         raise DataError(f"{path}: two files hold the case {double!r}; rename one of the files")
-    return dialogues
+    return [dialogue for dialogues in read.values() for dialogue in dialogues]
+
+
+def _repeated_cases(read: Iterable[list[Dialogue]]) -> set[str]:
+    found = collections.Counter(dialogue.case for dialogues in read for dialogue in dialogues)
+    return {case for case, count in found.items() if count > 1}
 
 
 def _read_dialogue_file(path: Path, skipped: Skipped, reading: Reading | None) -> list[Dialogue]:
@@ -285,7 +295,7 @@ def _read_dialogue_file(path: Path, skipped: Skipped, reading: Reading | None) -
 
 def dialogues_of(path: str | Path, lines: Iterable[tuple[str, Line]]) -> list[Dialogue]:
     """The dialogues of one file from its lines and the cases that they belong to."""
-    category = re.sub(r"\s*\(\d+\)$", "", Path(path).stem)
+    category = re.sub(r"\s*[(（]\d+[)）]$", "", Path(path).stem)
     lines_of_case: dict[str, list[Line]] = {}
     for case, line in lines:
         lines_of_case.setdefault(case, []).append(line)

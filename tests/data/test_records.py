@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.files import DataError, write_json, write_text
+from data.formats import Reading
 from data.normalise import is_blank
 from data.records import (
     Dialogue,
@@ -274,7 +275,7 @@ def test_reads_a_dialogue_of_each_case_in_order_of_appearance(tmp_path):
 
 @pytest.mark.parametrize("name, category", [
     ("退款(200).csv", "退款"), ("“红包” 群 (2).csv", "“红包” 群"), ("meeting_label_false.csv", "meeting_label_false"),
-    ("贷款(新).csv", "贷款(新)"),
+    ("贷款(新).csv", "贷款(新)"), ("通话（3）.csv", "通话"),
 ])
 def test_the_category_is_the_file_name_without_its_count(tmp_path, name, category):
     path = csv_file(tmp_path, HEADER + "1,a,b,True\n", name)
@@ -288,10 +289,20 @@ def test_two_files_may_number_their_cases_alike(tmp_path):
     assert [d.case for d in read_dialogues(tmp_path, Skipped())] == ["丙/1", "乙/1"]
 
 
-def test_two_files_of_one_category_must_not_hold_the_same_case(tmp_path):
-    csv_file(tmp_path, HEADER + "1,a,b,True\n", "退款(1).csv")
-    csv_file(tmp_path, HEADER + "1,a,c,True\n", "退款(2).csv")
-    assert error_of(read_dialogues, tmp_path, Skipped()) == \
+def test_files_that_a_number_tells_apart_are_one_category_and_may_number_their_cases_alike(tmp_path):
+    for name in ("通话.csv", "通话 (1).csv", "通话 (2).csv", "通话(3).csv", "投资诈骗(200).csv"):
+        csv_file(tmp_path, HEADER + f"1,a,{name},True\n", name)
+    csv_file(tmp_path, HEADER + "2,a,b,True\n", "投资诈骗 (9).csv")  # numbered on, as a corpus that was continued
+    read = read_dialogues(tmp_path, Skipped())
+    assert {dialogue.category for dialogue in read} == {"通话", "投资诈骗"}
+    assert sorted(dialogue.case for dialogue in read) == [
+        "投资诈骗/1", "投资诈骗/2", "通话 (1)/1", "通话 (2)/1", "通话(3)/1", "通话/1"]
+
+
+def test_two_files_of_one_name_must_not_hold_the_same_case(tmp_path):
+    csv_file(tmp_path, HEADER + "1,a,b,True\n", "退款.csv")
+    csv_file(tmp_path, HEADER + "1,a,c,True\n", "退款.tsv")
+    assert error_of(read_dialogues, tmp_path, Skipped(), Reading("dialogues")) == \
         " two files hold the case '退款/1'; rename one of the files"
 
 
