@@ -269,7 +269,7 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
         if any(dialogue.case in shared for dialogue in dialogues):
             read[file] = [replace(dialogue, case=file.stem + dialogue.case.removeprefix(dialogue.category))
                           for dialogue in dialogues]
-    for double in _repeated_cases(read.values()):
+    for double in sorted(_repeated_cases(read.values())):
         raise DataError(f"{path}: two files hold the case {double!r}; rename one of the files")
     return [dialogue for dialogues in read.values() for dialogue in dialogues]
 
