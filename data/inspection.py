@@ -386,7 +386,9 @@ def conversion(report: dict) -> str:
     """The command that converts an inspected file, to be pasted."""
     path, suffix = Path(report["path"]), ".csv" if report["becomes"] == "dialogues" else ".jsonl"
     target = path.with_suffix(suffix)
+    if any(path.with_suffix(other).exists() for other in SUFFIXES if other != path.suffix.lower()):
+        target = path.with_name(f"{path.stem}-{path.suffix[1:]}{suffix}")  # or both would become the same file
     if target.exists():
-        target = target.with_name(f"{path.stem}.native{suffix}")
+        target = target.with_name(f"{target.stem}.native{suffix}")
     return shlex.join(["python", "-m", "data.prepare", "--inspect", str(path), *report["options"],
                        "--convert", str(target)])

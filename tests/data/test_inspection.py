@@ -199,6 +199,19 @@ def test_dialogues_are_converted_to_csv_and_a_printed_command_never_overwrites(t
     assert [line.content for line in read_dialogues(words[-1], Skipped())[0].lines] == ["b"]
 
 
+def test_files_that_differ_in_their_suffix_alone_are_converted_to_files_of_their_own(tmp_path, capsys):
+    for name in ("a.csv", "a.tsv", "a.json"):
+        written(tmp_path, name, "text,label\n转账,1\n")
+    written(tmp_path, "b.csv", "case;speaker;content;is_fraud\n1;a;b;True\n")
+    written(tmp_path, "b.tsv", "case;speaker;content;is_fraud\n1;a;b;True\n")
+    for _ in range(2):  # the second time beside what the first wrote
+        assert main(["--inspect", str(tmp_path)]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if "to convert it: " in line]
+        commands = [shlex.split(line.split(": ", 1)[1]) for line in said]
+        assert len({words[-1] for words in commands}) == len(commands) == 5
+        assert [main(words[3:]) for words in commands] == [0] * 5
+
+
 @pytest.mark.parametrize("content, output", [
     ("text,label\n转账,可能\n", "o.jsonl"), ("text,label\n", "o.jsonl"), ("text,label\n转账,1\n", "o.csv"),
     ("text,label\n转账,1\n", "f.csv"), ("case,speaker,content,is_fraud\n1,a,b,True\n", "o.jsonl"),
