@@ -30,11 +30,11 @@ from antifraud.evaluation.scoring import predict
 from antifraud.figures import save_report_figure
 from antifraud.model import default_device
 from antifraud.model import load_tuned as load_model
+from antifraud.serving.chunks import require_rows
 from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
 from data.command import command
 from data.files import one_line, require_input, require_output, write_json
 from data.prompt import add_task_options, task_of
-from data.sources import refuse_other
 
 gc.enable()
 
@@ -219,8 +219,8 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Scores the file of ``--predict``; the exit code says whether every row of it was good."""
-    refuse_other(args.predict)
     require_request(args.predict, args.output, batch_rows=args.batch_rows)  # before gigabytes are loaded
+    require_rows(args.predict)
     model, tokenizer = _load(args)
     done = predict_file(model, tokenizer, args.predict, args.output, threshold=args.threshold,
                         batch_rows=args.batch_rows, restart=args.restart)

@@ -27,6 +27,7 @@ LAYOUTS = {
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 # A table has no booleans, only words for them. JSON has some: there, "true" in quotes is a string.
 TABLE_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
+IDS = ("case", "category", "source")  # texts here, numbers to many
 ASKING, ANSWERING = ("user", "human"), ("assistant", "gpt")
 
 
@@ -77,14 +78,17 @@ class Reading:
         if self.columns:
             words += ["--columns", *(f"{key}={name}" for key, name in self.columns.items())]
         if self.label_values:
-            words += ["--label-values", *(f"{value}={str(fraud).lower()}"
-                                          for value, fraud in self.label_values.items())]
+            words += ["--label-values", *_label_words(self.label_values)]
         if self.encoding != "utf-8":
             words += ["--encoding", self.encoding]
         if self.delimiter != ",":
             names = {delimiter: name for name, delimiter in DELIMITERS.items()}
             words += ["--delimiter", names.get(self.delimiter, self.delimiter)]
         return words + (["--sheet", self.sheet] if self.sheet else [])
+
+
+def _label_words(meanings: Mapping[str, bool]) -> list[str]:
+    return [f"{value}={str(fraud).lower()}" for value, fraud in meanings.items()]
 
 
 # ------------------------------------------------------------------------------------------------------ options
@@ -181,7 +185,7 @@ def record_of(row: dict, reading: Reading, is_table: bool) -> dict:
         record["input"] = format_dialogue(_turns(record.pop("messages")))
     if reading.layout != "texts":
         record["label"] = label_of(record["label"], reading, is_table, reading.names.get("label", "assistant"))
-    for key in ("case", "category", "source"):  # an id is a number to many
+    for key in IDS:
         if type(record.get(key)) is int:
             record[key] = str(record[key])
     first = {key: record.pop(key) for key in ("input", "label") if key in record}
@@ -244,7 +248,7 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
         if len(answers) == 1 and isinstance(answers[0], bool):
             return answers[0]
     raise DataError(f"column '{column}' must be {'True or False' if is_table else 'true or false'}, found "
-                    f"{shown(value)}; say what it means, as in --label-values {meaning_of(text)}")
+                    f"{shown(value)}; say what it means, as in --label-values {meaning_of(text, reading.label_values)}")
 
 
 # These two only suggest options: what is read follows the options alone.
@@ -262,10 +266,10 @@ PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("
          ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"), ("Yes", "No"))
 
 
-def meaning_of(value: str | None) -> str:
-    """Options that might say what a label means, to be pasted."""
-    pair = next((pair for pair in PAIRS if value in pair), None)
-    if value and len(value) <= 20 and not pair:
-        return f"{shlex.quote(value + '=true')} or {shlex.quote(value + '=false')}"
-    fraud, normal = pair or PAIRS[0]
-    return f"{shlex.quote(fraud + '=true')} {shlex.quote(normal + '=false')}"
+def meaning_of(value: str | None, known: Mapping[str, bool]) -> str:
+    """Options that might say what a label means, after those that are known, to be pasted."""
+    fraud, normal = next((pair for pair in PAIRS if value in pair), PAIRS[0])
+    unusual = value and len(value) <= 20 and value not in (fraud, normal)
+    meanings = {value: True} if unusual else {fraud: True, normal: False}
+    words = shlex.join(_label_words({**known, **meanings, **known}))
+    return f"{words} or {shlex.quote(value + '=false')}" if unusual else words

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import command
-from .files import DataError, require_paths
+from .files import DataError, how_to_read, require_paths
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS, Reading, add_reading_options, asked
+from .normalise import is_blank
 from .records import Dialogue, dialogue_rows, dialogues_of, record_rows, write_dialogues, write_records
 from .sources import TABLE_SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_archive, short, workbook_sheets
 
@@ -35,8 +36,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
 
     Returns:
         ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
-        ``reading``, ``options`` (none where it is of the project's own format), ``becomes`` ("records" or
-        "dialogues"), ``rows``, ``good``,
+        ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
+        it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
         ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
         ``first`` (good rows as they would be read), ``read`` (all records or dialogues); and of these ``labels``
         (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text appears
@@ -47,6 +48,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     """
     reading, source, sample = find_reading(path, dict(given or {}))
     is_dialogues = reading.layout == "dialogues"
+    refused = _first_refused(path) if reading == Reading() and source.kind == "JSON Lines" else ""
     good, skipped, problems = _read_all(path, reading)
     if not (good or skipped or problems):
         raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md")
@@ -63,7 +65,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         if reading.sheet else [],
         "columns": list(dict.fromkeys(key for row in sample for key in row)),
         "reading": reading,
-        "options": [] if _is_native(source, reading) else reading.options(),
+        "options": [] if _is_native(source, reading) and not refused else reading.options(),
+        "refused": refused,
         "becomes": "dialogues" if is_dialogues else "records",
         "rows": len(good) + len(skipped) + len(problems),
         "good": len(good),
@@ -97,7 +100,7 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
                 problems.append(str(row))
             elif row is None or isinstance(row, str):
                 skipped.append(f"{path}:{number}: {row or 'the row is empty'}")
-            elif isinstance(row, dict) and not row["input"].strip():
+            elif isinstance(row, dict) and is_blank(row["input"]):
                 skipped.append(f"{path}:{number}: 'input' is empty")
             else:
                 good.append(row)
@@ -109,6 +112,17 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
 def _is_native(source: Source, reading: Reading) -> bool:
     kind = {"records": "JSON Lines", "texts": "JSON Lines", "dialogues": "CSV"}.get(reading.layout)
     return source.kind == kind and reading == Reading(reading.layout)
+
+
+def _first_refused(path: str | Path) -> str:
+    """What is wrong, to `read_records`, with the first record that options would make readable; empty without one."""
+    try:
+        for (_, row), (_, asked) in zip(record_rows(path), record_rows(path, Reading())):
+            if isinstance(row, DataError) and isinstance(asked, dict):
+                return str(row).partition(f"; to read another format: {how_to_read(path)}")[0]
+    except DataError:
+        pass  # it is among the problems
+    return ""
 
 
 # -------------------------------------------------------------------------------------------------- the guessing
@@ -220,11 +234,14 @@ def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
 
 
 def meanings_of(words: dict[str, int], is_table: bool) -> dict[str, bool]:
-    """What the labels of a file mean by the usual pair that has the most of them; nothing where none has any."""
+    """What the labels of a file mean by the usual pairs that have them, those that have the most of them first."""
     own = {"True", "true", "TRUE", "False", "false", "FALSE"} if is_table else set()
     words = {word for word in words if word not in own and not word.startswith("{")}
-    pair = max(PAIRS, key=lambda pair: len(words & set(pair)))  # the first of several
-    return {pair[0]: True, pair[1]: False} if words & set(pair) else {}
+    meanings = {}
+    while words & set(pair := max(PAIRS, key=lambda pair: len(words & set(pair)))):  # the first of several
+        meanings |= {pair[0]: True, pair[1]: False}
+        words -= set(pair)
+    return meanings
 
 
 # ------------------------------------------------------------------------------------------------- for the reader
@@ -245,6 +262,8 @@ def describe(report: dict) -> str:
              f"  keys or columns: {short(', '.join(report['columns']), 200) or 'none'}",
              f"  becomes: {report['becomes']}, layout {reading.layout}",
              f"  options: {shlex.join(report['options']) or 'none needed, it is of the format of this project'}"]
+    if report["refused"]:
+        lines.append(f"  without them: {report['refused']}")
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
     lines += _numbers(report)
@@ -264,7 +283,8 @@ def _numbers(report: dict) -> list[str]:
              f"{len(report['read'])}"]
     words = ", ".join(f"{short(word, 30)} ({count})" for word, count in list(report["label_words"].items())[:10])
     if words:
-        lines.append(f"  labels as written, in the first {SAMPLE_ROWS} rows: {words}")
+        lines.append(f"  labels as written, in the first {SAMPLE_ROWS} rows: {words}"
+                     + "; of several kinds: check what each means" * (len(report["reading"].label_values) > 2))
     if report["read"]:
         lines += [f"  labels as read: {labels['fraud']} fraud, {labels['non-fraud']} non-fraud "
                   f"({labels['fraud'] / len(report['read']):.1%} fraud)" if report["reading"].layout != "texts" else
@@ -366,7 +386,9 @@ def conversion(report: dict) -> str:
     """The command that converts an inspected file, to be pasted."""
     path, suffix = Path(report["path"]), ".csv" if report["becomes"] == "dialogues" else ".jsonl"
     target = path.with_suffix(suffix)
+    if any(path.with_suffix(other).exists() for other in SUFFIXES if other != path.suffix.lower()):
+        target = path.with_name(f"{path.stem}-{path.suffix[1:]}{suffix}")  # or both would become the same file
     if target.exists():
-        target = target.with_name(f"{path.stem}.native{suffix}")
+        target = target.with_name(f"{target.stem}.native{suffix}")
     return shlex.join(["python", "-m", "data.prepare", "--inspect", str(path), *report["options"],
                        "--convert", str(target)])

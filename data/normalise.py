@@ -82,6 +82,11 @@ def safe_name(name: str) -> str:
     return name or NARRATOR
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is to be seen: blanks, line ends and zero-width marks are no dialogue."""
+    return not any(_plain_line(line).strip() for line in text.split("\n"))
+
+
 def normalise(text: str) -> str:
     """`text` in the one form of all texts that mean the same; its own normal form stays as it is."""
     return "\n".join(normalise_lines(text)[0])

@@ -19,6 +19,7 @@ the same dialogues whole.
 """
 
 import argparse
+import json
 import math
 import random
 import shlex
@@ -95,6 +96,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         DataError: a file is not as `data.records` wants it, or there are too few dialogues for three splits.
     """
     require_output(Path(output) / "leakage.json")
+    _require_own_files(Path(output))
     for path in settings.held_out:
         if Path(path).resolve().parent == Path(output).resolve():
             raise DataError(f"{path}: lies in the folder to write, where it could be replaced; name another --output")
@@ -131,7 +133,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     }
     whole = {part: [record for dialogue in members for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
              for part, members in {**dealt, **ordinary}.items() if part in CALLS}
-    calls = {f"{part}_calls": with_source(whole[part], source_of) for part in CALLS}
+    calls = {f"{part}_calls": with_source(whole[part], source_of) if splits[part] else [] for part in CALLS}
     _write(Path(output), {**splits, **calls}, report)
     return report
 
@@ -224,6 +226,22 @@ def _plain(settings: dict) -> dict:
             **names(settings, "held_out", "train_only"),
             "ordinary": {**settings["ordinary"],
                          **names(settings["ordinary"], "sources", "judge_sources", "eval_sources")}}
+
+
+def _require_own_files(output: Path) -> None:
+    """Refuses a folder where somebody else's files have names that are written or removed here."""
+    try:  # what an earlier run says of itself
+        splits = list(json.loads((output / "leakage.json").read_text(encoding="utf-8"))["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    else:
+        own = {"leakage.json", *(f"{part}{kind}.jsonl" for part in splits for kind in ("", "_calls"))}
+    names = ["leakage.json", *(f"{part}.jsonl" for part in (*SPLITS, *CALLS)),
+             *(f"{part}_calls.jsonl" for part in CALLS)]
+    for name in names:
+        if name not in own and (output / name).exists():
+            raise DataError(f"{output / name}: already there, and no leakage.json says that data.prepare wrote it; "
+                            "move it away, or name another folder with --output")
 
 
 def _write(output: Path, parts: dict[str, list[dict]], report: dict) -> None:

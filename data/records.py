@@ -8,17 +8,19 @@ comes before the segment, 0 to 1), and ``line_labels`` (of each line of ``input`
 one line names the file, the line, the key and the remedy.
 """
 
+import collections
 import csv
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from .files import DataError, how_to_read, numbered_lines, write_text
-from .formats import LAYOUTS, Reading, label_of, named_row, record_of
+from .formats import IDS, LAYOUTS, Reading, label_of, named_row, record_of
+from .normalise import is_blank
 from .sources import TABLE_SUFFIXES, Source, as_object, load_json, open_source, refuse_other, short, shown
 
 CSV_COLUMNS = tuple(LAYOUTS["dialogues"])
@@ -93,7 +95,7 @@ def read_numbered_records(path: str | Path, skipped: Skipped | None = None, read
             raise record
         if record is None:
             skipped_rows.add(f"{path}:{number}: the row is empty")
-        elif record["input"].strip():
+        elif not is_blank(record["input"]):
             records.append((number, record))
         elif skipped is None:
             raise DataError(f"{path}:{number}: 'input' is empty; remove the line or give it a dialogue")
@@ -130,7 +132,8 @@ def _native_record(path: str | Path, text: str) -> dict:
     try:
         return _checked(value)
     except DataError as error:
-        if isinstance(value, dict) and not ("input" in value and isinstance(value.get("label"), bool)):
+        if isinstance(value, dict) and (not ("input" in value and isinstance(value.get("label"), bool))
+                                        or any(type(value.get(key)) is int for key in IDS)):
             raise DataError(f"{error}; to read another format: {how_to_read(path)}") from None
         raise
 
@@ -242,8 +245,9 @@ def groups_of(records: Sequence[dict]) -> list[str] | None:
 def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None = None) -> list[Dialogue]:
     """All dialogues of a table, or of every one in a folder (in name order).
 
-    A file's name without its suffix and without a trailing count such as ``(200)`` is its dialogues' category;
-    their `case` becomes ``category/case``, since files number their cases independently. Rows with an empty
+    A file's name without its suffix and without a trailing number such as ``(200)`` is its dialogues' category;
+    their `case` becomes ``category/case``, since files number their cases independently. Of files that would share a
+    case by this, as numbered downloads, it becomes ``category (number)/case``. Rows with an empty
     ``content`` or an empty ``is_fraud`` are noted in `skipped`; any other fault is an error.
 
     Args:
@@ -259,12 +263,20 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
     if not files:
         raise DataError(f"{path}: no {' '.join(f'*{suffix}' for suffix in suffixes)} files in this folder; expected "
                         f"columns {', '.join(CSV_COLUMNS)}")
-    dialogues = [dialogue for file in files for dialogue in _read_dialogue_file(file, skipped, reading)]
-    cases = [dialogue.case for dialogue in dialogues]
-    if len(set(cases)) < len(cases):
-        double = next(case for case in cases if cases.count(case) > 1)
+    read = {file: _read_dialogue_file(file, skipped, reading) for file in files}
+    shared = _repeated_cases(read.values())
+    for file, dialogues in read.items():
+        if any(dialogue.case in shared for dialogue in dialogues):
+            read[file] = [replace(dialogue, case=file.stem + dialogue.case.removeprefix(dialogue.category))
+                          for dialogue in dialogues]
+    for double in sorted(_repeated_cases(read.values())):
         raise DataError(f"{path}: two files hold the case {double!r}; rename one of the files")
-    return dialogues
+    return [dialogue for dialogues in read.values() for dialogue in dialogues]
+
+
+def _repeated_cases(read: Iterable[list[Dialogue]]) -> set[str]:
+    found = collections.Counter(dialogue.case for dialogues in read for dialogue in dialogues)
+    return {case for case, count in found.items() if count > 1}
 
 
 def _read_dialogue_file(path: Path, skipped: Skipped, reading: Reading | None) -> list[Dialogue]:
@@ -283,7 +295,7 @@ def _read_dialogue_file(path: Path, skipped: Skipped, reading: Reading | None) -
 
 def dialogues_of(path: str | Path, lines: Iterable[tuple[str, Line]]) -> list[Dialogue]:
     """The dialogues of one file from its lines and the cases that they belong to."""
-    category = re.sub(r"\s*\(\d+\)$", "", Path(path).stem)
+    category = re.sub(r"\s*[(（]\d+[)）]$", "", Path(path).stem)
     lines_of_case: dict[str, list[Line]] = {}
     for case, line in lines:
         lines_of_case.setdefault(case, []).append(line)
@@ -315,7 +327,8 @@ def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Lin
     if not texts["case"]:
         raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue")
     label = row["is_fraud"]
-    for key, empty in (("content", not texts["content"]), ("is_fraud", isinstance(label, str) and not label.strip())):
+    for key, empty in (("content", is_blank(texts["content"])),
+                       ("is_fraud", isinstance(label, str) and not label.strip())):
         if empty:
             return f"column '{reading.names[key]}' is empty"
     is_fraud = label_of(label, reading, is_table, reading.names["is_fraud"])

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from data.command import command
 from data.files import DataError, one_line
+from data.normalise import is_blank
 from data.prompt import PromptEncoder, canonical_lines
 from data.speakers import split_lines
 
@@ -80,7 +81,7 @@ def score_lines(model, tokenizer, dialogue: str) -> list[ScoredLine]:
 
     The last is what `evaluate` gives for a dialogue that the model reads at once.
     """
-    if not dialogue.strip():
+    if is_blank(dialogue):
         return []
     growing = GrowingDialogue(model, tokenizer)
     lines, origin = canonical_lines(dialogue.rstrip(), growing.encoder.task)

@@ -1,15 +1,19 @@
 """A JSONL file of any size, read in chunks that are always cut in the same places, and the row in each of its lines."""
 
 import codecs
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import DataError
+from data.files import DataError, how_to_read
+from data.normalise import is_blank
 from data.records import parse_object
+from data.sources import refuse_other
 
 CHUNK_BYTES = 16 * 2**20  # a chunk ends here even if it has fewer rows: what bounds the memory
 LONGEST_LINE = 16 * 2**20  # bytes; a longer line is an error, and is never held in memory whole
+TRIED_ROWS = 100  # of which one at least must be a row, or the file is of another format
 OWN_KEYS = ("line", "error", "probability", "is_fraud", "windows", "window_lines")  # those of the output
 
 
@@ -50,12 +54,50 @@ def _passes_longest(file, line: bytes) -> bool:
     return longer
 
 
+def require_rows(path: str | Path) -> None:
+    """Refuses a file without rows, and one of another format, of which each line would be an error.
+
+    One bad row among good ones, the first included, is an error of its own line alone.
+
+    Raises:
+        DataError: it says what the file is, or what is wrong with its first row, and the remedy.
+    """
+    lines = enumerate((line for chunk in read_chunks(path, TRIED_ROWS) for line in chunk.lines), start=1)
+    filled = ((number, line) for number, line in lines if line is None or line.removeprefix(codecs.BOM_UTF8).strip())
+    tried = [(number, _why_no_row(line)) for number, line in itertools.islice(filled, TRIED_ROWS)]
+    n_bad = sum(why is not None for _, why in tried)
+    if 2 * n_bad > len(tried):
+        refuse_other(path)  # by what its first line looks like, which may be the bad one
+    if not tried:
+        raise DataError(f"{path}: no rows; expected one JSON object a line with 'input'")
+    if n_bad == len(tried):
+        number, why = tried[0]
+        raise DataError(f"{path}:{number}: {why}; to read or convert it: {how_to_read(path)}")
+
+
+def _why_no_row(line: bytes | None) -> str | None:
+    try:
+        _object_in(line)
+    except DataError as error:
+        return str(error)
+
+
 def parse_row(line: bytes | None) -> dict:
     """The row that a line of the input holds.
 
     Raises:
         DataError: it holds none that can be scored and written.
     """
+    row = _object_in(line)
+    if is_blank(row["input"]):
+        raise DataError("'input' is empty")
+    taken = [key for key in OWN_KEYS if key in row]
+    if taken:
+        raise DataError(f"key '{taken[0]}' is one that the output needs; rename it")
+    return row
+
+
+def _object_in(line: bytes | None) -> dict:
     if line is None:
         raise DataError(f"longer than {LONGEST_LINE // 2**20} MiB")
     try:
@@ -64,10 +106,4 @@ def parse_row(line: bytes | None) -> dict:
         raise DataError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     if not text.strip():
         raise DataError("blank line")
-    row = parse_object(text, required={"input": str})
-    if not row["input"].strip():
-        raise DataError("'input' is empty")
-    taken = [key for key in OWN_KEYS if key in row]
-    if taken:
-        raise DataError(f"key '{taken[0]}' is one that the output needs; rename it")
-    return row
+    return parse_object(text, required={"input": str})

@@ -3,12 +3,13 @@
     python evaluate.py --model MODEL --checkpoint DIR --predict IN.jsonl --output OUT.jsonl [--restart]
     torchrun --nproc-per-node 8 evaluate.py --model MODEL --checkpoint DIR --predict IN.jsonl --output OUT.jsonl
 
-Line N of OUT belongs to line N of IN, whatever that holds: ``{"line": N, ..., "probability": 0.97, "is_fraud":
-true}``, or ``{"line": N, "error": "..."}`` for a row that cannot be scored. A dialogue longer than the model reads at
-once is read in overlapping windows; its score is that of the highest, and its row says how many ``windows`` there were
-and the ``window_lines`` [first, last] of that one, counted from 1. IN is always cut into the same chunks
-and OUT grows by whole chunks, so that OUT has the same bytes whether one process wrote it, or eight, or a run was
-killed and started again. ``OUT.meta.json`` holds what OUT was made from; with anything else it is not continued.
+Line N of OUT belongs to line N of IN, whatever that holds: ``{"line": N, ..., "probability": 0.97, "is_fraud": true}``,
+or ``{"line": N, "error": "..."}`` for a row that cannot be scored. The command refuses a file without rows, and one of
+another format in each of its first hundred. A dialogue longer than the model reads at once is read in overlapping
+windows; its score is that of the highest, and its row says how many ``windows`` there were and the ``window_lines``
+[first, last] of that one, counted from 1. IN is always cut into the same chunks and OUT grows by whole chunks, so that
+OUT has the same bytes whether one process wrote it, or eight, or a run was killed and started again. ``OUT.meta.json``
+holds what OUT was made from; with anything else it is not continued.
 """
 
 import contextlib

@@ -73,6 +73,19 @@ def test_its_own_formats_need_no_options(tmp_path):
     assert inspect(written(tmp_path, "c", [{"input": "a", "label": True}]))["options"] == ["--layout", "records"]
 
 
+@pytest.mark.parametrize("row, key", [({"input": "a", "label": True, "case": 5}, "case"),
+                                      ({"input": "a", "label": '{"is_fraud": true}'}, "label")])
+def test_what_options_alone_make_readable_is_named_and_converted(tmp_path, capsys, row, key):
+    path = written(tmp_path, "f.jsonl", '{"input": "b", "label": false, "case": "b"}\n' + json.dumps(row))
+    assert main(["--inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"without them: {path}:2: key '{key}' must be " in said and said.count("--inspect") == 1
+    assert main([*shlex.split(said.splitlines()[-1])[6:]]) == 0
+    assert [record["label"] for record in read_records(tmp_path / "f.native.jsonl")] == [False, True]
+    with pytest.raises(DataError, match="--inspect"):
+        read_records(path)
+
+
 def test_what_is_given_is_not_guessed(tmp_path):
     path = written(tmp_path, "f.csv", "text;label\n转账;1\n")
     given = {"label_values": {"1": False}, "columns": {"input": "label", "label": "label"}}
@@ -90,12 +103,32 @@ def test_a_label_that_means_nothing_known_is_a_problem_with_its_place(tmp_path):
     assert report["problems"][0].startswith(f"{path}:3: ") and "不确定" in report["problems"][0]
 
 
+@pytest.mark.parametrize("name, labels", [
+    ("f.csv", ["是", "诈骗", "否", "正常", "非诈骗"]), ("f.csv", ["1", "true", "0", "False"]),
+    ("f.jsonl", [1, "true", 0, "false", True, "否"])])
+def test_labels_of_several_kinds_are_one_option(tmp_path, capsys, name, labels):
+    rows = (["text,label", *(f"爬山,{label}" for label in labels)] if name == "f.csv" else
+            [json.dumps({"input": "爬山", "label": label}) for label in labels])
+    assert main(["--inspect", str(written(tmp_path, name, "\n".join(rows)))]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
+    assert main([*words[3:-1], str(tmp_path / "o.jsonl")]) == 0
+    assert [record["label"] for record in read_records(tmp_path / "o.jsonl")] == \
+        [label in ("是", "诈骗", "1", "true", 1) for label in labels]
+
+
+def test_a_label_without_a_meaning_is_suggested_after_those_that_have_one(tmp_path):
+    path = written(tmp_path, "f.csv", "text,label\n转账,诈骗\n爬山,否\n爬山,未知\n")
+    first, second = inspect(path, {"label_values": {"诈骗": True, "正常": False}})["problems"]
+    assert first.endswith(" --label-values '诈骗=true' '正常=false' '是=true' '否=false'")
+    assert second.endswith(" --label-values '诈骗=true' '正常=false' '未知=true' or '未知=false'")
+
+
 # -------------------------------------------------------------------------------------------------- what it counts
 
 
 def test_counts_labels_lengths_repeats_and_contradictions(tmp_path):
     path = tmp_path / "f.jsonl"
-    rows = [("一", True), ("一二三", False), ("一", True), ("一二三 ", True), ("一二三四五", False), (" ", True)]
+    rows = [("一", True), ("一二三", False), ("一", True), ("一二三 ", True), ("一二三四五", False), (" \u200b", True)]
     write_records(path, [{"input": text, "label": label} for text, label in rows])
     report = inspect(path)
     assert report["labels"] == {"fraud": 3, "non-fraud": 2}
@@ -164,6 +197,19 @@ def test_dialogues_are_converted_to_csv_and_a_printed_command_never_overwrites(t
     words = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
     assert words[-1] != str(path) and main(words[3:]) == 0
     assert [line.content for line in read_dialogues(words[-1], Skipped())[0].lines] == ["b"]
+
+
+def test_files_that_differ_in_their_suffix_alone_are_converted_to_files_of_their_own(tmp_path, capsys):
+    for name in ("a.csv", "a.tsv", "a.json"):
+        written(tmp_path, name, "text,label\n转账,1\n")
+    written(tmp_path, "b.csv", "case;speaker;content;is_fraud\n1;a;b;True\n")
+    written(tmp_path, "b.tsv", "case;speaker;content;is_fraud\n1;a;b;True\n")
+    for _ in range(2):  # the second time beside what the first wrote
+        assert main(["--inspect", str(tmp_path)]) == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if "to convert it: " in line]
+        commands = [shlex.split(line.split(": ", 1)[1]) for line in said]
+        assert len({words[-1] for words in commands}) == len(commands) == 5
+        assert [main(words[3:]) for words in commands] == [0] * 5
 
 
 @pytest.mark.parametrize("content, output", [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.normalise import normalise, normalise_lines
+from data.normalise import is_blank, normalise, normalise_lines
 from data.prompt import PromptEncoder, Task, canonical_line_labels
 
 PLAIN = "客服: 您好，请转3,000元，12:30前到账！\n王女士: 为什么？我问问（家人）"
@@ -56,6 +56,12 @@ def test_every_kind_of_blank_is_one_blank(blank):
                                        "\u00ad", "\u2060", "\x00", "\x1b"])
 def test_invisible_characters_are_left_out(invisible):
     assert normalise(invisible.join(PLAIN)) == PLAIN
+
+
+@given(st.lists(st.sampled_from(["\u200b", "\ufeff", "\u2060", "\u00ad", " ", "\u3000", "\n", "\r", "\u2028", "\\n",
+                                 "<br>", "&nbsp;", "1.", "12:30", "：", "甲"])).map("".join))
+def test_a_text_is_blank_where_its_normal_form_is_empty(text):
+    assert is_blank(text) == (normalise(text) == "")
 
 
 @pytest.mark.parametrize("text, expected", [

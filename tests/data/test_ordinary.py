@@ -89,6 +89,16 @@ def test_train_gives_way_to_ordinary_talk_that_is_judged(tmp_path):
     assert report["balance"]["ordinary"]["found"] == 0 and report["splits"]["train"]["removed_as_repeats"] == 5
 
 
+def test_a_part_of_which_no_segment_is_left_has_no_calls_either(tmp_path):
+    write_corpus(tmp_path)
+    judge = write_talk(tmp_path / "b" / "客服.csv", 5, seed=5)
+    (tmp_path / "聊天").mkdir()
+    (tmp_path / "聊天" / "同.csv").write_text(judge.read_text(encoding="utf-8"), encoding="utf-8")
+    for _ in range(2):  # the second run knows all files of the first for its own
+        prepare(tmp_path, tmp_path / "out", Settings(ordinary=OrdinarySettings([], [judge], [tmp_path / "聊天"])))
+        assert set(read_ordinary_files(tmp_path / "out")) == {"ordinary", "ordinary_calls"}
+
+
 def test_more_dialogues_may_be_for_train_alone(tmp_path):
     write_corpus(tmp_path)
     prepare(tmp_path, tmp_path / "plain")

@@ -176,6 +176,27 @@ def test_an_output_that_cannot_be_written_to_ends_with_one_line_and_code_2(tmp_p
     assert capsys.readouterr().err.startswith(f"{tmp_path}/file/out/")
 
 
+@pytest.mark.parametrize("name", ["ordinary.jsonl", "ordinary_eval_calls.jsonl", "train.jsonl", "leakage.json"])
+def test_files_of_its_names_that_it_did_not_write_are_neither_replaced_nor_removed(tmp_path, capsys, name):
+    write_corpus(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    command = ["--source", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}/out/{name}: already there") and "--output" in line
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "{}")]
+
+
+def test_a_file_put_into_the_folder_of_an_earlier_run_is_not_removed(tmp_path):
+    write_corpus(tmp_path)
+    prepare(tmp_path, tmp_path / "out")
+    (tmp_path / "out" / "ordinary.jsonl").write_text("mine")
+    with pytest.raises(DataError, match="ordinary.jsonl: already there"):
+        prepare(tmp_path, tmp_path / "out", Settings(seed=1))
+    assert (tmp_path / "out" / "ordinary.jsonl").read_text() == "mine"
+
+
 def test_a_disk_that_becomes_full_leaves_the_splits_of_an_earlier_run_together(tmp_path, monkeypatch):
     write_corpus(tmp_path)
     prepare(tmp_path, tmp_path / "out")

@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.files import DataError, write_json, write_text
+from data.formats import Reading
+from data.normalise import is_blank
 from data.records import (
     Dialogue,
     Line,
@@ -105,6 +107,7 @@ def test_blank_lines_count_in_line_numbers(path):
     (f'{{"input": "a", "label": "{"长" * 50}"}}',
      "key 'label' must be true or false, without quotes, found the string " + '"' + "长" * 36 + "..."),
     ('{"input": "", "label": true}', "'input' is empty; remove the line or give it a dialogue"),
+    (r'{"input": "\u200b\ufeff\n\u2060", "label": true}', "'input' is empty; remove the line or give it a dialogue"),
     (r'{"input": " \n\t　", "label": true}', "'input' is empty; remove the line or give it a dialogue"),
 ])
 def test_a_bad_line_is_named_with_its_number_and_key(path, line, expected):
@@ -145,7 +148,7 @@ def test_bytes_that_are_no_text_are_no_table(path, content):
 
 
 def test_an_empty_input_is_skipped_counted_and_named_where_asked(path):
-    path.write_text(f'{GOOD}\n{{"input": "", "label": true}}\n{{"input": " ", "label": false}}\n', encoding="utf-8")
+    path.write_text(f'{GOOD}\n{{"input": "", "label": true}}\n{{"input": "\u200b", "label": true}}\n', encoding="utf-8")
     skipped = Skipped()
     assert len(read_records(path, skipped)) == 1
     assert len(skipped) == 2
@@ -168,8 +171,12 @@ def test_a_summary_of_what_was_skipped_names_the_first_and_counts_the_rest():
     assert skipped.summary() == "skipped 3: a:1; a:2; a:3"
 
 
+def is_not_blank(text):
+    return not is_blank(text)
+
+
 RECORDS = st.lists(min_size=1, max_size=5, elements=st.fixed_dictionaries(
-    {"input": st.text(min_size=1).filter(str.strip), "label": st.booleans()},
+    {"input": st.text(min_size=1).filter(is_not_blank), "label": st.booleans()},
     optional={"case": st.text(), "category": st.text(), "instruction": st.text(), "fraud_speaker": st.text()}))
 
 
@@ -201,7 +208,7 @@ def test_any_bytes_are_records_or_one_line_that_begins_with_the_path(path, conte
     except DataError as error:
         assert str(error).startswith(f"{path}:") and len(str(error).splitlines()) == 1
     else:
-        assert records and all(record["input"].strip() and type(record["label"]) is bool for record in records)
+        assert records and all(is_not_blank(record["input"]) and type(record["label"]) is bool for record in records)
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -268,7 +275,7 @@ def test_reads_a_dialogue_of_each_case_in_order_of_appearance(tmp_path):
 
 @pytest.mark.parametrize("name, category", [
     ("退款(200).csv", "退款"), ("“红包” 群 (2).csv", "“红包” 群"), ("meeting_label_false.csv", "meeting_label_false"),
-    ("贷款(新).csv", "贷款(新)"),
+    ("贷款(新).csv", "贷款(新)"), ("通话（3）.csv", "通话"),
 ])
 def test_the_category_is_the_file_name_without_its_count(tmp_path, name, category):
     path = csv_file(tmp_path, HEADER + "1,a,b,True\n", name)
@@ -282,10 +289,20 @@ def test_two_files_may_number_their_cases_alike(tmp_path):
     assert [d.case for d in read_dialogues(tmp_path, Skipped())] == ["丙/1", "乙/1"]
 
 
-def test_two_files_of_one_category_must_not_hold_the_same_case(tmp_path):
-    csv_file(tmp_path, HEADER + "1,a,b,True\n", "退款(1).csv")
-    csv_file(tmp_path, HEADER + "1,a,c,True\n", "退款(2).csv")
-    assert error_of(read_dialogues, tmp_path, Skipped()) == \
+def test_files_that_a_number_tells_apart_are_one_category_and_may_number_their_cases_alike(tmp_path):
+    for name in ("通话.csv", "通话 (1).csv", "通话 (2).csv", "通话(3).csv", "投资诈骗(200).csv"):
+        csv_file(tmp_path, HEADER + f"1,a,{name},True\n", name)
+    csv_file(tmp_path, HEADER + "2,a,b,True\n", "投资诈骗 (9).csv")  # numbered on, as a corpus that was continued
+    read = read_dialogues(tmp_path, Skipped())
+    assert {dialogue.category for dialogue in read} == {"通话", "投资诈骗"}
+    assert sorted(dialogue.case for dialogue in read) == [
+        "投资诈骗/1", "投资诈骗/2", "通话 (1)/1", "通话 (2)/1", "通话(3)/1", "通话/1"]
+
+
+def test_two_files_of_one_name_must_not_hold_the_same_case(tmp_path):
+    csv_file(tmp_path, HEADER + "1,a,b,True\n", "退款.csv")
+    csv_file(tmp_path, HEADER + "1,a,c,True\n", "退款.tsv")
+    assert error_of(read_dialogues, tmp_path, Skipped(), Reading("dialogues")) == \
         " two files hold the case '退款/1'; rename one of the files"
 
 
@@ -307,7 +324,7 @@ def test_accepts_byte_order_mark_crlf_blank_rows_and_quoted_contents(tmp_path):
     ("", " no dialogue lines; expected rows of case, speaker, content, is_fraud"),
     ("case,speaker,content,content,is_fraud\n", "1: column 'content' appears twice"),
     (HEADER, " no dialogue lines; expected rows of case, speaker, content, is_fraud"),
-    (HEADER + "1,a,,True\n", " no dialogue lines; expected rows of case, speaker, content, is_fraud"),
+    (HEADER + "1,a,,True\n1,b,\u200b\ufeff,True\n", " no dialogue lines; expected rows of case, speaker, content, "),
     (HEADER + "1,a,b,True\n1,a,b,yes\n", "3: column 'is_fraud' must be True or False, found the string \"yes\""),
     (HEADER + "1,a,b,1\n", "2: column 'is_fraud' must be True or False, found the string \"1\""),
     (HEADER + "1,a,b, True\n", "2: column 'is_fraud' must be True or False, found the string \" True\""),
@@ -346,7 +363,7 @@ def test_rows_without_content_or_label_are_skipped_counted_and_named(tmp_path):
 
 STRIPPED = st.text().map(str.strip)
 DIALOGUES = st.dictionaries(STRIPPED.filter(bool), min_size=1, max_size=4, values=st.lists(
-    st.builds(Line, STRIPPED, STRIPPED.filter(bool), st.booleans()), min_size=1, max_size=4))
+    st.builds(Line, STRIPPED, STRIPPED.filter(is_not_blank), st.booleans()), min_size=1, max_size=4))
 
 
 @REUSE_FOLDER

@@ -52,7 +52,7 @@ def test_the_probability_after_a_line_is_that_of_the_dialogue_up_to_it(loaded):
     assert np.ptp(expected) > 0.3  # the third line is one that the run has learnt
 
 
-@pytest.mark.parametrize("nothing", ["", "\n \n\t"])
+@pytest.mark.parametrize("nothing", ["", "\n \n\t", "\u200b\n\ufeff"])
 def test_no_dialogue_has_no_probabilities(loaded, nothing):
     assert score_lines(*loaded, nothing) == []
     assert score_dialogue(*loaded, nothing) == {"probability": None, "windows": 0, "window_lines": None,

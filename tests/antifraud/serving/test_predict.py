@@ -16,7 +16,7 @@ import evaluate as evaluate_module
 from antifraud.checkpoint import Decision, Lineage
 from antifraud.evaluation.scoring import Prediction, score_prompts
 from antifraud.serving import chunks, predict
-from antifraud.serving.chunks import read_chunks
+from antifraud.serving.chunks import read_chunks, require_rows
 from antifraud.serving.predict import predict_file
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
@@ -115,7 +115,8 @@ def test_a_probability_is_judged_as_it_is_written(stub, tmp_path, monkeypatch):
     (b"\xff", "not UTF-8 (invalid start byte at byte 0)"), (b"3", "expected a JSON object"),
     (b'["input"]', "expected a JSON object"), (b"{}", "key 'input' is missing"),
     (b'{"input": 3}', "key 'input' must be a string"), (b'{"input": null}', "key 'input' must be a string"),
-    (b'{"input": " \\n"}', "'input' is empty"), (b'{"input": "\\ud800"}', "key 'input' holds half a surrogate pair"),
+    (b'{"input": " \\n"}', "'input' is empty"), (b'{"input": "\\u200b\\ufeff"}', "'input' is empty"),
+    (b'{"input": "\\ud800"}', "key 'input' holds half a surrogate pair"),
     (b'{"input": "x", "id": "\\udc00"}', "key 'id' holds half a surrogate pair"),
     (b'{"input": "x", "input": "y"}', "key 'input' appears twice"),
     (b'{"input": "x", "id": NaN}', "key 'id' holds NaN"), (b'{"input": "x", "id": 1e999}', "key 'id' holds NaN"),
@@ -284,6 +285,29 @@ def test_the_command_refuses_paths_before_it_loads_a_model(command, tmp_path, mo
     missing = tmp_path / "none.jsonl"
     assert evaluate_module.main([*command, "--predict", str(missing), "--output", str(tmp_path / "out")]) == 2
     assert re.fullmatch(f"{missing}: .+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", ": no rows; expected one JSON object a line"), (b"\xef\xbb\xbf\n \n", ": no rows; "),
+    (b"\n" + json.dumps(GOOD, ensure_ascii=False).encode("gbk") + b"\n", ":2: not UTF-8 "),
+    ("客服: 请转账\n王女士: 好".encode(), ":1: not JSON "), ("对话,编号\n转账,1\n".encode("gbk"), ": seems to be a "),
+    (b'{"text": "x"}\n' * 3, ":1: key 'input' is missing"), (b'[\n{"input": "x"}\n]', ": is a JSON array"),
+])
+def test_the_command_refuses_a_file_of_another_format_before_it_loads_a_model(command, content, said, tmp_path,
+                                                                              monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_module, "load_model", None)
+    (tmp_path / "in.jsonl").write_bytes(content)
+    assert evaluate_module.main([*command, "--predict", f"{tmp_path}/in.jsonl", "--output", f"{tmp_path}/out"]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}/in.jsonl{said}") and not (tmp_path / "out").exists()
+    assert "no rows" in line or line.endswith(f": python -m data.prepare --inspect {tmp_path}/in.jsonl")
+
+
+@pytest.mark.parametrize("lines", [
+    [b"\xff", b"", {"text": "x"}, GOOD], [b"?"] * 99 + [GOOD], [b"?", {"input": " "}],
+    [b"{", GOOD], ['码", "id": 7}'.encode(), GOOD]])  # the first row cut off, by either end
+def test_a_bad_row_beside_one_of_the_format_is_no_reason_to_refuse_a_file(tmp_path, lines):
+    require_rows(write_lines(tmp_path / "in.jsonl", lines))
 
 
 @pytest.mark.parametrize("options, message", [
