@@ -78,6 +78,17 @@ class SealedCheckpoints(Trainer):
         """What a checkpoint of this run can only be resumed with."""
         return facts_of_run(self.lineage, self.eval_data, self.model.active_peft_config, self.args)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's, which goes on with the checkpoint's learning rate whatever was asked for."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        for place, peak in enumerate(getattr(schedule, "base_lrs", [])):  # one that waits for a plateau has none
+            if peak not in (0, self.args.learning_rate):
+                share = self.args.learning_rate / peak
+                schedule.base_lrs[place] = self.args.learning_rate
+                schedule._last_lr[place] *= share  # what is logged
+                self.optimizer.param_groups[place]["lr"] *= share
+
     def save_if_nothing_is_saved(self) -> None:
         """Writes the model as it ended, where no checkpoint was due: a training is never for nothing."""
         newest, _ = newest_complete_checkpoint(self.args.output_dir)

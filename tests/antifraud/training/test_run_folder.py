@@ -116,6 +116,17 @@ def test_a_run_that_was_copied_goes_on_with_its_own_best_checkpoint(base, train_
     assert Path(went_on.state.best_model_checkpoint).parent == tmp_path / "copy"
 
 
+def test_a_resumed_run_takes_the_learning_rate_that_it_is_given(base, train_file, eval_file, tmp_path, capsys):
+    options = {"lr_scheduler_type": "constant", "logging_steps": 1}
+    train_briefly(base, train_file, eval_file, tmp_path, max_steps=2, **options)
+    for steps, rate in ((4, 1e-3), (6, 1e-4)):
+        went_on = train_briefly(base, train_file, eval_file, tmp_path, max_steps=steps, learning_rate=rate,
+                                resume=str(tmp_path / f"checkpoint-{steps - 2}"), **options)
+        assert "another learning_rate" in capsys.readouterr().err
+    assert [row["learning_rate"] for row in went_on.state.log_history if "learning_rate" in row] == pytest.approx(
+        [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
 def test_a_dataset_that_does_not_say_its_task_is_refused(base, train_file, eval_file, tmp_path):
     model, tokenizer = load_model(base, "cpu")
     train, held_out = load_dataset(train_file, eval_file, tokenizer)
