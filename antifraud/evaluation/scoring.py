@@ -14,6 +14,7 @@ from scipy.special import expit, logit
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.sources import load_json
 from data.windows import Window
@@ -154,6 +155,8 @@ def scores_by(decision: Decision, readings: Sequence[Reading], odds: Mapping[Row
 
 def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> list[Prediction]:
     """[dialogues] probability of fraud, and in how many windows and where it was found; see `predict`."""
+    if isinstance(dialogues, str):  # each of its characters would be a dialogue
+        raise DataError("predict takes a list of dialogues; write [dialogue] for a single one")
     lineage = lineage_of(model)
     readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), dialogues, line_aware=lineage.decision.line_aware)
     return predict_readings(model, readings, progress=progress)
@@ -168,6 +171,7 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
         dialogues: texts as in a record's ``input``, lines of ``speaker: what is said``.
 
     Raises:
+        DataError: `dialogues` is a text.
         FloatingPointError: a score is not finite.
     """
     return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])

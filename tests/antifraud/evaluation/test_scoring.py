@@ -20,6 +20,7 @@ from antifraud.evaluation.scoring import (
     score_rows,
 )
 from antifraud.model import load_tuned
+from data.files import DataError
 from data.prompt import PromptEncoder, Task
 
 DIALOGUES = ["客服: 您好", "客服: 请把验证码告诉我，我替您退款。\n顾客: 好的。", "甲: 明天开会。\n乙: 好。\n甲: 行。"]
@@ -58,6 +59,12 @@ def test_predictions_are_calibrated_scores_and_say_where_they_come_from(loaded, 
     assert [(one.windows, one.lines) for one in found] == [(1, (1, 1)), (1, (1, 2)), (1, (1, 3))]
     np.testing.assert_array_equal(predict(model, tokenizer, DIALOGUES), [one.probability for one in found])
     assert predict_details(model, tokenizer, []) == [] and predict(model, tokenizer, []).shape == (0,)
+
+
+def test_one_text_in_the_place_of_a_list_is_refused(loaded):
+    for ask in (predict, predict_details):
+        with pytest.raises(DataError, match=r"\[dialogue\]"):
+            ask(*loaded, DIALOGUES[0])
 
 
 def test_of_several_windows_the_most_suspicious_counts_and_is_named(monkeypatch):
