@@ -451,6 +451,12 @@ def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_figures_on_what_was_trained_on_say_so(loaded, train_file, eval_file, capsys):
+    for path, seen in ((train_file, True), (eval_file, False)):
+        evaluate_with_model(*loaded, path, progress=False)
+        assert ("trained on these very dialogues" in capsys.readouterr().out) == seen
+
+
 def test_the_command_says_what_is_wrong_in_one_line(base, run_folder, eval_file, tmp_path, capsys, monkeypatch):
     def attempt(**changed):
         options = {"model": base, "checkpoint": run_folder, "data": eval_file, "device": "cpu", **changed}
