@@ -77,7 +77,7 @@ def require_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -
 
 
 def _refuse_folder_or_input(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
-    if os.path.isdir(output):
+    if os.path.isdir(output) or str(output).endswith(("/", os.sep)):  # of a folder that is not there
         raise DataError(f"{output}: is a folder; name a file")
     if any(path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output)
            for path in inputs):
