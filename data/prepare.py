@@ -274,7 +274,7 @@ def describe(report: dict) -> str:
         lines.append(f"left out {report['held_out']['dialogues_left_out']} dialogues that repeat a line or a segment "
                      f"of {', '.join(report['held_out']['files'])}")
     if report["skipped_lines"]:
-        lines.append(f"skipped {report['skipped_lines']} lines: {'; '.join(report['skipped'][:3])}; ... "
+        lines.append(f"skipped {report['skipped_lines']} lines or files: {'; '.join(report['skipped'][:3])}; ... "
                      "(all in leakage.json)")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in report["warnings"])])
 

@@ -248,7 +248,8 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
     A file's name without its suffix and without a trailing number such as ``(200)`` is its dialogues' category;
     their `case` becomes ``category/case``, since files number their cases independently. Of files that would share a
     case by this, as numbered downloads, it becomes ``category (number)/case``. Rows with an empty
-    ``content`` or an empty ``is_fraud`` are noted in `skipped`; any other fault is an error.
+    ``content`` or an empty ``is_fraud`` are noted in `skipped`, and a folder's tables that are not read; any other
+    fault is an error.
 
     Args:
         path: without `reading` CSV in UTF-8 with commas; a folder's ``*.csv``.
@@ -263,6 +264,10 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
     if not files:
         raise DataError(f"{path}: no {' '.join(f'*{suffix}' for suffix in suffixes)} files in this folder; expected "
                         f"columns {', '.join(CSV_COLUMNS)}")
+    for file in sorted(path.iterdir()):
+        other = file.suffix.lower() in (*TABLE_SUFFIXES, ".xls") or file.is_dir() and any(file.glob("*.csv"))
+        if other and file not in files and not file.name.startswith((".", "~$")):
+            skipped.add(f"{file}: not read; of a folder only its {' '.join(f'*{suffix}' for suffix in suffixes)} are")
     read = {file: _read_dialogue_file(file, skipped, reading) for file in files}
     shared = _repeated_cases(read.values())
     for file, dialogues in read.items():

@@ -148,7 +148,7 @@ def test_skipped_lines_are_named_in_the_report_without_the_users_folders(tmp_pat
     report = prepare(tmp_path, tmp_path / "out")
     assert report["skipped_lines"] == 1
     assert report["skipped"] == ["退款二.csv:2: column 'content' is empty"]
-    assert "skipped 1 lines: 退款二.csv:2: column 'content' is empty" in describe(report)
+    assert "skipped 1 lines or files: 退款二.csv:2: column 'content' is empty" in describe(report)
 
 
 def test_a_bad_corpus_ends_with_one_line_and_code_2_and_writes_nothing(tmp_path):

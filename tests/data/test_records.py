@@ -289,6 +289,15 @@ def test_two_files_may_number_their_cases_alike(tmp_path):
     assert [d.case for d in read_dialogues(tmp_path, Skipped())] == ["丙/1", "乙/1"]
 
 
+def test_tables_of_a_folder_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "五月").mkdir()
+    for name in ("甲.csv", "五月/乙.csv", "丙.xlsx", "~$丙.xlsx", "leakage.json"):
+        csv_file(tmp_path, HEADER + "1,a,b,True\n", name)
+    skipped = Skipped()
+    assert [d.case for d in read_dialogues(tmp_path, skipped)] == ["甲/1"]
+    assert [place.split(": ")[0] for place in skipped.places] == [f"{tmp_path}/丙.xlsx", f"{tmp_path}/五月"]
+
+
 def test_files_that_a_number_tells_apart_are_one_category_and_may_number_their_cases_alike(tmp_path):
     for name in ("通话.csv", "通话 (1).csv", "通话 (2).csv", "通话(3).csv", "投资诈骗(200).csv"):
         csv_file(tmp_path, HEADER + f"1,a,{name},True\n", name)
