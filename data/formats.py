@@ -203,17 +203,17 @@ def _cell_value(key: str, cell: str) -> object:
 
 
 def _turns(messages: object) -> list[tuple[str, str]]:
-    """(who, what) of each message, in either of the two spellings."""
+    """(who, what) of each message, in any of the three spellings."""
     if not isinstance(messages, list) or not messages:
         raise DataError(f"expected a list of messages, found {shown(messages)}")
     turns = []
     for message in messages:
         message = message if isinstance(message, dict) else {}
-        who = message.get("name") or message.get("role") or message.get("from")
-        what = message.get("content", message.get("value"))
+        who = message.get("name") or message.get("role") or message.get("from") or message.get("speaker")
+        what = next((message[key] for key in ("content", "value", "text") if key in message), None)
         if not isinstance(who, str) or not isinstance(what, str):
-            raise DataError("a message must have 'role' and 'content', or 'from' and 'value', both strings; found: "
-                            f"{short(', '.join(message)) or 'none of them'}")
+            raise DataError("a message must have 'role' and 'content', 'from' and 'value', or 'speaker' and 'text', "
+                            f"all strings; found: {short(', '.join(message)) or 'none of them'}")
         turns.append((who, what))
     return turns
 
@@ -253,12 +253,13 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
 
 # These two only suggest options: what is read follows the options alone.
 SYNONYMS = {
-    "input": ("text", "content", "dialogue", "文本", "对话", "内容", "对话内容"),
+    "input": ("text", "content", "dialogue", "文本", "对话", "内容", "对话内容", "通话内容", "转写文本"),
     "label": ("is_fraud", "labels", "fraud", "output", "target", "class", "y", "标签", "类别", "是否诈骗", "是否欺诈"),
     "messages": ("conversations", "conversation", "dialogue"),
-    "case": ("case_id", "dialogue_id", "session_id", "id", "会话", "会话编号", "案例", "案例编号", "编号", "对话编号"),
+    "case": ("case_id", "dialogue_id", "session_id", "call_id", "conversation_id", "id", "会话", "会话编号", "案例",
+             "案例编号", "编号", "对话编号", "通话编号", "录音编号"),
     "speaker": ("role", "name", "from", "说话人", "发言人", "角色", "姓名"),
-    "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容"),
+    "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容", "转写文本"),
     "is_fraud": ("label", "fraud", "标签", "是否诈骗", "是否欺诈"),
 }
 PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),

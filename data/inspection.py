@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import command
-from .files import DataError, how_to_read, require_paths
+from .files import DataError, how_to_read, refuse_transcript, require_paths
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
 from .records import Dialogue, dialogue_rows, dialogues_of, record_rows, write_dialogues, write_records
@@ -142,6 +142,8 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
         except UnicodeError:
             raise DataError(f"{path}: not {given['encoding'].upper()}; leave --encoding away to find it") from None
         if text.lstrip()[:1] not in ("[", "{"):
+            if "layout" not in given:
+                refuse_transcript(path, text)
             given = {"delimiter": delimiter_of(text), **given}
     source = open_source(path, **{name: given[name] for name in ("encoding", "delimiter", "sheet") if name in given})
     sample = []
@@ -266,6 +268,8 @@ def describe(report: dict) -> str:
         lines.append(f"  without them: {report['refused']}")
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
+    if reading.layout in ("records", "texts") and {"speaker", "说话人", "发言人", "角色"} & set(report["columns"]):
+        lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues")
     lines += _numbers(report)
     lines += [f"  {i}. {_row_text(row)}" for i, row in enumerate(report["first"], start=1)]
     for name in ("skipped", "problems"):

@@ -271,6 +271,34 @@ def test_rows_under_a_key_of_one_object_are_named(tmp_path):
     assert "'data'" in problem
 
 
+TRANSCRIPTS = {"a.srt": "1\n00:00:00,000 --> 00:00:02,000\n客服: 您好\n",
+               "b.vtt": "WEBVTT\n\n00:00.000 --> 00:02.000\n您好\n",
+               "c.txt": "客服: 您好, 请转账\n王: 好\n", "d.txt": "张三 2024-05-01 10:00\n在吗\n",
+               "e.json": '{"segments": [{"start": 0, "speaker": "SPEAKER_00", "text": "您好"}]}'}
+
+
+def test_transcripts_are_named_as_such_and_the_page_makes_json_lines_of_them(tmp_path, monkeypatch):
+    (tmp_path / "通话").mkdir()
+    for name, text in TRANSCRIPTS.items():
+        path = written(tmp_path / "通话", name, text)
+        if path.suffix != ".json":
+            with pytest.raises(DataError, match="docs/data.md"):
+                inspect(path)
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1], {})
+    report = inspect("calls.jsonl")
+    assert [row["id"] for row in report["read"]] == list(TRANSCRIPTS) and not report["problems"]
+    assert report["read"][-1]["input"] == "SPEAKER_00: 您好"
+    assert inspect(written(tmp_path, "table.txt", "文本,标签\n转账,是\n"))["good"] == 1
+
+
+def test_a_line_a_row_without_a_case_is_said_to_be_a_dialogue_each(tmp_path):
+    for columns, said in (("说话人,内容", True), ("编号,说话人,内容,标签", False), ("姓名,内容", False)):
+        table = f"{columns}\n{','.join('1' * len(columns.split(',')))}\n"
+        assert ("--layout dialogues" in describe(inspect(written(tmp_path, "f.csv", table))).partition(
+            "options: ")[2].partition("\n")[2]) == said
+
+
 @pytest.mark.parametrize("name", ["none.jsonl", "."])
 def test_what_is_not_there_is_an_error_of_one_line(tmp_path, capsys, name):
     assert main(["--inspect", str(tmp_path / name)]) == 2
