@@ -247,6 +247,9 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
             answers = []
         if len(answers) == 1 and isinstance(answers[0], bool):
             return answers[0]
+    if value is None or text in ("", "nan"):
+        raise DataError(f"column '{column}' is empty; label the row, or remove it (--layout texts scores rows without "
+                        "labels)")
     raise DataError(f"column '{column}' must be {'True or False' if is_table else 'true or false'}, found "
                     f"{shown(value)}; say what it means, as in --label-values {meaning_of(text, reading.label_values)}")
 

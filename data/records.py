@@ -330,7 +330,8 @@ def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Lin
             raise DataError(f"key '{reading.names[key]}' must be a string, found {shown(value)}")
         texts[key] = value.strip()
     if not texts["case"]:
-        raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue")
+        raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue (a CSV "
+                        "made of merged cells lacks them: give the workbook itself)")
     label = row["is_fraud"]
     for key, empty in (("content", is_blank(texts["content"])),
                        ("is_fraud", isinstance(label, str) and not label.strip())):

@@ -236,8 +236,10 @@ def _sheet_cells(path: str | Path, content: bytes, name: str) -> Iterator[tuple[
         raise DataError(f"{path}: several sheets: {', '.join(sheets)}; name one, as in --sheet "
                         f"{shlex.quote(next(iter(sheets)))}")
     for sheet in [sheets[name]] if name else sheets.values():
+        merged = {(row, area.min_col): sheet.cell(area.min_row, area.min_col).value  # Excel keeps the first alone
+                  for area in sheet.merged_cells.ranges for row in range(area.min_row + 1, area.max_row + 1)}
         for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
-            yield number, [_cell_text(value) for value in row]
+            yield number, [_cell_text(merged.get((number, column), value)) for column, value in enumerate(row, start=1)]
 
 
 def _cell_text(value: object) -> str:
@@ -272,10 +274,11 @@ def _table_row(place: str, names: Sequence[str], row: Sequence[str]) -> dict | D
     if len(row) != len(names):
         return DataError(f"{place}: expected {len(names)} columns, found {len(row)}; quote contents that hold the "
                          "delimiter")
-    unnamed = next((cell for name, cell in zip(names, row) if not name and cell.strip()), None)
+    index = {"Unnamed: 0": row[0]} if not names[0] and row[0].strip() else {}  # of pandas, which calls it so
+    unnamed = next((cell for name, cell in zip(names[1:], row[1:]) if not name and cell.strip()), None)
     if unnamed is not None:
         return DataError(f"{place}: {shown(unnamed)} stands in a column without a name; name it in the first row")
-    return {name: cell for name, cell in zip(names, row) if name}
+    return index | {name: cell for name, cell in zip(names, row) if name}
 
 
 # --------------------------------------------------------------------------------------------------- for messages

@@ -123,8 +123,8 @@ def test_messages_of_another_form_are_an_error_with_their_place(tmp_path, row):
     assert error_of(read_records, path, None, Reading("messages", label_values=YES_NO)).startswith(f"{path}:1: ")
 
 
-@pytest.mark.parametrize("label, shown", [("是", "是"), ("true", "true"), (1, "1"), (1.0, "1.0"), (None, "null"),
-                                          ([], "a list"), ("", '""'), ('{"a": 1}', "a"), ("x" * 99, "xxx")])
+@pytest.mark.parametrize("label, shown", [("是", "是"), ("true", "true"), (1, "1"), (1.0, "1.0"), ([], "a list"),
+                                          ('{"a": 1}', "a"), ("x" * 99, "xxx")])
 def test_a_label_that_no_option_explains_is_never_read(tmp_path, label, shown):
     path = written(tmp_path, "f.json", [{"input": "转账", "标签": label}])
     message = error_of(read_records, path, None, Reading(columns={"label": "标签"}))
@@ -163,6 +163,25 @@ def test_a_table_with_nameless_columns_is_read_while_they_are_empty(tmp_path):
     path = written(tmp_path, "g.csv", "input,label,\n转账,True,备注\n")
     message = error_of(read_records, path, None, Reading())
     assert message.startswith(f"{path}:2: ") and "备注" in message
+
+
+def test_the_index_that_pandas_writes_is_a_column(tmp_path):
+    path = written(tmp_path, "f.csv", ",input,label\n0,转账,True\n1,爬山,False\n")
+    assert read_records(path, None, Reading())[1] == {"input": "爬山", "label": False, "Unnamed: 0": "1"}
+
+
+@pytest.mark.parametrize("content", ["input,label\n转账,是\n爬山,\n", "input,label\n转账,是\n爬山,nan\n",
+                                     '{"input": "转账", "label": "是"}\n{"input": "爬山", "label": null}\n'])
+def test_a_row_without_a_label_is_not_asked_what_its_label_means(tmp_path, content):
+    path = written(tmp_path, "f", content)
+    message = error_of(read_records, path, None, Reading(label_values=YES_NO))
+    assert "'label' is empty" in message and "--label-values" not in message
+
+
+def test_turns_may_be_those_of_a_recogniser(tmp_path):
+    turns = [{"start": 0.0, "end": 1.5, "speaker": "客服", "text": "转账"}, {"speaker": "王", "text": ""}]
+    path = written(tmp_path, "f.json", json.dumps([{"messages": turns, "label": True}]))
+    assert read_records(path, None, Reading("turns")) == [{"input": "客服: 转账\n王: ", "label": True}]
 
 
 REUSE_FOLDER = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -231,6 +250,17 @@ def test_a_workbook_of_dialogues(tmp_path):
     path = workbook(tmp_path, 一=rows, 空=[])
     assert read_dialogues(path, skipped, Reading("dialogues", COLUMNS, YES_NO)) == DIALOGUES
     assert len(skipped) == 2
+
+
+def test_merged_cells_hold_their_value_in_each_of_their_rows(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [CALL[0], (1, "客服", "转账", "是"), (None, "王", "好", "否"), (2, "李", "爬山", "否")]:
+        book.active.append(row)
+    book.active.merge_cells("A2:A3")
+    book.active.merge_cells("E1:F1")  # beside the table: nothing to fill
+    book.save(tmp_path / "通话.xlsx")
+    assert read_dialogues(tmp_path / "通话.xlsx", Skipped(), Reading("dialogues", COLUMNS, YES_NO)) == DIALOGUES
 
 
 def test_a_workbook_of_records_with_booleans(tmp_path):
