@@ -129,18 +129,20 @@ def check_run(args: argparse.Namespace, train_args: TrainingArguments, lora_conf
     Raises:
         DataError: one of them cannot be used.
     """
-    task, lengths = task_of(args) or Task(), {}
-    for path in (args.train, args.eval):
-        labels = [record["label"] for record in read_records(path, Skipped())]
-        lengths[path] = len(labels)
-        if path == args.train:
-            require_both_labels(labels, path)
-        elif not labels:
-            raise DataError(f"{path}: it has no records")
+    task = task_of(args) or Task()
+    train, held_out = (read_records(path, Skipped()) for path in (args.train, args.eval))
+    require_both_labels([record["label"] for record in train], args.train)
+    if not held_out:
+        raise DataError(f"{args.eval}: it has no records")
+    seen = {record["input"] for record in train}
+    repeated = sum(record["input"] in seen for record in held_out)
+    if repeated:
+        print(f"{args.eval}: {repeated} of {len(held_out)} records are in {args.train}, too; the best checkpoint would "
+              "be one that knows them by heart", file=sys.stderr)
     rows_a_step = (train_args.per_device_train_batch_size * train_args.gradient_accumulation_steps
                    * train_args.world_size)
-    if lengths[args.train] < rows_a_step:
-        print(f"{args.train}: {lengths[args.train]} records are fewer than the {rows_a_step} of a step; each epoch is "
+    if len(train) < rows_a_step:
+        print(f"{args.train}: {len(train)} records are fewer than the {rows_a_step} of a step; each epoch is "
               "one step", file=sys.stderr)
     output = Path(args.output)
     resume = _where_to_resume(args)

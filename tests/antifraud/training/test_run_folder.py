@@ -127,6 +127,16 @@ def test_a_resumed_run_takes_the_learning_rate_that_it_is_given(base, train_file
         [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
+def test_eval_rows_that_are_in_train_are_counted(base, train_file, tmp_path, not_loaded, capsys):
+    others = tmp_path / "eval.jsonl"
+    write_records(others, [{"input": f"甲: 别处的话{i}", "label": i == 0} for i in range(2)])
+    for path, repeated in ((others, ""), (train_file, f"{train_file}: 48 of 48 records are in {train_file}, too")):
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            trainer_module.main(arguments(base, train_file, path, tmp_path / "run"))
+        said = capsys.readouterr().err
+        assert repeated in said if repeated else " records are in " not in said
+
+
 def test_a_dataset_that_does_not_say_its_task_is_refused(base, train_file, eval_file, tmp_path):
     model, tokenizer = load_model(base, "cpu")
     train, held_out = load_dataset(train_file, eval_file, tokenizer)

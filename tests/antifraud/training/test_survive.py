@@ -218,5 +218,5 @@ def test_running_out_of_memory_in_loading_is_one_line_too(arguments, tmp_path, m
 
     monkeypatch.setattr(trainer_module, "load_model", load_model)
     assert trainer_module.main(arguments(tmp_path / "run")) == 2
-    resuming, error = capsys.readouterr().err.splitlines()  # there is nothing to resume from, and it ends
+    *_, resuming, error = capsys.readouterr().err.splitlines()  # there is nothing to resume from, and it ends
     assert f"{tmp_path}/run" in resuming and "out of memory" in error and "checkpoint-" not in error
