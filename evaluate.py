@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.calibrate and task_of(args):
         parser.error("a calibration is kept beside the checkpoint's own question; leave the question's options out")
     if args.output:
-        if args.predict is None and Path(args.output).suffix == ".png":
+        if args.predict is None and Path(args.output).suffix in (".png", ".csv", ".xlsx"):
             parser.error("--output is the report, a JSON file; its picture goes beside it")
         require_output(args.output, (args.data, args.train, args.eval, args.ordinary_eval, *args.ordinary))
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from data.files import DataError, require_paths
 from data.prompt import PromptEncoder
+from data.sources import TABLE_SUFFIXES
 from data.stamp import locked, require_same, write_stamp
 
 from ..checkpoint import Lineage, lineage_of
@@ -109,9 +110,12 @@ def require_request(input_path: str | Path, output_path: str | Path, *, threshol
     """Refuses, before a model is loaded, what `predict_file` cannot do.
 
     Raises:
-        DataError: no such input, an output that is a folder or the input, or a number that makes no sense.
+        DataError: no such input, an output that is a folder, a table or the input, or a number that makes no sense.
     """
     require_paths(input_path, output_path)
+    if Path(output_path).suffix.lower() in TABLE_SUFFIXES:
+        raise DataError(f"{output_path}: predictions are JSON Lines; name a file that ends in .jsonl (for Excel, "
+                        "afterwards: docs/operations.md)")
     if batch_rows < 1:
         raise DataError(f"--batch-rows {batch_rows}: must be at least 1")
     if threshold is not None and not 0 <= threshold <= 1:  # also false of NaN

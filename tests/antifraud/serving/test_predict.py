@@ -285,6 +285,9 @@ def test_the_command_refuses_paths_before_it_loads_a_model(command, tmp_path, mo
     missing = tmp_path / "none.jsonl"
     assert evaluate_module.main([*command, "--predict", str(missing), "--output", str(tmp_path / "out")]) == 2
     assert re.fullmatch(f"{missing}: .+\n", capsys.readouterr().err)
+    source, table = write_lines(tmp_path / "in.jsonl", [GOOD]), tmp_path / "out.csv"  # JSON to whoever opens it
+    assert evaluate_module.main([*command, "--predict", str(source), "--output", str(table)]) == 2
+    assert re.fullmatch(f"{table}: .+\n", capsys.readouterr().err) and not table.exists()
 
 
 @pytest.mark.parametrize("content, said", [
