@@ -351,7 +351,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, line_rules, differences,
                                         ordinary, calls, early_warning, probes, normaliser)},
     "ablations": lambda: ablations.table(_load(found)) if (found := RESULTS / "ablations.json").is_file() else None,
-    **{name: _speed(name, training.table) for name in ("training", "training_parts")},
+    "training": _speed("training", training.table),
     **{name: _speed(name, end_to_end.table) for name in ("end_to_end", "end_to_end_cpu")},
     "scoring": _speed("scoring", scoring.table), "several_gpus": _speed("several_gpus", several_gpus.table),
     "lengths": _speed("steps", lengths_table), "quantization": _speed("steps", quantization_table),

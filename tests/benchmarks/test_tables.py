@@ -52,6 +52,18 @@ def recall_lost(probe):
     return -statistics.fmean(found["change"]["recall"]["value"] for found in held_out("probes", probe))
 
 
+def ablations():
+    return json.loads((tables.RESULTS / "ablations.json").read_text(encoding="utf-8"))["rows"]
+
+
+def ablation(variant):
+    return next(row for row in ablations() if row["variant"] == variant)
+
+
+def gpus(layout):
+    return json.loads((tables.RESULTS / "speed" / "several_gpus.json").read_text(encoding="utf-8"))["layouts"][layout]
+
+
 PEERS = ("tfidf", "tfidf_line_labels")
 INJECTIONS = ("injected_command", "injected_tokens")
 LIBRARIES = ("unsloth", "unsloth_no_checkpointing", "liger", "trl")
@@ -64,6 +76,22 @@ CLAIMS = {
     "close_on_eval0819": lambda: all(
         abs(found["value"]) < 0.01 for key in PEERS
         for found in minus_tfidf(on_eval0819(), "average_precision", key)),
+    "onset_gains_nothing": lambda: all(
+        statistics.fmean(report[figure] for report in tables.reports_on("eval0819_onset")[model])
+        < statistics.fmean(report[figure] for report in reports) + 0.005
+        for model, reports in tables.reports_on("eval0819").items() for figure in ("f1", "average_precision")),
+    "soup_ahead_on_eval": lambda: all(
+        ablation("soup-of-3")[figure] > max(row[figure] for row in ablations() if row["variant"] != "soup-of-3")
+        for figure in ("f1", "average_precision")),
+    "others_near_the_recipe": lambda: all(
+        abs(row[figure] - ablation("base")[figure]) < 0.01 for row in ablations() if row["variant"] != "soup-of-3"
+        for figure in ("f1", "average_precision") if (row["variant"], figure) != ("rank-64", "f1")),
+    "two_gpus_twice_the_rows": lambda: all(
+        1.9 < gpus("ddp")[figure] / gpus("one")[figure] < 2.3 for figure in ("samples_per_second",
+                                                                            "predicted_per_second")),
+    "fsdp_learns_as_ddp": lambda: all(
+        abs(gpus(layout)["losses"][0] - gpus("one")["losses"][0]) < 1e-3 and
+        gpus(layout)["largest_loss_difference"] < 0.03 for layout in ("ddp", "fsdp")),
     "no_threshold_helps_onset": lambda: all(
         max(row["f1"] for row in report["thresholds"]) < 0.94
         for reports in tables.reports_on("eval0819_onset").values() for report in reports),
