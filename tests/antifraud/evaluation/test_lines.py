@@ -189,5 +189,5 @@ def test_the_page_marks_lines_of_a_line_aware_model(learned, base, run_folder):
     shown = score_lines(*learned, dialogue)
     encoder = PromptEncoder(learned[1], learned[0].lineage.task)
     scores = score_single_lines(learned[0], encoder, encoder.prompts([dialogue]))[0]
-    assert [line.of_line for line in shown] == pytest.approx(scores.tolist())
+    assert [line.of_line for line in shown] == pytest.approx(scores.tolist(), rel=1e-4)  # one of them with a cache
     assert [line.of_line for line in score_lines(*load_model(base, run_folder, "cpu"), dialogue)] == [None] * 3
