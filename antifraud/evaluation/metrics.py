@@ -64,7 +64,10 @@ def average_precision_of(y_true: Sequence[bool], y_score: Sequence[float]
 
 def recall_at_false_alarms_of(y_true: Sequence[bool], y_score: Sequence[float], share: float
                               ) -> Callable[[np.ndarray | None], np.ndarray]:
-    """The highest recall with at most this share of false alarms among the negatives, as a function of the weights."""
+    """The highest recall with at most this share of false alarms among the negatives, as a function of the weights.
+
+    NaN where there are no negatives, or nothing to find.
+    """
     curve = alarm_curve(y_true, y_score)
 
     def recall(weights: np.ndarray | None = None) -> np.ndarray:
@@ -73,7 +76,7 @@ def recall_at_false_alarms_of(y_true: Sequence[bool], y_score: Sequence[float], 
             return np.full(hits.shape[:-1], np.nan)[()]
         false = alarms - hits
         allowed = false <= share * false[..., -1:] + 1e-9
-        return ratio(np.where(allowed, hits, 0).max(-1), hits[..., -1])
+        return ratio(np.where(allowed, hits, 0).max(-1), np.where(false[..., -1] > 0, hits[..., -1], 0))
 
     return recall
 

@@ -41,6 +41,13 @@ def test_false_alarms_are_counted_in_ordinary_calls_too():
     assert found["at_false_alarms_per_hundred"]["1"]["recall"] == 0.0
 
 
+def test_without_non_fraud_calls_nothing_is_said_of_false_alarms_in_them():
+    """Any recall is reached with no false alarm where none can be raised: it was given as 1."""
+    found = call_report(RECORDS[:3], SCORES[:3], threshold=0.65)
+    assert (found["recall"], found["non_fraud_calls"]) == (0.5, 0)
+    assert found["at_false_alarms_per_hundred"] == dict.fromkeys("15", {"recall": None, "interval": None})
+
+
 def test_another_classifier_is_compared_call_by_call():
     found = paired_by_call(RECORDS, SCORES, SCORES)
     assert found == {"value": 0.0, "interval": [0.0, 0.0]}
