@@ -101,7 +101,14 @@ def ordinary_report(records: Sequence[dict], scores: np.ndarray, threshold: floa
 
 
 def _cases(records: Sequence[dict]) -> np.ndarray:
-    return np.array([record.get("case", f"line {row}") for row, record in enumerate(records)])
+    """[records] the call of each: a case of its source, since sources number theirs independently."""
+    return np.array([f"{record.get('source', '')}\n{record['case']}" if record.get("case") else f"line {row}"
+                     for row, record in enumerate(records)])
+
+
+def cases_apart(records: Sequence[dict], path: str) -> list[dict]:
+    """The records of one of several files, which number their cases independently."""
+    return [{**record, "case": f"{path}\n{record['case']}"} if record.get("case") else record for record in records]
 
 
 def require_ordinary(records: Sequence[tuple[int, dict]], path: str) -> None:

@@ -89,6 +89,13 @@ def test_records_without_a_case_are_calls_of_their_own():
     assert found["all"]["calls"] == 4 and found["all"]["false_alarms_per_hundred_calls"] == 25.0
 
 
+def test_a_case_without_a_name_is_none_and_sources_number_theirs_independently():
+    records = [{"case": case, "source": source} for case, source in (("", "x"), ("", "x"), ("1", "x"), ("1", "y"))]
+    found = ordinary_report(records, np.array([0.9, 0.1, 0.9, 0.1]), threshold=0.5)
+    assert (found["all"]["calls"], found["all"]["alarmed_calls"]) == (4, 2)
+    assert {source: row["calls"] for source, row in found["by_source"].items()} == {"x": 3, "y": 1}
+
+
 def test_an_ordinary_dialogue_that_is_fraud_is_refused_with_its_place():
     with pytest.raises(DataError, match="^o.jsonl:7: "):
         require_ordinary([(3, {"label": False}), (7, {"label": True})], "o.jsonl")
