@@ -106,9 +106,9 @@ def _overlaps(parts: dict[str, Sequence[dict]], others: Sequence[dict]) -> dict[
     repeats = iter(near_duplicates(texts, other_texts))
     lines = iter(rows_sharing_a_line(records, others))
     runs = iter(rows_with_half_their_runs(texts, other_texts))
-    cases = {other["case"] for other in others if "case" in other}
+    cases = {other["case"] for other in others if other.get("case")}
     return {name: {
-        "shared_cases": len(cases & {record["case"] for record in part if "case" in record}),
+        "shared_cases": len(cases & {record.get("case") for record in part}),
         "near_duplicates": sum(itertools.islice(repeats, len(part))),
         "rows_sharing_a_line": sum(itertools.islice(lines, len(part))) / len(part),
         "rows_with_half_their_runs": sum(itertools.islice(runs, len(part))) / len(part),

@@ -236,7 +236,7 @@ def records_text(records: Iterable[dict]) -> str:
 
 def groups_of(records: Sequence[dict]) -> list[str] | None:
     """The dialogue that each record is a segment of, where all records say so."""
-    return [record["case"] for record in records] if all("case" in record for record in records) else None
+    return [record["case"] for record in records] if all(record.get("case") for record in records) else None
 
 
 # ----------------------------------------------------------------------------------------------------- dialogues

@@ -23,7 +23,7 @@ from data.records import Skipped, read_numbered_records, read_records
 from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, require_calibratable, save_calibration
 from ..model import load_tuned
 from ..provenance import describe_data
-from .calls import highest_by_call, ordinary_report, require_ordinary
+from .calls import cases_apart, highest_by_call, ordinary_report, require_ordinary
 from .metrics import (
     average_precision,
     bootstrap,
@@ -339,7 +339,7 @@ def _read(data_path: str, ordinary: Sequence[str]) -> tuple[list[dict], list[dic
     for path in ordinary:
         numbered = read_numbered_records(path, skipped)
         require_ordinary(numbered, path)
-        calls += [record for _, record in numbered]
+        calls += cases_apart([record for _, record in numbered], path)
         files.append(anonymous(describe_data(path, len(numbered))))
     if skipped:
         print(skipped.summary(), file=sys.stderr)

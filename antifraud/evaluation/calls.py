@@ -89,7 +89,8 @@ def ordinary_report(records: Sequence[dict], scores: np.ndarray, threshold: floa
     Returns:
         ``threshold``, ``all`` and ``by_source``, each with ``calls``, ``segments``, ``alarmed_calls``,
         ``alarmed_segments``, ``false_alarms_per_hundred_calls`` and ``false_alarms_per_hundred_segments``, these two
-        with a 95 % interval resampled by call, exact (Clopper-Pearson, over the calls) where there are no alarms.
+        with a 95 % interval: of calls exact (Clopper-Pearson), of segments resampled by call, but where none or all
+        alarm that of the calls, and None where there is a single call.
     """
     alarms = np.asarray(scores) >= threshold
     calls = _cases(records)
@@ -100,7 +101,14 @@ def ordinary_report(records: Sequence[dict], scores: np.ndarray, threshold: floa
 
 
 def _cases(records: Sequence[dict]) -> np.ndarray:
-    return np.array([record.get("case", f"line {row}") for row, record in enumerate(records)])
+    """[records] the call of each: a case of its source, since sources number theirs independently."""
+    return np.array([f"{record.get('source', '')}\n{record['case']}" if record.get("case") else f"line {row}"
+                     for row, record in enumerate(records)])
+
+
+def cases_apart(records: Sequence[dict], path: str) -> list[dict]:
+    """The records of one of several files, which number their cases independently."""
+    return [{**record, "case": f"{path}\n{record['case']}"} if record.get("case") else record for record in records]
 
 
 def require_ordinary(records: Sequence[tuple[int, dict]], path: str) -> None:
@@ -117,20 +125,19 @@ def _false_alarms(alarms: np.ndarray, calls: Sequence[Hashable]) -> dict:
     row = {"calls": n_calls, "segments": len(alarms), "alarmed_calls": int((alarmed > 0).sum()),
            "alarmed_segments": int(alarmed.sum())}
 
-    def shares(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {"calls": ratio(weights @ (alarmed > 0), weights.sum(-1)),
-                "segments": ratio(weights @ alarmed, weights @ segments)}
-
-    intervals = bootstrap(shares, n_calls)
-    for name in ("calls", "segments"):
-        interval = intervals[name] if row[f"alarmed_{name}"] else _of_no_alarm(n_calls)
+    intervals = bootstrap(lambda weights: {"segments": ratio(weights @ alarmed, weights @ segments)}, n_calls)
+    intervals["calls"] = _exact(row["alarmed_calls"], n_calls)
+    if row["alarmed_segments"] in (0, len(alarms)):  # every resample would agree
+        intervals["segments"] = intervals["calls"]
+    for name, interval in intervals.items():
         row[f"false_alarms_per_hundred_{name}"] = 100 * row[f"alarmed_{name}"] / row[name]
-        row[f"false_alarms_per_hundred_{name}_interval"] = [100 * end for end in interval]
+        row[f"false_alarms_per_hundred_{name}_interval"] = interval and [100 * end for end in interval]
     return row
 
 
-def _of_no_alarm(n_calls: int) -> tuple[float, float]:
-    from scipy.stats import binomtest  # a second to import, and seldom needed
+def _exact(alarmed: int, n_calls: int) -> tuple[float, float]:
+    """A resampled interval of one call in 450 would end below that of none."""
+    from scipy.stats import binomtest  # a second to import
 
-    exact = binomtest(0, n_calls).proportion_ci(LEVEL, method="exact")
-    return exact.low, exact.high
+    exact = binomtest(alarmed, n_calls).proportion_ci(LEVEL, method="exact")
+    return float(exact.low), float(exact.high)

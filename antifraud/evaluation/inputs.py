@@ -14,7 +14,7 @@ from data.records import Skipped, parse_object, read_numbered_records
 
 from ..checkpoint import anonymous
 from ..provenance import describe_data
-from .calls import require_ordinary
+from .calls import cases_apart, require_ordinary
 
 METHODS = ("score", "generate")
 
@@ -104,7 +104,7 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
     return Inputs(
         path, numbered, skipped_rows, full, method,
         batch, threshold, train_path, [record for _, record in eval_split],
-        [record for _, record in sets["ordinary"][1]],
+        [record for file, rows in ordinary_rows.items() for record in cases_apart([row for _, row in rows], file)],
         [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
         [record for _, record in kept_for_choosing],
         _read_peers(peers, sets), with_text, progress)

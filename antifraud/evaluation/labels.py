@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data.leakage import whole_lines
 from data.prompt import Task, canonical
+from data.records import groups_of
 
 FOLDS = 5
 SUSPECT = 0.9
@@ -98,8 +99,8 @@ def dialogue_groups(records: Sequence[dict]) -> tuple[np.ndarray, str]:
     By ``case`` where every record has one. Otherwise segments that share a whole line of some length are taken for
     segments of one dialogue, and so are those that are linked by way of others.
     """
-    if all("case" in record for record in records):
-        return np.unique([record["case"] for record in records], return_inverse=True)[1], "case"
+    if cases := groups_of(records):
+        return np.unique(cases, return_inverse=True)[1], "case"
     pairs = [(row, line) for row, record in enumerate(records) for line in whole_lines(record["input"])]
     number = {line: len(records) + i for i, line in enumerate(dict.fromkeys(line for _, line in pairs))}
     nodes = len(records) + len(number)

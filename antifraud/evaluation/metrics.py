@@ -64,7 +64,10 @@ def average_precision_of(y_true: Sequence[bool], y_score: Sequence[float]
 
 def recall_at_false_alarms_of(y_true: Sequence[bool], y_score: Sequence[float], share: float
                               ) -> Callable[[np.ndarray | None], np.ndarray]:
-    """The highest recall with at most this share of false alarms among the negatives, as a function of the weights."""
+    """The highest recall with at most this share of false alarms among the negatives, as a function of the weights.
+
+    NaN where there are no negatives, or nothing to find.
+    """
     curve = alarm_curve(y_true, y_score)
 
     def recall(weights: np.ndarray | None = None) -> np.ndarray:
@@ -73,7 +76,7 @@ def recall_at_false_alarms_of(y_true: Sequence[bool], y_score: Sequence[float], 
             return np.full(hits.shape[:-1], np.nan)[()]
         false = alarms - hits
         allowed = false <= share * false[..., -1:] + 1e-9
-        return ratio(np.where(allowed, hits, 0).max(-1), hits[..., -1])
+        return ratio(np.where(allowed, hits, 0).max(-1), np.where(false[..., -1] > 0, hits[..., -1], 0))
 
     return recall
 
@@ -124,7 +127,8 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
 
     Segments of one dialogue stand or fall together, so resampling single rows would understate the uncertainty.
     Where a proportion is 0 or 1 every resample agrees and the bootstrap knows no uncertainty: there, Wilson's
-    interval over the number of dialogues (or rows) stands in.
+    interval over the number of dialogues (or rows) stands in. None where all that a proportion is of is from one
+    dialogue: every resample agrees there, too.
     """
     y_true, y_pred = np.asarray(y_true, dtype=bool), np.asarray(y_pred, dtype=bool)
     area = average_precision_of(y_true, y_score) if y_score is not None else None
@@ -140,11 +144,13 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
     for name, cells in PROPORTIONS.items():
         whole = int(sum(counts[cell] for cell in cells))
         part = int(counts["tp"] + counts["tn"] if name == "accuracy" else counts["tp"])
+        rows = _rows_of(name, y_true, y_pred)
+        independent = len(set(np.asarray(groups, dtype=object)[rows])) if groups is not None else whole
+        if independent == 1:
+            intervals[name] = None
         if whole and part in (0, whole):
             from scipy.stats import binomtest  # a second to import, and seldom needed
 
-            rows = _rows_of(name, y_true, y_pred)
-            independent = len(set(np.asarray(groups, dtype=object)[rows])) if groups is not None else whole
             wilson = binomtest(independent if part else 0, independent).proportion_ci(LEVEL, method="wilson")
             intervals[name] = [wilson.low, wilson.high]
     return intervals
@@ -222,11 +228,11 @@ def bootstrap(statistics: Callable[[np.ndarray], dict[str, np.ndarray]], n_rows:
     """95 % percentile intervals of `statistics(weights)`, weights [resamples, rows]: how often each row was drawn.
 
     Efron & Tibshirani, An Introduction to the Bootstrap, 1993; clusters drawn whole as in Field & Welsh, 2007.
-    None for a statistic that is undefined in more than half of the resamples.
+    None for a statistic that is undefined in more than half of the resamples, and where there is but one dialogue.
     """
-    if not n_rows:
-        return dict.fromkeys(statistics(np.zeros((1, 0))))
     group_of_row = np.arange(n_rows) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if n_rows == 0 or group_of_row.max() == 0:
+        return dict.fromkeys(statistics(np.zeros((1, n_rows))))
     draws = _draws(int(group_of_row.max()) + 1)
     at_a_time = max(1, WEIGHTS_AT_A_TIME // n_rows)
     samples = [statistics(draws[start:start + at_a_time][:, group_of_row].astype(float))

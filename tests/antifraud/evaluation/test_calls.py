@@ -41,6 +41,13 @@ def test_false_alarms_are_counted_in_ordinary_calls_too():
     assert found["at_false_alarms_per_hundred"]["1"]["recall"] == 0.0
 
 
+def test_without_non_fraud_calls_nothing_is_said_of_false_alarms_in_them():
+    """Any recall is reached with no false alarm where none can be raised: it was given as 1."""
+    found = call_report(RECORDS[:3], SCORES[:3], threshold=0.65)
+    assert (found["recall"], found["non_fraud_calls"]) == (0.5, 0)
+    assert found["at_false_alarms_per_hundred"] == dict.fromkeys("15", {"recall": None, "interval": None})
+
+
 def test_another_classifier_is_compared_call_by_call():
     found = paired_by_call(RECORDS, SCORES, SCORES)
     assert found == {"value": 0.0, "interval": [0.0, 0.0]}
@@ -66,9 +73,27 @@ def test_false_alarms_are_counted_by_call_and_segment_and_source():
     assert quiet["false_alarms_per_hundred_calls_interval"] == [0.0, pytest.approx(100 * (1 - 0.025 ** (1 / 6)))]
 
 
+def test_an_alarm_more_never_says_that_there_are_fewer():
+    """Clopper and Pearson: of n calls that all alarm at least 0.025 ** (1 / n) do; one of 450 may be 1.23 in 100."""
+    records = [{"case": str(number)} for number in range(450)]
+    none, one = (ordinary_report(records, np.arange(450) < alarmed, 0.5)["all"] for alarmed in (0, 1))
+    key = "false_alarms_per_hundred_calls_interval"
+    assert none[key] == [0.0, pytest.approx(0.816, abs=1e-3)] and one[key][1] == pytest.approx(1.232, abs=1e-3)
+    both = ordinary_report([{"case": "a"}, {"case": "a"}, {"case": "b"}], np.ones(3), 0.5)["all"]
+    assert both[key] == both["false_alarms_per_hundred_segments_interval"] == [
+        pytest.approx(100 * 0.025 ** 0.5), 100.0]
+
+
 def test_records_without_a_case_are_calls_of_their_own():
     found = ordinary_report([{"label": False, "input": "甲: 好"}] * 4, np.array([0.9, 0.1, 0.1, 0.1]), threshold=0.5)
     assert found["all"]["calls"] == 4 and found["all"]["false_alarms_per_hundred_calls"] == 25.0
+
+
+def test_a_case_without_a_name_is_none_and_sources_number_theirs_independently():
+    records = [{"case": case, "source": source} for case, source in (("", "x"), ("", "x"), ("1", "x"), ("1", "y"))]
+    found = ordinary_report(records, np.array([0.9, 0.1, 0.9, 0.1]), threshold=0.5)
+    assert (found["all"]["calls"], found["all"]["alarmed_calls"]) == (4, 2)
+    assert {source: row["calls"] for source, row in found["by_source"].items()} == {"x": 3, "y": 1}
 
 
 def test_an_ordinary_dialogue_that_is_fraud_is_refused_with_its_place():

@@ -167,6 +167,12 @@ def test_the_threshold_lets_no_more_non_fraud_calls_alarm_than_was_asked(false_a
     assert sum(alarm_line(scores, threshold) is not None for scores in non_fraud) == alarmed
 
 
+def test_a_share_that_is_a_whole_number_of_calls_is_not_rounded_down():
+    """4.6 of a hundred of 1500 calls are 69; 4.6 * 1500 / 100 is a little less."""
+    non_fraud = [np.array([call / 1500]) for call in range(1500)]
+    assert threshold_for(non_fraud, 4.6) == math.nextafter(1430 / 1500, 1)
+
+
 def test_dialogues_that_score_alike_stand_or_fall_together():
     non_fraud = [np.array([0.4]), np.array([0.4]), np.array([0.1]), np.array([0.1])]
     assert threshold_for(non_fraud, 25) == math.nextafter(0.4, 1)

@@ -3,11 +3,16 @@
 import json
 import shlex
 
+import numpy as np
 import pytest
 
 import data.inspection
 import trainer
+from antifraud.evaluation import calibration
+from antifraud.evaluation.calibration import quiet_above
+from antifraud.evaluation.calls import ordinary_report
 from antifraud.evaluation.inputs import read_inputs
+from data.records import write_records
 from evaluate import main
 
 ALPACA = [{"instruction": "？", "input": "转账", "output": "是"},
@@ -20,6 +25,16 @@ def path(tmp_path):
     folder.mkdir()
     (folder / "f.json").write_text(json.dumps(ALPACA, indent=1), encoding="utf-8")
     return str(folder / "f.json")
+
+
+def test_a_case_of_two_ordinary_files_is_two_calls(tmp_path):
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for file in files:
+        write_records(file, [{"input": "甲: 好", "label": False, "case": "1"}, {"input": "乙: 好", "label": False}])
+    ordinary = read_inputs(files[0], ordinary=files).ordinary
+    assert ordinary_report(ordinary, np.zeros(4), 0.5)["all"]["calls"] == 4
+    chosen_on = calibration._read(files[0], files)[1]
+    assert quiet_above(chosen_on, np.array([0.9, 0.1, 0.8, 0.1]), 25) == 0.8  # one of four calls may alarm
 
 
 JOBS = {"report": ["--data", "{path}"], "predict": ["--predict", "{path}", "--output", "{path}.out"],

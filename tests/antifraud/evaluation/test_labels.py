@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from antifraud.evaluation.labels import audit_labels, dialogue_groups, out_of_fold_probabilities, second_opinion
+from data.leakage import overlap
+from data.records import groups_of
 
 
 def corpus(n: int = 120) -> list[dict]:
@@ -57,6 +59,12 @@ def test_pieces_that_share_a_line_are_one_dialogue_where_cases_are_not_known():
     groups, how = dialogue_groups(rows)
     assert how == "shared whole lines"
     assert groups[0] == groups[1] == groups[2] and len(set(groups)) == 4  # 好的 is too short to tell
+
+
+def test_cases_without_a_name_are_not_one_dialogue():
+    rows = [{"input": "甲: 好的", "case": ""}, {"input": "乙: 好的", "case": ""}]
+    assert len(set(dialogue_groups(rows)[0])) == 2 and groups_of(rows) is None
+    assert overlap(rows, rows)["shared_cases"] == 0
 
 
 def test_too_few_dialogues_are_not_audited():

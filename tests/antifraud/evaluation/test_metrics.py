@@ -79,6 +79,16 @@ def test_a_perfect_recall_is_not_certain():
     assert by_dialogue["recall"][0] == pytest.approx(1 / (1 + 1.95996**2 / 10), abs=1e-4)
 
 
+def test_one_dialogue_says_nothing_of_others():
+    y_true, y_pred = np.arange(20) % 2 == 0, np.arange(20) % 2 == 0
+    y_pred[:3] = ~y_pred[:3]  # two of ten frauds are missed
+    assert set(confidence_intervals(y_true, y_pred, y_pred, ["a"] * 20).values()) == {None}
+    assert f1_difference(y_true, y_pred, y_true, ["a"] * 20)["interval"] is None
+    # The frauds are of one dialogue, the others are not.
+    found = confidence_intervals(y_true, y_pred, groups=np.where(y_true, "a", np.arange(20)).tolist())
+    assert found["recall"] is None and found["accuracy"][0] < 0.85 < found["accuracy"][1]
+
+
 def test_f1_difference_is_paired():
     y_true = np.arange(200) % 2 == 0
     worse = y_true.copy()
