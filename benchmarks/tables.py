@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from antifraud.evaluation.calls import exact_interval
 from antifraud.evaluation.metrics import rates
 from benchmarks import ablations, end_to_end, scoring, several_gpus, training
 from data.command import command
@@ -231,7 +232,8 @@ def ordinary() -> str | None:
         for source in sorted({source for talk in under(reports, "ordinary", "by_source") for source in talk}):
             for said, found in judged.items():
                 of_source = under(found, "by_source", source)
-                by_seed = [_with_interval(row[PER_HUNDRED], row[f"{PER_HUNDRED}_interval"], ".1f") for row in of_source]
+                by_seed = [_with_interval(row[PER_HUNDRED], [100 * end for end in exact_interval(
+                    row["alarmed_calls"], row["calls"])], ".1f") for row in of_source]
                 if of_source:
                     rows.append([SOURCES.get(source, source), mean((row["calls"] for row in of_source), ".0f"), said,
                                  *(mean((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
@@ -356,9 +358,6 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "scoring": _speed("scoring", scoring.table), "several_gpus": _speed("several_gpus", several_gpus.table),
     "lengths": _speed("steps", lengths_table), "quantization": _speed("steps", quantization_table),
 }
-
-
-# ------------------------------------------------------------------------------------------ the command line
 
 
 def pages() -> list[Path]:

@@ -126,7 +126,7 @@ def _false_alarms(alarms: np.ndarray, calls: Sequence[Hashable]) -> dict:
            "alarmed_segments": int(alarmed.sum())}
 
     intervals = bootstrap(lambda weights: {"segments": ratio(weights @ alarmed, weights @ segments)}, n_calls)
-    intervals["calls"] = _exact(row["alarmed_calls"], n_calls)
+    intervals["calls"] = exact_interval(row["alarmed_calls"], n_calls)
     if row["alarmed_segments"] in (0, len(alarms)):  # every resample would agree
         intervals["segments"] = intervals["calls"]
     for name, interval in intervals.items():
@@ -135,8 +135,11 @@ def _false_alarms(alarms: np.ndarray, calls: Sequence[Hashable]) -> dict:
     return row
 
 
-def _exact(alarmed: int, n_calls: int) -> tuple[float, float]:
-    """A resampled interval of one call in 450 would end below that of none."""
+def exact_interval(alarmed: int, n_calls: int) -> tuple[float, float]:
+    """95 % of the share of calls that alarm (Clopper-Pearson).
+
+    Resampled, the interval of one call in 450 would end below that of none.
+    """
     from scipy.stats import binomtest  # a second to import
 
     exact = binomtest(alarmed, n_calls).proportion_ci(LEVEL, method="exact")

@@ -216,8 +216,7 @@ def minus(value, low, high):
 
 
 def alarms(per_hundred):
-    return {"calls": 100, "false_alarms_per_hundred_calls": per_hundred,
-            "false_alarms_per_hundred_calls_interval": [per_hundred - 1, per_hundred + 1],
+    return {"calls": 100, "alarmed_calls": int(per_hundred), "false_alarms_per_hundred_calls": per_hundred,
             "false_alarms_per_hundred_segments": per_hundred / 4}
 
 
@@ -299,7 +298,7 @@ def test_ordinary_talk_and_calls_are_shown_for_every_classifier(put):
     put("held_out", report(0.75, 0.05), report(0.875, 0.2))
     tfidf, model = cells(tables.ordinary())
     assert tfidf[1:3] == ["100", "character TF-IDF"] and tfidf[3:5] == ["50.0", "12.5"]
-    assert model[2:] == ["**model**", "18.8", "4.7", "25.0 (24.0 to 26.0); 12.5 (11.5 to 13.5)"]
+    assert model[2:] == ["**model**", "18.8", "4.7", "25.0 (16.9 to 34.7); 12.5 (6.4 to 20.0)"]  # of 25 and 12 in 100
     *rows, empty, counted = tables.calls().splitlines()
     assert rows[2].endswith("| 0.250 | 0.500 | 1/2, 0/2 |") and rows[3].endswith("| 0.250 | 0.500 | - |")
     assert counted.startswith("20 calls") and "4 of them" in counted
