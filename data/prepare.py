@@ -291,7 +291,9 @@ def _share_or_all(text: str) -> float | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0],
+                                     epilog="To look at a file of any format first, or to convert it: "
+                                            "python -m data.prepare --inspect FILE [--convert OUT]")
     parser.add_argument("--source", required=True, help="a folder of dialogue CSVs, or one CSV file")
     parser.add_argument("--output", required=True, help="folder for train.jsonl, eval.jsonl, test.jsonl, leakage.json")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(SEGMENT_LENGTHS),

@@ -57,6 +57,20 @@ def test_every_command_of_the_pages_has_the_options_it_is_shown_with(capsys):
         assert not unknown, (module, unknown)
 
 
+@pytest.mark.parametrize("module", ["antifraud.training.average", "antifraud.evaluation.early_warning"])
+def test_a_command_that_a_help_shows_over_several_lines_can_be_pasted(module, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    shown = capsys.readouterr().out.split("\n\n    python ")[1].split("\n\n")[0].splitlines()
+    assert len(shown) > 1 and all(line.endswith("\\") for line in shown[:-1])
+
+
+def test_the_help_of_prepare_says_how_to_look_at_a_file_first(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("data.prepare").main(["--help"])
+    assert "--inspect FILE [--convert OUT]" in " ".join(capsys.readouterr().out.split())
+
+
 # Numbers in the prose that are not of results/, each with its source.
 OF_ELSEWHERE = {
     "3.11": "pyproject.toml, requires-python", "3.12": "the Python that results/ were made with",

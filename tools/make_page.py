@@ -3,8 +3,8 @@
     python -m tools.make_page [--output outputs/page]        (make page)
 
 Needs mkdocs, see the extra ``page`` in pyproject.toml, which `make page` installs. Pages are copied to ``source`` with
-what they link to, so that every link of README and docs that holds in the repository holds on the site. A search in
-the browser needs a server: ``python -m http.server --directory outputs/page/site``.
+what they link to, so that every link of theirs that holds in the repository holds on the site. A search in the browser
+needs a server: ``python -m http.server --directory outputs/page/site``.
 """
 
 import argparse
@@ -22,6 +22,8 @@ import nbformat
 ROOT = Path(__file__).parents[1]
 CONFIG, STYLE = (Path(__file__).with_name(name) for name in ("mkdocs.yml", "page.css"))
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")  # of Markdown, to a file of the repository
+README_LINK = re.compile(r"(?<=\]\()((?:\.\./)*)README\.md(?=[)#])")
+PAGE_LINK = re.compile(r"(?<=\]\()(?!\w+:)([\w./-]+)\.(?:ipynb|md)(?=[)#])")
 IMAGE = re.compile(r'(?:src|href)="(?!\w+:|#)([^"#]+)"')  # of HTML in Markdown
 
 
@@ -40,9 +42,24 @@ def stage(source: Path) -> None:
     for file in copied:
         target = source / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+        if file in pages():
+            target.write_text(with_addresses_of_the_site(file), encoding="utf-8")
+        else:
+            shutil.copyfile(file, target)
     (source / "README.md").replace(source / "index.md")
     shutil.copyfile(STYLE, source / STYLE.name)
+
+
+def with_addresses_of_the_site(page: Path) -> str:
+    """A page whose links lead where other pages are on the site; mkdocs sees to those between pages of Markdown."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        return README_LINK.sub(r"\1index.md", text)
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = PAGE_LINK.sub(r"../\1/", "".join(cell["source"]))
+    return json.dumps(notebook, ensure_ascii=False)
 
 
 def linked(page: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """How early a dialogue is found to be a fraud: scored as it grows, line by line, as a call would be.
 
-    python -m antifraud.evaluation.early_warning --model MODEL --checkpoint DIR --source CSV_DIR \
-        --eval eval.jsonl --test test.jsonl [--ordinary-eval ordinary_eval_calls.jsonl] \
+    python -m antifraud.evaluation.early_warning --model MODEL --checkpoint DIR --source CSV_DIR \\
+        --eval eval.jsonl --test test.jsonl [--ordinary-eval ordinary_eval_calls.jsonl] \\
         [--ordinary ordinary_calls.jsonl] [--train train.jsonl]
 
 The threshold is the lowest with which no more than so many of a hundred non-fraud calls of the eval split raise an

@@ -1,6 +1,6 @@
 """A model soup: one adapter, the mean of what N trainings of one recipe with different seeds add to the base model.
 
-    python -m antifraud.training.average --checkpoints outputs/run-0 outputs/run-1 outputs/run-2 \
+    python -m antifraud.training.average --checkpoints outputs/run-0 outputs/run-1 outputs/run-2 \\
         --output outputs/soup
 
 Trainings with different seeds err differently, and the mean of their weights can be better than any of them (Wortsman

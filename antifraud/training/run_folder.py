@@ -64,15 +64,18 @@ def require_resumable(folder: Path, facts: dict) -> None:
     saved = read_stamp(folder) or {}
     schedule = {"schedule": saved["schedule"]} if "schedule" in saved else {}
     require_same(folder, {**facts, **schedule}, f"resume with what it began with, or {ANOTHER_FOLDER}")
-    changed = differences(saved.get("schedule", {}), facts["schedule"])
-    if changed:
-        print(f"{folder}: goes on with another {', '.join(changed)}", file=sys.stderr)
 
 
 def begun_with(output: Path, facts: dict, resume: Path | None) -> None:
-    """Writes the stamp of a new run, after setting an earlier one aside; compares it in a resumed one."""
+    """Writes the stamp of a new run, after setting an earlier one aside; compares it in a resumed one.
+
+    A resumed one may have another schedule, and one line says so.
+    """
     if resume:
         require_resumable(resume.parent, facts)
+        changed = differences((read_stamp(resume.parent) or {}).get("schedule", {}), facts["schedule"])
+        if changed:
+            print(f"{resume.parent}: goes on with another {', '.join(changed)}", file=sys.stderr)
     else:
         _set_aside(output)
     write_stamp(output, facts)

@@ -302,6 +302,16 @@ def test_what_is_given_to_the_compiler_while_that_is_put_off_is_compiled_once_wh
     assert given == [("doubled", {"dynamic": True}), ("<lambda>", {})]
 
 
+def test_libraries_say_nothing_that_a_user_can_do_nothing_about(base):
+    code = f"""import antifraud.serving.app, evaluate, peft
+base = evaluate.load_model({base!r}, device='cpu')[0]
+peft.PeftModel(base, peft.LoraConfig(target_modules=['q_proj']))"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(models.__file__).parents[1], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr and "kernels" not in done.stderr, done.stderr
+
+
 def test_importing_what_judges_does_not_import_the_compiler():
     code = "import sys, evaluate; print('torch._inductor.compile_fx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(models.__file__).parents[1], capture_output=True,

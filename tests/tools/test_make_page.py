@@ -1,6 +1,7 @@
 """The site: what it is made of. Building it needs mkdocs, and is tested where that is installed."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -15,6 +16,20 @@ def test_readme_notebooks_and_docs_are_staged_with_all_that_they_link_to(tmp_pat
     readme = (make_page.ROOT / "README.md").read_text(encoding="utf-8")
     for address in make_page.LINK.findall(readme):
         assert address in staged or not (make_page.ROOT / address).is_file()
+
+
+def test_links_between_pages_lead_to_where_the_pages_are_on_the_site(tmp_path):
+    make_page.stage(tmp_path / "source")
+    assert "](index.md)" in (tmp_path / "source" / "README.zh.md").read_text(encoding="utf-8")
+    for page in (tmp_path / "source" / "notebooks").glob("*.ipynb"):
+        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        addresses = make_page.LINK.findall(text)
+        assert addresses
+        for address in addresses:  # seen from NAME/index.html, in the folder of the page
+            there = (page.parent / page.stem / address).resolve()
+            kinds = [kind for kind in (".ipynb", ".md") if there.with_suffix(kind).is_file()]
+            assert address.endswith("/") and kinds, address
 
 
 def test_every_page_is_in_the_navigation_under_its_own_heading():

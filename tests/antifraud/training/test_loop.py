@@ -302,9 +302,10 @@ def test_the_command_trains_saves_and_resumes(base, train_file, eval_file, tmp_p
     assert code == 2 and line.startswith(f"{output}: ") and "--resume" in line
     adapter = output / "checkpoint-2" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:-100])
-    assert trainer_module.main([*args, "--resume"]) == 0
+    assert trainer_module.main([*args, "--resume", "--learning-rate", "1e-3"]) == 0
     said = capsys.readouterr().err
     assert "checkpoint-2: " in said and f"{output}/checkpoint-1" in said
+    assert said.count("goes on with another learning_rate") == 1
 
 
 def test_bad_input_gives_one_line_and_exit_code_2_and_writes_nothing(base, train_file, tmp_path, in_process):
