@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from ..model import compute_dtype, compute_in_eval_as_in_training
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 1024}  # padded tokens: enough to fill a GPU, few enough for a CPU's cache
 SPARE_ANSWER_TOKENS = 8  # room for a model that puts its answer in a code fence
+ONE_AT_A_TIME = threading.RLock()  # a web server's threads share a model, whose output layer is replaced for a call
 
 
 @dataclass(frozen=True)
@@ -306,16 +308,20 @@ def _same_json(one: dict, other: object) -> bool:
 
 @contextlib.contextmanager
 def inference(model):
-    """Eval mode, no gradients, and the autocast that training ran under; the model's mode is put back."""
-    was_training = model.training
-    dtype = compute_dtype(str(model.device))
-    compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
-    model.eval()
-    try:
-        autocast = dtype is not torch.float32
-        # PEFT would make the inputs of its 32-bit adapters 32-bit, which autocast undoes at once.
-        with (torch.inference_mode(), torch.autocast(model.device.type, dtype=dtype, enabled=autocast),
-              disable_input_dtype_casting(model, active=autocast)):
-            yield
-    finally:
-        model.train(was_training)
+    """Eval mode, no gradients, and the autocast that training ran under; the model's mode is put back.
+
+    One thread at a time is in it.
+    """
+    with ONE_AT_A_TIME:
+        was_training = model.training
+        dtype = compute_dtype(str(model.device))
+        compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
+        model.eval()
+        try:
+            autocast = dtype is not torch.float32
+            # PEFT would make the inputs of its 32-bit adapters 32-bit, which autocast undoes at once.
+            with (torch.inference_mode(), torch.autocast(model.device.type, dtype=dtype, enabled=autocast),
+                  disable_input_dtype_casting(model, active=autocast)):
+                yield
+        finally:
+            model.train(was_training)
