@@ -157,8 +157,14 @@ def scores_by(decision: Decision, readings: Sequence[Reading], odds: Mapping[Row
 
 def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> list[Prediction]:
     """[dialogues] probability of fraud, and in how many windows and where it was found; see `predict`."""
-    if isinstance(dialogues, str):  # each of its characters would be a dialogue
-        raise DataError("predict takes a list of dialogues; write [dialogue] for a single one")
+    # Each character of a text would be a dialogue, each name of a column of a table.
+    if isinstance(dialogues, (str, Mapping)) or getattr(dialogues, "ndim", 1) != 1:
+        raise DataError("predict takes a list of dialogues; write [dialogue] for a single one, table['column'] for "
+                        "those of a table")
+    dialogues = list(dialogues)
+    for place, dialogue in enumerate(dialogues):
+        if not isinstance(dialogue, str):
+            raise DataError(f"dialogues[{place}] is no text but {type(dialogue).__name__}; leave out what is missing")
     lineage = lineage_of(model)
     readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), dialogues, line_aware=lineage.decision.line_aware)
     return predict_readings(model, readings, progress=progress)
@@ -173,7 +179,7 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
         dialogues: texts as in a record's ``input``, lines of ``speaker: what is said``.
 
     Raises:
-        DataError: `dialogues` is a text.
+        DataError: `dialogues` is a text or a table, or holds what is no text.
         FloatingPointError: a score is not finite.
     """
     return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])
