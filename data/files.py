@@ -80,7 +80,8 @@ def require_input(path: str | Path) -> None:
     if os.path.isdir(path):
         raise DataError(f"{path}: is a folder; name a file")
     if not os.path.isfile(path):
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: " + ("is no file but a pipe or device, and it is read more than once; save it to a "
+                                       "file first" if os.path.exists(path) else "no such file"))
 
 
 def require_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:
@@ -92,6 +93,8 @@ def require_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -
 def _refuse_folder_or_input(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
     if os.path.isdir(output) or str(output).endswith(("/", os.sep)):  # of a folder that is not there
         raise DataError(f"{output}: is a folder; name a file")
+    if os.path.exists(output) and not os.path.isfile(output):  # root would replace /dev/null
+        raise DataError(f"{output}: is a pipe or device; name a file")
     if any(path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output)
            for path in inputs):
         raise DataError(f"{output}: is the input; name another file for the output")

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from ..model import compute_dtype, compute_in_eval_as_in_training
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 1024}  # padded tokens: enough to fill a GPU, few enough for a CPU's cache
 SPARE_ANSWER_TOKENS = 8  # room for a model that puts its answer in a code fence
+ONE_AT_A_TIME = threading.RLock()  # a web server's threads share a model, whose output layer is replaced for a call
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,14 @@ def scores_by(decision: Decision, readings: Sequence[Reading], odds: Mapping[Row
 
 def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> list[Prediction]:
     """[dialogues] probability of fraud, and in how many windows and where it was found; see `predict`."""
-    if isinstance(dialogues, str):  # each of its characters would be a dialogue
-        raise DataError("predict takes a list of dialogues; write [dialogue] for a single one")
+    # Each character of a text would be a dialogue, each name of a column of a table.
+    if isinstance(dialogues, (str, Mapping)) or getattr(dialogues, "ndim", 1) != 1:
+        raise DataError("predict takes a list of dialogues; write [dialogue] for a single one, table['column'] for "
+                        "those of a table")
+    dialogues = list(dialogues)
+    for place, dialogue in enumerate(dialogues):
+        if not isinstance(dialogue, str):
+            raise DataError(f"dialogues[{place}] is no text but {type(dialogue).__name__}; leave out what is missing")
     lineage = lineage_of(model)
     readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), dialogues, line_aware=lineage.decision.line_aware)
     return predict_readings(model, readings, progress=progress)
@@ -171,7 +179,7 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
         dialogues: texts as in a record's ``input``, lines of ``speaker: what is said``.
 
     Raises:
-        DataError: `dialogues` is a text.
+        DataError: `dialogues` is a text or a table, or holds what is no text.
         FloatingPointError: a score is not finite.
     """
     return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])
@@ -306,16 +314,20 @@ def _same_json(one: dict, other: object) -> bool:
 
 @contextlib.contextmanager
 def inference(model):
-    """Eval mode, no gradients, and the autocast that training ran under; the model's mode is put back."""
-    was_training = model.training
-    dtype = compute_dtype(str(model.device))
-    compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
-    model.eval()
-    try:
-        autocast = dtype is not torch.float32
-        # PEFT would make the inputs of its 32-bit adapters 32-bit, which autocast undoes at once.
-        with (torch.inference_mode(), torch.autocast(model.device.type, dtype=dtype, enabled=autocast),
-              disable_input_dtype_casting(model, active=autocast)):
-            yield
-    finally:
-        model.train(was_training)
+    """Eval mode, no gradients, and the autocast that training ran under; the model's mode is put back.
+
+    One thread at a time is in it.
+    """
+    with ONE_AT_A_TIME:
+        was_training = model.training
+        dtype = compute_dtype(str(model.device))
+        compute_in_eval_as_in_training(model)  # a notebook may have loaded it by itself
+        model.eval()
+        try:
+            autocast = dtype is not torch.float32
+            # PEFT would make the inputs of its 32-bit adapters 32-bit, which autocast undoes at once.
+            with (torch.inference_mode(), torch.autocast(model.device.type, dtype=dtype, enabled=autocast),
+                  disable_input_dtype_casting(model, active=autocast)):
+                yield
+        finally:
+            model.train(was_training)

@@ -64,7 +64,7 @@ def export(model_path: str, checkpoint_path: str, output: str | Path, *, merge_i
     if _quantization(lineage)["type"] == "none":
         merge_into = "original"  # there is nothing else that the adapter was trained over
     base_folder = locate_model(model_path, with_code=trust_remote_code)
-    report = read_report(report_path, lineage.adapter_sha256) if report_path else None
+    report = read_report(report_path, lineage) if report_path else None
     if gguf:
         require_gguf_support(AutoConfig.from_pretrained(base_folder, trust_remote_code=trust_remote_code))
     reference, dialogues = None, []

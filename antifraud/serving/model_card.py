@@ -1,5 +1,6 @@
 """Writes the model card of an exported model; every figure in it comes from a report or from the export itself."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -20,12 +21,13 @@ REPORT_KEYS = ("n", "tn", "fp", "fn", "tp", *FIGURES, "threshold", "intervals", 
                "baselines", "provenance")
 
 
-def read_report(path: str | Path, adapter_sha256: str) -> dict:
+def read_report(path: str | Path, lineage: Lineage) -> dict:
     """A report of ``evaluate.py --output`` on the checkpoint that is exported.
 
     Raises:
-        DataError: not such a report, or one on another adapter.
+        DataError: not such a report, or one on another adapter, or from before its calibration.
     """
+    adapter_sha256 = lineage.adapter_sha256
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         missing = [key for key in REPORT_KEYS if key not in report]
@@ -39,6 +41,11 @@ def read_report(path: str | Path, adapter_sha256: str) -> dict:
     if judged != adapter_sha256:
         other = f"adapter {judged[:12]}" if judged else "a model without adapter"
         raise DataError(f"{path}: a report on {other}, not on the adapter {adapter_sha256[:12]} to be exported")
+    made_with = {**report["provenance"], **report}
+    for name, value in dataclasses.asdict(lineage.decision).items():
+        if made_with.get(name, value) != value:
+            raise DataError(f"{path}: made with {name} {made_with[name]:.6g}, where the checkpoint has {value:.6g}; "
+                            "make it again: evaluate.py --data F --output REPORT, without --threshold")
     return report
 
 
@@ -133,6 +140,8 @@ def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:
     highest = "the highest" if decision.top_lines == 1 else f"the mean of the {decision.top_lines} highest"
     lines = (f"Inference is line-aware: in log-odds, {decision.line_weight:.0%} is {highest} softmax at the ends of "
              "the lines, over the same two tokens. " if decision.line_aware else "")
+    if decision.temperature != 1:
+        lines += f"The log-odds are divided by the temperature **{decision.temperature}**. "
     form = (f"Texts are brought into normal form (`data/normalise.py`, version {task.normaliser}) first. "
             if task.normaliser else "")
     exact = f"{decode(prompt.head)}DIALOGUE{decode(prompt.tail)}"
@@ -215,6 +224,10 @@ def _loading(name: str, facts: dict, lineage: Lineage) -> str:
               "with `temperature` 0.")
     if facts["gguf"]:
         served += f" For llama.cpp: `{facts['gguf']}`."
+    if lineage.decision.line_aware or lineage.decision.threshold != 0.5:
+        served += (" A server writes the likelier answer, which is a threshold of 0.5 on the answer alone, not the one "
+                   "above that the figures are of. For that one compute the probability from the two tokens' "
+                   "log-probabilities, as said under Prompt, or use `evaluate.py`.")
     return (f"## Loading\n\n{_code(merged, 'python')}\n\nThe adapter alone, over the 16-bit base weights:\n\n"
             f"{_code(adapter, 'python')}\n\nProbabilities as above: `python evaluate.py --model {name} --data F`, "
             f"which reads the task from `fraud_task.json`. {served}")

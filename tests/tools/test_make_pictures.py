@@ -36,5 +36,5 @@ def test_the_page_in_the_picture_shows_the_answer_without_a_server(page, tmp_pat
     with Browser(tmp_path / "profile") as browser:
         browser.open((tmp_path / "page.html").as_uri(), width=900)
         browser.wait("document.querySelectorAll('#lines tr').length === 1")
-        assert "75.0 %" in browser.run("return document.getElementById('verdict').textContent")
+        assert "75.0\u00a0%" in browser.run("return document.getElementById('verdict').textContent")
         assert browser.run("return document.getElementById('windows').hidden") and browser.errors() == []

@@ -1,8 +1,10 @@
 """Scores: the same however rows are mixed, and nothing of a long dialogue is read less than given."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from antifraud.checkpoint import Decision
@@ -65,6 +67,30 @@ def test_one_text_in_the_place_of_a_list_is_refused(loaded):
     for ask in (predict, predict_details):
         with pytest.raises(DataError, match=r"\[dialogue\]"):
             ask(*loaded, DIALOGUES[0])
+
+
+def test_a_column_is_a_list_and_a_table_or_a_missing_dialogue_is_refused(loaded):
+    table = pd.DataFrame({"对话": [*DIALOGUES, None]})
+    whole = table["对话"][:3]
+    np.testing.assert_array_equal(predict(*loaded, whole), predict(*loaded, DIALOGUES))
+    np.testing.assert_array_equal(predict(*loaded, iter(whole)), predict(*loaded, DIALOGUES))
+    for frame in (table, table[["对话"]], {"对话": DIALOGUES}):  # their names were scored
+        with pytest.raises(DataError, match=r"table\['column'\]"):
+            predict(*loaded, frame)
+    for missing in (None, float("nan"), {"input": DIALOGUES[0]}):
+        with pytest.raises(DataError, match=r"dialogues\[3\] is no text but"):
+            predict(*loaded, [*DIALOGUES, missing])
+
+
+def test_threads_that_share_a_model_get_the_scores_of_one(loaded):
+    expected = predict(*loaded, DIALOGUES)
+
+    def ask(turn: int) -> np.ndarray:
+        return np.array([predict(*loaded, [dialogue])[0] for dialogue in DIALOGUES])
+
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(ask, range(8)):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_of_several_windows_the_most_suspicious_counts_and_is_named(monkeypatch):

@@ -254,11 +254,17 @@ def test_the_card_shows_the_prompt_and_the_threshold_exactly_as_used(exported, l
     card = (exported[0] / "README.md").read_text()
     assert f"```\n{text}\n```" in card
     assert "**0.25**" in card and "at most 400 tokens" in card and "replaced by A, B, C" in card
-    assert "line-aware" not in card
-    lineage = dataclasses.replace(loaded[0].lineage, decision=Decision(line_weight=0.3))
-    facts = json.loads((exported[0] / "export.json").read_text())
-    card = render_card("model", facts, lineage, PromptEncoder(tokenizer, lineage.task), None)
-    assert "line-aware" in card
+    assert "line-aware" not in card and "temperature **" not in card
+    assert "a threshold of 0.5 on the answer alone" in card  # what a server writes, which knows no other
+
+    def card_by(decision: Decision) -> str:
+        lineage = dataclasses.replace(loaded[0].lineage, decision=decision)
+        facts = json.loads((exported[0] / "export.json").read_text())
+        return render_card("model", facts, lineage, PromptEncoder(tokenizer, lineage.task), None)
+
+    card = card_by(Decision(line_weight=0.3, temperature=0.75))
+    assert "line-aware" in card and "divided by the temperature **0.75**" in card and "on the answer alone" in card
+    assert "on the answer alone" not in card_by(Decision(temperature=0.75))  # 0.5 stays 0.5
 
 
 def test_the_hub_reads_the_cards_front_matter(exported, loaded, report_file):
@@ -295,6 +301,10 @@ def test_a_report_on_something_else_is_refused(base, checkpoint, report_file, tm
     assert "a report on adapter ffffffffffff, not" in refusal(json.dumps({**report, "provenance": other}))
     untuned = {**report["provenance"], "checkpoint": None}
     assert "a model without adapter" in refusal(json.dumps({**report, "provenance": untuned}))
+    assert "made with threshold 0.5, where the checkpoint has 0.25" in refusal(json.dumps({**report, "threshold": 0.5}))
+    assert "made with temperature 2, " in refusal(json.dumps({**report, "temperature": 2.0}))
+    weighted = {**report["provenance"], "line_weight": 0.3}
+    assert "made with line_weight 0.3, " in refusal(json.dumps({**report, "provenance": weighted}))
     del report["recall"]
     assert "not a report of evaluate.py --output: no 'recall'" in refusal(json.dumps(report))
     for nonsense in ("", "[1]", "7", '{"provenance": 1}'):

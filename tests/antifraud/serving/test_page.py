@@ -69,6 +69,45 @@ def test_an_example_is_one_click_away_and_nothing_typed_is_said_so(browser, addr
     assert browser.run(TEXT, "message") == ""
 
 
+def test_what_is_shown_is_always_of_the_dialogue_asked_last_and_an_edit_since_is_said(browser, address):
+    browser.open(address, width=1400)
+    browser.wait("document.querySelectorAll('#examples button').length > 1")
+    browser.run("""
+        const fetchNow = window.fetch;
+        let sent = 0;
+        window.fetch = async (...request) => {
+          const late = ++sent === 1, answer = await fetchNow(...request);
+          if (late) await new Promise(go => setTimeout(go, 1000));
+          window.answered = (window.answered ?? 0) + 1;
+          return answer;
+        };""")
+    first, second = list(EXAMPLES.values())[:2]
+    browser.run("for (const button of [...document.querySelectorAll('#examples button')].slice(0, 2)) button.click()")
+    browser.wait("window.answered === 2")
+    browser.wait(SHOWN)
+    assert [row[2] for row in browser.run(ROWS)] == [line.split(": ")[1] for line in second.split("\n")]
+    assert browser.run(TEXT, "message") == ""
+    browser.type("#dialogue", first)
+    assert "改动" in browser.run(TEXT, "message")
+    assert browser.run("document.getElementById('check').click(); return document.getElementById('result').hidden")
+    browser.wait(SHOWN)
+    assert browser.run(TEXT, "message") == "" and len(browser.run(ROWS)) == first.count("\n") + 1
+    assert browser.errors() == []
+
+
+@pytest.mark.parametrize("threshold, verdict, advice", [(0.0, "达到阈值 0.0 %", "96110"),
+                                                        (0.9999, "低于阈值 > 99.9 %", "不等于安全")])
+def test_the_page_says_what_to_do_next(browser, address, loaded, monkeypatch, threshold, verdict, advice):
+    monkeypatch.setattr(loaded[0].lineage, "decision", dataclasses.replace(
+        loaded[0].lineage.decision, threshold=threshold))
+    browser.open(address, width=400)
+    browser.wait("document.querySelector('#examples button')")
+    browser.click("#examples button")
+    browser.wait(SHOWN)
+    assert browser.run(TEXT, "verdict").replace("\u00a0", " ").endswith(verdict)
+    assert advice in browser.run(TEXT, "advice")
+
+
 def test_markup_in_a_dialogue_is_shown_and_not_run(browser, address):
     browser.open(address, width=1400)
     markup = "<img src=x onerror=window.broken=1><script>window.broken=1</script>"

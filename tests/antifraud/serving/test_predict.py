@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import tracemalloc
 from types import SimpleNamespace
@@ -288,6 +289,19 @@ def test_the_command_refuses_paths_before_it_loads_a_model(command, tmp_path, mo
     source, table = write_lines(tmp_path / "in.jsonl", [GOOD]), tmp_path / "out.csv"  # JSON to whoever opens it
     assert evaluate_module.main([*command, "--predict", str(source), "--output", str(table)]) == 2
     assert re.fullmatch(f"{table}: .+\n", capsys.readouterr().err) and not table.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_devices_are_refused_for_what_they_are(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_module, "load_model", None)
+    source, pipe = write_lines(tmp_path / "in.jsonl", [GOOD]), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for option, data, output, said in (("--predict", source, pipe, "is a pipe or device"),
+                                       ("--data", source, pipe, "is a pipe or device"),  # it became a file
+                                       ("--predict", pipe, tmp_path / "out.jsonl", "save it to a file first")):
+        assert evaluate_module.main([*command, option, str(data), "--output", str(output)]) == 2
+        assert re.fullmatch(f"{pipe}: .*{said}.*\n", capsys.readouterr().err)
+    assert sorted(tmp_path.iterdir()) == [source, pipe]
 
 
 @pytest.mark.parametrize("content, said", [
