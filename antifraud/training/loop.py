@@ -91,6 +91,10 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
             return self._eval_batches(eval_dataset)
         return self._own_eval_batches
 
+    def get_test_dataloader(self, test_dataset):
+        """For ``trainer.predict``, which tells the loss alone; `evaluate.py` scores."""
+        return self._eval_batches(test_dataset)
+
     @cached_property
     def _own_eval_batches(self) -> torch.utils.data.DataLoader:
         return self._eval_batches(self.eval_dataset)
