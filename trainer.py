@@ -42,6 +42,7 @@ from antifraud.training.recipes import (
     SHARDED_STORAGE,
     FraudTrainingArguments,
     choose_recipe,
+    name_now,
     shardable,
     sharded,
 )
@@ -111,6 +112,7 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
             selective recomputation where that is not enough for the largest, or ``small`` where it is little, or
             ``plain`` where the model is sharded or there is no bf16. A line on standard error says what was chosen.
     """
+    overrides = {name_now(name): value for name, value in overrides.items()}
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
     chosen = (choose_recipe(recipe, dtype, overrides.get("compile_layers")) if on_gpu
@@ -145,8 +147,7 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
         "accelerator_config": {"non_blocking": on_gpu},  # the next batch travels while the GPU computes
         "report_to": "none",
     }
-    aliases = {"gradient_checkpointing": CHECKPOINTING, "gradient_checkpointing_kwargs": f"{CHECKPOINTING}_kwargs"}
-    args = FraudTrainingArguments(**{**settings, **{aliases.get(k, k): v for k, v in overrides.items()}})
+    args = FraudTrainingArguments(**{**settings, **overrides})
     args._n_gpu = min(1, args.n_gpu)  # several GPUs mean DDP (accelerate launch), never DataParallel: 4-bit breaks it
     args._constructed = True
     return args
