@@ -28,6 +28,7 @@ from antifraud.checkpoint import LINE_WEIGHT, Decision, lineage_of, newest_compl
 from antifraud.compiling import compiling_put_off
 from antifraud.figures import save_loss_curve
 from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base, pick_device
+from antifraud.training.adapters import TARGET_MODULES, with_adapters
 from antifraud.training.command import (
     check_run,
     check_settings,
@@ -52,12 +53,10 @@ from data.files import DataError
 from data.prompt import Task, task_of
 
 with compiling_put_off():
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, TrainingArguments
 
 gc.enable()
-
-TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4", double_quantization: bool = False,
@@ -168,6 +167,8 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
                   task: Task | None = None) -> LabelPositionTrainer:
     """Attaches LoRA adapters, prints how much of the model is trained, and puts the trainer together.
 
+    Adapters of an earlier call are taken off first; a `PeftModel` is trained further with those that it has.
+
     ``trainer.train()`` does the rest, and stops early when the eval loss has not improved for
     `early_stopping_patience` evaluations (0: never). ``trainer.model`` ends as the best checkpoint, and remembers its
     task for `evaluate_with_model`.
@@ -188,12 +189,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = train_task, train_data
     lineage.decision = Decision(line_weight=LINE_WEIGHT if train_args.line_loss_weight else 0.0)
-    if not isinstance(model, PeftModel):
-        set_seed(train_args.seed)  # Trainer does so too late for the adapters' first values
-        linear = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        if set(lora_config.target_modules) == set(TARGET_MODULES) and not set(TARGET_MODULES) <= linear:
-            lora_config.target_modules = "all-linear"  # Phi-3 and GPT-2 name their projections otherwise
-        model = get_peft_model(model, lora_config)
+    model = with_adapters(model, lora_config, train_args.seed)
     model.lineage = lineage
     model.print_trainable_parameters()
     stops_early = early_stopping_patience and train_args.eval_strategy != "no"
