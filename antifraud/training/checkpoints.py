@@ -1,6 +1,7 @@
 """Checkpoints that are complete or passed over, in a folder that holds one run."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..checkpoint import (
 from .guard import what_is_kept
 from .recipes import sharded
 from .run_folder import begun_with, facts_of_run, owned, where_to_resume
-from .settings import names_kept
+from .settings import names_kept, option
 
 ADAM_NAMES = ("exp_avg", "exp_avg_sq"), ("state1", "state2")  # PyTorch's for AdamW's two averages, bitsandbytes'
 BNB_WRAPPED = "__bnb_optimizer_quant_state__"  # in which bitsandbytes wraps all but the step
@@ -42,6 +43,21 @@ class BestIsHere(TrainerCallback):
         if state.best_model_checkpoint:
             here = in_folder(args.output_dir, state.best_model_checkpoint)
             state.best_model_checkpoint = str(here) if here.is_dir() else None
+
+
+class NothingBeforeTheEnd(TrainerCallback):
+    """Says of a short training that it ends before what was to come after more steps than it has."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        none_before = {"evaluation": args.eval_strategy == "steps" and state.eval_steps,
+                       "checkpoint": args.save_strategy == "steps" and state.save_steps,
+                       "full learning rate": args.get_warmup_steps(state.max_steps)}
+        for (what, after), name in zip(none_before.items(), ("eval_steps", "save_steps", "warmup_steps")):
+            if after and after > state.max_steps:
+                print(f"no {what} before the end: the training has {state.max_steps} steps, and {option(name)} is "
+                      f"{after:g}; give a smaller one", file=sys.stderr)
 
 
 class SealedCheckpoints(Trainer):

@@ -21,7 +21,7 @@ from .batches import (
     batches_by_tokens,
     prefix_of,
 )
-from .checkpoints import BestIsHere, SealedCheckpoints
+from .checkpoints import BestIsHere, NothingBeforeTheEnd, SealedCheckpoints
 from .guard import FiniteGuard
 from .loss import LineLoss, label_position_loss
 from .micro_batches import MicroBatches
@@ -55,6 +55,7 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         self.guard = FiniteGuard(self)
         self.add_callback(self.guard)
         self.add_callback(BestIsHere)
+        self.add_callback(NothingBeforeTheEnd)
         self.add_callback(NewOrderEachEpoch(self))
 
     # ------------------------------------------------------------------------------------------------- the loss

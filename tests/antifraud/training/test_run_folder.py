@@ -144,6 +144,16 @@ def test_a_run_goes_on_with_the_optimiser_of_another_recipe_or_device(base, trai
         losses("sgd", "adamw_torch", resume=True)
 
 
+def test_a_training_too_short_for_its_intervals_says_so(base, train_file, eval_file, tmp_path, capsys):
+    train_briefly(base, train_file, eval_file, tmp_path / "long enough")
+    assert "before the end" not in capsys.readouterr().err
+    train_briefly(base, train_file, eval_file, tmp_path, max_steps=3, eval_steps=10, save_steps=100, warmup_steps=9)
+    said = capsys.readouterr().err
+    for what, name in (("evaluation", "--eval-steps is 10"), ("checkpoint", "--save-steps is 100"),
+                       ("full learning rate", "--warmup-steps is 9")):
+        assert f"no {what} before the end: the training has 3 steps, and {name}; give a smaller one\n" in said
+
+
 def test_eval_rows_that_are_in_train_are_counted(base, train_file, tmp_path, not_loaded, capsys):
     others = tmp_path / "eval.jsonl"
     write_records(others, [{"input": f"甲: 别处的话{i}", "label": i == 0} for i in range(2)])
