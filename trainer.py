@@ -28,6 +28,7 @@ from antifraud.checkpoint import LINE_WEIGHT, Decision, lineage_of, newest_compl
 from antifraud.compiling import compiling_put_off
 from antifraud.figures import save_loss_curve
 from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base, pick_device
+from antifraud.training.adapters import TARGET_MODULES, with_adapters
 from antifraud.training.command import (
     check_run,
     check_settings,
@@ -42,6 +43,7 @@ from antifraud.training.recipes import (
     SHARDED_STORAGE,
     FraudTrainingArguments,
     choose_recipe,
+    name_now,
     shardable,
     sharded,
 )
@@ -51,12 +53,10 @@ from data.files import DataError
 from data.prompt import Task, task_of
 
 with compiling_put_off():
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import BitsAndBytesConfig, TrainingArguments, set_seed
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, TrainingArguments
 
 gc.enable()
-
-TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4", double_quantization: bool = False,
@@ -111,6 +111,7 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
             selective recomputation where that is not enough for the largest, or ``small`` where it is little, or
             ``plain`` where the model is sharded or there is no bf16. A line on standard error says what was chosen.
     """
+    overrides = {name_now(name): value for name, value in overrides.items()}
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
     chosen = (choose_recipe(recipe, dtype, overrides.get("compile_layers")) if on_gpu
@@ -145,8 +146,7 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
         "accelerator_config": {"non_blocking": on_gpu},  # the next batch travels while the GPU computes
         "report_to": "none",
     }
-    aliases = {"gradient_checkpointing": CHECKPOINTING, "gradient_checkpointing_kwargs": f"{CHECKPOINTING}_kwargs"}
-    args = FraudTrainingArguments(**{**settings, **{aliases.get(k, k): v for k, v in overrides.items()}})
+    args = FraudTrainingArguments(**{**settings, **overrides})
     args._n_gpu = min(1, args.n_gpu)  # several GPUs mean DDP (accelerate launch), never DataParallel: 4-bit breaks it
     args._constructed = True
     return args
@@ -166,6 +166,8 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
                   eval_dataset: Dataset, *, early_stopping_patience: int = 5,
                   task: Task | None = None) -> LabelPositionTrainer:
     """Attaches LoRA adapters, prints how much of the model is trained, and puts the trainer together.
+
+    Adapters of an earlier call are taken off first; a `PeftModel` is trained further with those that it has.
 
     ``trainer.train()`` does the rest, and stops early when the eval loss has not improved for
     `early_stopping_patience` evaluations (0: never). ``trainer.model`` ends as the best checkpoint, and remembers its
@@ -187,12 +189,7 @@ def build_trainer(model, tokenizer, train_args: TrainingArguments, lora_config: 
     lineage = lineage_of(model)
     lineage.task, lineage.train_data = train_task, train_data
     lineage.decision = Decision(line_weight=LINE_WEIGHT if train_args.line_loss_weight else 0.0)
-    if not isinstance(model, PeftModel):
-        set_seed(train_args.seed)  # Trainer does so too late for the adapters' first values
-        linear = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        if set(lora_config.target_modules) == set(TARGET_MODULES) and not set(TARGET_MODULES) <= linear:
-            lora_config.target_modules = "all-linear"  # Phi-3 and GPT-2 name their projections otherwise
-        model = get_peft_model(model, lora_config)
+    model = with_adapters(model, lora_config, train_args.seed)
     model.lineage = lineage
     model.print_trainable_parameters()
     stops_early = early_stopping_patience and train_args.eval_strategy != "no"

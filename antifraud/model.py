@@ -156,7 +156,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
-        raise DataError(f"{folder}: no {WEIGHTS_FILE}; weights in other formats are not loaded")
+        raise DataError(f"{folder}: no {WEIGHTS_FILE}, and weights in other formats are not loaded; where they are of "
+                        f"torch, transformers makes it of them: AutoModelForCausalLM.from_pretrained({str(folder)!r}, "
+                        f"dtype='auto').save_pretrained({str(folder)!r})")
     try:
         names = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].values()
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

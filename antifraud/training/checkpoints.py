@@ -1,13 +1,15 @@
 """Checkpoints that are complete or passed over, in a folder that holds one run."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from data.files import DataError, one_line
 
@@ -21,7 +23,13 @@ from ..checkpoint import (
     seal_checkpoint,
 )
 from .guard import what_is_kept
+from .recipes import sharded
 from .run_folder import begun_with, facts_of_run, owned, where_to_resume
+from .settings import names_kept, option
+
+ADAM_NAMES = ("exp_avg", "exp_avg_sq"), ("state1", "state2")  # PyTorch's for AdamW's two averages, bitsandbytes'
+BNB_WRAPPED = "__bnb_optimizer_quant_state__"  # in which bitsandbytes wraps all but the step
+OF_THE_SAVED = ("params", "lr", "initial_lr")  # what a schedule goes on from; weight decay and betas may change
 
 
 class CheckpointNotWritten(DataError):
@@ -35,6 +43,21 @@ class BestIsHere(TrainerCallback):
         if state.best_model_checkpoint:
             here = in_folder(args.output_dir, state.best_model_checkpoint)
             state.best_model_checkpoint = str(here) if here.is_dir() else None
+
+
+class NothingBeforeTheEnd(TrainerCallback):
+    """Says of a short training that it ends before what was to come after more steps than it has."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        none_before = {"evaluation": args.eval_strategy == "steps" and state.eval_steps,
+                       "checkpoint": args.save_strategy == "steps" and state.save_steps,
+                       "full learning rate": args.get_warmup_steps(state.max_steps)}
+        for (what, after), name in zip(none_before.items(), ("eval_steps", "save_steps", "warmup_steps")):
+            if after and after > state.max_steps:
+                print(f"no {what} before the end: the training has {state.max_steps} steps, and {option(name)} is "
+                      f"{after:g}; give a smaller one", file=sys.stderr)
 
 
 class SealedCheckpoints(Trainer):
@@ -79,8 +102,13 @@ class SealedCheckpoints(Trainer):
         return facts_of_run(self.lineage, self.eval_data, self.model.active_peft_config, self.args)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Trainer's, which goes on with the checkpoint's learning rate whatever was asked for."""
+        """Trainer's, which goes on with the checkpoint's optimiser and learning rate whatever was asked for."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if checkpoint and not sharded():
+            usual = optimizer.load_state_dict
+            optimizer.load_state_dict = lambda saved: usual(_as_kept_by(self.args, optimizer, saved, checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
+        vars(optimizer).pop("load_state_dict", None)
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         for place, peak in enumerate(getattr(schedule, "base_lrs", [])):  # one that waits for a plateau has none
             if peak not in (0, self.args.learning_rate):
@@ -155,6 +183,30 @@ class SealedCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()  # the first process seals what all of them read
         read_checkpoint(self.state.best_model_checkpoint)  # a damaged one is refused in one line
         super()._load_best_model()
+
+
+def _as_kept_by(args: TrainingArguments, optimizer: torch.optim.Optimizer, saved: dict, checkpoint: str) -> dict:
+    """The saved state of an optimiser, perhaps another, for `optimizer`, with whose settings the run goes on.
+
+    Recipe, free memory and device choose between PyTorch's AdamW and that of bitsandbytes: the same under other names.
+
+    Raises:
+        DataError: it is of another kind.
+    """
+    wanted, state = names_kept(args), saved["state"]
+    kept = {place: {**values, **values.get(BNB_WRAPPED, {})} for place, values in state.items()}
+    names = {name for values in kept.values() for name in values} - {BNB_WRAPPED}
+    new = next((pair for pair in ADAM_NAMES if wanted == {*pair, "step"}), None)
+    if new and not wanted <= names:
+        old = next((pair for pair in ADAM_NAMES if names == {*pair, "step"}), None)
+        if not old:
+            raise DataError(f"{checkpoint}: was written by another kind of optimiser than --optim {args.optim.value}; "
+                            "resume with the one that it was begun with, or name another --output")
+        state = {place: {"step": int(values["step"]), **{name: values[was] for name, was in zip(new, old)}}
+                 for place, values in kept.items()}
+    groups = [{**old, **{name: value for name, value in new.items() if name not in OF_THE_SAVED}}
+              for old, new in zip(saved["param_groups"], optimizer.param_groups)]
+    return {**saved, "state": state, "param_groups": groups}
 
 
 def _seal(folder: Path, best: str | None, limit: int | None) -> None:

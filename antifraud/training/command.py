@@ -21,7 +21,14 @@ from ..model import default_device, locate_model, pick_device, require_device, r
 from ..provenance import describe_base, describe_data
 from .examples import require_both_labels
 from .guard import what_is_kept
-from .recipes import ARGUMENT_NAMES, RECIPES, FraudTrainingArguments, is_first_local_process
+from .recipes import (
+    ARGUMENT_NAMES,
+    LATE_NAMES,
+    RECIPES,
+    FraudTrainingArguments,
+    is_first_local_process,
+    name_now,
+)
 from .run_folder import facts_of_run, owned, require_resumable
 from .settings import (
     COMMAND_ONLY,
@@ -56,6 +63,9 @@ def parser() -> Parser:
     for action in made._actions:
         if action.dest in COMMAND_ONLY or action.dest in FIXED and FIXED[action.dest][0] == (None,):
             action.type, action.choices, action.help = str, None, argparse.SUPPRESS  # refused, whatever it says
+    for old in set(LATE_NAMES) - ARGUMENT_NAMES:  # as in a command of years ago
+        for spelled in (f"--{old}", option(old)):
+            made._option_string_actions.setdefault(spelled, made._option_string_actions.get(option(name_now(old))))
     main = made.add_argument_group("fraud fine-tuning")
     main.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
     main.add_argument("--train", required=True, help="JSONL records to train on; other formats: docs/data.md")

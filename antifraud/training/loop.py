@@ -21,7 +21,7 @@ from .batches import (
     batches_by_tokens,
     prefix_of,
 )
-from .checkpoints import BestIsHere, SealedCheckpoints
+from .checkpoints import BestIsHere, NothingBeforeTheEnd, SealedCheckpoints
 from .guard import FiniteGuard
 from .loss import LineLoss, label_position_loss
 from .micro_batches import MicroBatches
@@ -55,6 +55,7 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         self.guard = FiniteGuard(self)
         self.add_callback(self.guard)
         self.add_callback(BestIsHere)
+        self.add_callback(NothingBeforeTheEnd)
         self.add_callback(NewOrderEachEpoch(self))
 
     # ------------------------------------------------------------------------------------------------- the loss
@@ -90,6 +91,10 @@ class LabelPositionTrainer(SealedCheckpoints, MicroBatches):
         if eval_dataset is not None and eval_dataset is not self.eval_dataset:
             return self._eval_batches(eval_dataset)
         return self._own_eval_batches
+
+    def get_test_dataloader(self, test_dataset):
+        """For ``trainer.predict``, which tells the loss alone; `evaluate.py` scores."""
+        return self._eval_batches(test_dataset)
 
     @cached_property
     def _own_eval_batches(self) -> torch.utils.data.DataLoader:

@@ -65,12 +65,15 @@ class FraudTrainingArguments(TrainingArguments):
         if getattr(self, "_constructed", False) and not name.startswith("_") and name not in ARGUMENT_NAMES:
             if LATE_NAMES.get(name) not in ARGUMENT_NAMES and not hasattr(self, name):
                 raise AttributeError(f"TrainingArguments has no {name!r} in this version of transformers")
-        if getattr(self, "_constructed", False) and LATE_NAMES.get(name) in ARGUMENT_NAMES:
-            name = LATE_NAMES[name]
-        super().__setattr__(name, value)
+        super().__setattr__(name_now(name) if getattr(self, "_constructed", False) else name, value)
 
 
 ARGUMENT_NAMES = {field.name for field in dataclasses.fields(FraudTrainingArguments)}
+
+
+def name_now(name: str) -> str:
+    """What this version of transformers calls a field that had `name` in version 4."""
+    return LATE_NAMES[name] if LATE_NAMES.get(name) in ARGUMENT_NAMES else name
 
 
 def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None = None) -> dict:

@@ -152,10 +152,7 @@ def require_usable(args: TrainingArguments) -> None:
     """Raises DataError where optimiser, schedule, reports or log level cannot be made here: makes each for a moment."""
     model = torch.nn.Linear(2, 2).to(args.device)
     try:
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        optimizer = kind(model.parameters(), **settings)
-        model(torch.ones(1, 2, device=args.device)).sum().backward()
-        optimizer.step()
+        names_kept(args)
     except Exception as error:  # each of forty optimisers, and of the packages that they come from, has its own
         raise DataError(f"--optim {args.optim.value} cannot be used here: {one_line(error)}") from None
     try:
@@ -171,6 +168,16 @@ def require_usable(args: TrainingArguments) -> None:
             callback()
     except Exception as error:  # packages that are not installed, and names that there are none of
         raise DataError(f"--report-to, --log-level or --log-level-replica: {one_line(error)}") from None
+
+
+def names_kept(args: TrainingArguments) -> set[str]:
+    """What the optimiser keeps of each parameter."""
+    model = torch.nn.Linear(2, 2).to(args.device)
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    optimizer = kind(model.parameters(), **settings)
+    model(torch.ones(1, 2, device=args.device)).sum().backward()
+    optimizer.step()
+    return {name for kept in optimizer.state.values() for name in kept}
 
 
 def require_lora(r: int, alpha: float, dropout: float) -> None:

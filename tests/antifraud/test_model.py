@@ -14,7 +14,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from helpers import save_tiny_qwen2
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from antifraud import model as models
 from antifraud.compiling import compiling_put_off
@@ -55,6 +55,14 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3
 def test_a_folder_with_a_bad_file_is_one_line(copy, name, text):
     (copy / name).write_text(text)
     assert refusal(copy).startswith(str(copy))
+
+
+def test_weights_of_torch_alone_are_refused_with_what_makes_safetensors_of_them(copy):
+    (copy / "model.safetensors").unlink()
+    torch.save(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(copy)).state_dict(),
+               copy / "pytorch_model.bin")
+    eval(refusal(copy).partition("of them: ")[2], {"AutoModelForCausalLM": AutoModelForCausalLM})
+    load_base(str(copy), "cpu")
 
 
 def test_a_part_of_the_weights_that_is_missing_is_named(copy):

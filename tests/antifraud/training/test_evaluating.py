@@ -48,3 +48,5 @@ def test_eval_loss_is_that_of_the_rows_one_by_one_however_they_are_batched(base,
     assert trainer.evaluate()["eval_loss"] == pytest.approx(float(sum(losses)) / n_labels, rel=1e-5)
     other = trainer.evaluate(trainer.eval_dataset.select(range(4)))  # not the rows of the run
     assert other["eval_loss"] != pytest.approx(float(sum(losses)) / n_labels, rel=1e-5)
+    predicted = trainer.predict(trainer.eval_dataset).metrics  # as notebooks for other trainers do
+    assert predicted["test_loss"] == pytest.approx(float(sum(losses)) / n_labels, rel=1e-5)

@@ -127,6 +127,33 @@ def test_a_resumed_run_takes_the_learning_rate_that_it_is_given(base, train_file
         [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
+def test_a_run_goes_on_with_the_optimiser_of_another_recipe_or_device(base, train_file, eval_file, tmp_path):
+    def losses(name, optim, resume=None, **options):
+        run = train_briefly(base, train_file, eval_file, tmp_path / name, optim=optim, logging_steps=1,
+                            lora_dropout=0.0, resume=resume and str(tmp_path / name / "checkpoint-2"), **options)
+        return [row["loss"] for row in run.state.log_history if "loss" in row], run
+
+    for name, begun, goes_on in (("to small", "adamw_torch_fused", "paged_adamw_32bit"),
+                                 ("to fast", "paged_adamw_32bit", "adamw_torch_fused")):
+        whole, _ = losses(name, begun)
+        resumed, run = losses(name, goes_on, resume=True, weight_decay=0.5)
+        assert resumed == pytest.approx(whole, rel=1e-2)
+        assert run.optimizer.param_groups[0]["weight_decay"] == 0.5
+    losses("sgd", "sgd")
+    with pytest.raises(DataError, match="another kind of optimiser"):
+        losses("sgd", "adamw_torch", resume=True)
+
+
+def test_a_training_too_short_for_its_intervals_says_so(base, train_file, eval_file, tmp_path, capsys):
+    train_briefly(base, train_file, eval_file, tmp_path / "long enough")
+    assert "before the end" not in capsys.readouterr().err
+    train_briefly(base, train_file, eval_file, tmp_path, max_steps=3, eval_steps=10, save_steps=100, warmup_steps=9)
+    said = capsys.readouterr().err
+    for what, name in (("evaluation", "--eval-steps is 10"), ("checkpoint", "--save-steps is 100"),
+                       ("full learning rate", "--warmup-steps is 9")):
+        assert f"no {what} before the end: the training has 3 steps, and {name}; give a smaller one\n" in said
+
+
 def test_eval_rows_that_are_in_train_are_counted(base, train_file, tmp_path, not_loaded, capsys):
     others = tmp_path / "eval.jsonl"
     write_records(others, [{"input": f"甲: 别处的话{i}", "label": i == 0} for i in range(2)])

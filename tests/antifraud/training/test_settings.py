@@ -7,7 +7,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import trainer as trainer_module
-from antifraud.training.recipes import FraudTrainingArguments
+from antifraud.training.recipes import CHECKPOINTING, FraudTrainingArguments
 from antifraud.training.settings import CHECKS, COMMAND_ONLY, FIXED, option, require_honoured
 from data.files import DataError
 from trainer import build_train_arguments
@@ -88,9 +88,16 @@ def test_what_cannot_be_honoured_is_refused(attempt, options):
     ("--save-strategy", "epoch", "--eval-strategy", "epoch"), ("--label-smoothing-factor", "0.1"),
     ("--save-strategy", "no", "--load-best-model-at-end", "false"), ("--push-to-hub", "false"),
     ("--eval-strategy", "no", "--load-best-model-at-end", "false"), ("--gradient-checkpointing", "true"),
-    ("--optim", "sgd"), ("--lr-scheduler-type", "linear"), ("--bf16", "true"), ("--num-train-epochs", "0.5")])
+    ("--optim", "sgd"), ("--lr-scheduler-type", "linear"), ("--bf16", "true"), ("--num-train-epochs", "0.5"),
+    ("--warmup-ratio", "0.1", "--evaluation_strategy", "steps", "--no-cuda", "true")])
 def test_what_is_honoured_is_taken(attempt, options):
     assert attempt(*options) == (True, "")
+
+
+def test_names_of_transformers_4_are_taken_in_a_notebook_too(tmp_path):
+    args = build_train_arguments(str(tmp_path), no_cuda=True, warmup_ratio=0.1, evaluation_strategy="steps",
+                                 gradient_checkpointing=True)
+    assert args.warmup_steps == 0.1 and args.use_cpu and getattr(args, CHECKPOINTING)
 
 
 def test_a_notebook_is_refused_what_the_command_line_is(tmp_path):
