@@ -209,7 +209,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title:
         axes.plot(x, y, "-" if len(x) > 1 else "o", color=color, label=name, linewidth=_width(place, series),
                   drawstyle="steps-post" if step else "default")
         if name in points:
-            axes.plot(*points[name], "o", color=color)
+            axes.plot(*points[name], "o", color=color, markersize=3 + 2 * _width(place, series))
     for (name, level), pattern in zip(lines.items(), ("--", ":", "-.")):
         axes.axhline(level, color=GREY, linestyle=pattern, linewidth=1, label=name)
     picture.legend_below(axes)
@@ -217,7 +217,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title:
 
 
 def _width(place: int, drawn: Sequence | Mapping) -> float:
-    return 1.5 + (len(drawn) - 1 - place)
+    return 1.5 + 0.7 * (len(drawn) - 1 - place)
 
 
 def intervals(rows: Mapping[str, tuple[float, Sequence[float] | None]], title: str, xlabel: str, *,
