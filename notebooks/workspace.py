@@ -96,7 +96,8 @@ class Workspace:
 
     def __str__(self) -> str:
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
-        corpus = "our sample corpus" if self.ours else "dialogues of the public corpus"
+        public = self.dialogs.resolve() == (PUBLIC / "dialogs").resolve()
+        corpus = "our sample corpus" if self.ours else f"dialogues of {'the public corpus' if public else self.dialogs}"
         counts = ", ".join(f"{sum(1 for _ in open(self.data / f'{name}.jsonl', 'rb')):,} {name}" for name in SPLITS)
         return f"{self.name} on {gpu}; {corpus}, split by dialogue: {counts}; train has ordinary talk in it, too"
 

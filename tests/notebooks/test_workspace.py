@@ -1,5 +1,6 @@
 """What a notebook starts with."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -43,6 +44,9 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     here = find_workspace(tmp_path)
     assert (here.model, here.dialogs, here.ours) == ("somebody/some-model", ours.dialogs, False)
     assert here.training == {**workspace.TRAINING, "learning_rate": 5e-4} and here.lora == {}
+    assert f"; dialogues of {ours.dialogs}, split" in str(here)
+    public = dataclasses.replace(here, dialogs=workspace.PUBLIC / "dialogs")
+    assert "; dialogues of the public corpus, split" in str(public)
     assert here.run != ours.run and here.run.parent.name.startswith("some-model-given-")
     assert len(read_records(here.train, Skipped())) > len(read_records(ours.train, Skipped()))
 
