@@ -195,19 +195,29 @@ def histogram(values: Mapping[str, Sequence[float]], title: str, xlabel: str, *,
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str, *,
            points: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {}, step: bool = False,
            lines: Mapping[str, float] = {}, **limits) -> Picture:
-    """A line for each of `series`, as (x, y); `points` of the same name have its colour; `lines` are named levels."""
+    """A line for each of `series`, as (x, y); `points` of the same name have its colour; `lines` are named levels.
+
+    The first are the thickest, and show where a later one runs over them. Below 1 a logarithmic axis is linear where a
+    value is 0, which has no logarithm.
+    """
+    if limits.get("yscale") == "log" and min(np.min(y) for _, y in series.values()) <= 0:
+        limits["yscale"] = "symlog"
     picture = Picture(f"{title}: {ylabel} over {xlabel}, for {', '.join([*series, *lines])}.")
     axes = picture.panels
     style(axes, title, xlabel, ylabel, **limits)
-    for (name, (x, y)), color in zip(series.items(), PALETTE):
-        axes.plot(x, y, "-" if len(x) > 1 else "o", color=color, label=name,
+    for place, ((name, (x, y)), color) in enumerate(zip(series.items(), PALETTE)):
+        axes.plot(x, y, "-" if len(x) > 1 else "o", color=color, label=name, linewidth=_width(place, series),
                   drawstyle="steps-post" if step else "default")
         if name in points:
-            axes.plot(*points[name], "o", color=color)
+            axes.plot(*points[name], "o", color=color, markersize=3 + 2 * _width(place, series))
     for (name, level), pattern in zip(lines.items(), ("--", ":", "-.")):
         axes.axhline(level, color=GREY, linestyle=pattern, linewidth=1, label=name)
     picture.legend_below(axes)
     return picture
+
+
+def _width(place: int, drawn: Sequence | Mapping) -> float:
+    return 1.5 + 0.7 * (len(drawn) - 1 - place)
 
 
 def intervals(rows: Mapping[str, tuple[float, Sequence[float] | None]], title: str, xlabel: str, *,
@@ -270,8 +280,10 @@ def growing_dialogue(calls: Mapping[str, Sequence[float]], title: str, *, shaded
     picture = Picture(f"{title}: the probability of fraud after each line; {ends}.")
     axes = picture.panels
     style(axes, title, "lines spoken", "probability of fraud", ylim=(-0.03, 1.03))
-    for (name, of_call), color in zip(calls.items(), (RED, BLUE, GREEN)):
-        axes.plot(range(1, len(of_call) + 1), of_call, color=color, marker="o", markersize=5, label=name)
+    for place, ((name, of_call), color) in enumerate(zip(calls.items(), (RED, BLUE, GREEN))):
+        width = _width(place, calls)  # what lies below another is seen around it
+        axes.plot(range(1, len(of_call) + 1), of_call, color=color, marker="o", markersize=2 + 2 * width, label=name,
+                  linewidth=width)
         for number in shaded.get(name, ()):
             axes.axvspan(number - 0.5, number + 0.5, color=color, alpha=0.12, linewidth=0)
     axes.xaxis.get_major_locator().set_params(integer=True)

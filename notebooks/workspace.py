@@ -96,7 +96,8 @@ class Workspace:
 
     def __str__(self) -> str:
         gpu = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
-        corpus = "our sample corpus" if self.ours else "dialogues of the public corpus"
+        public = self.dialogs.resolve() == (PUBLIC / "dialogs").resolve()
+        corpus = "our sample corpus" if self.ours else f"dialogues of {'the public corpus' if public else self.dialogs}"
         counts = ", ".join(f"{sum(1 for _ in open(self.data / f'{name}.jsonl', 'rb')):,} {name}" for name in SPLITS)
         return f"{self.name} on {gpu}; {corpus}, split by dialogue: {counts}; train has ordinary talk in it, too"
 
@@ -109,7 +110,7 @@ def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
         str(PUBLIC / "dialogs") if on_gpu and (PUBLIC / "dialogs").is_dir() else "")
     tiny = model == str(demo.BASE)
     training = {**(demo.TRAINING | {"use_cpu": True} if tiny else TRAINING),
-                **json.loads(os.environ.get("FRAUD_TRAINING", "{}"))}
+                **_training_given()}
     lora = {"lora_dropout": demo.LORA_DROPOUT} if tiny else {}
     settings = Settings(augment=AUGMENT) if given else Settings(
         augment=demo.AUGMENT, lengths=demo.SEGMENT_LENGTHS, shares=SAMPLE_SHARES)
@@ -123,7 +124,11 @@ def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
     folder = output / f"{Path(model).name}-{'given' if given else 'sample'}-{known_by}"
     here = Workspace(model, "cuda" if on_gpu else "cpu", Path(given) if given else folder / "dialogs", folder / "data",
                      folder / "run", not given, training, lora)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); name a folder that can: "
+                        "find_workspace(Path(...))") from None
     with locked(folder, "", wait=True):  # notebooks that run side by side wait, and find it made
         if (folder / "data" / "test.jsonl").is_file():
             require_same(folder, facts, "remove it")
@@ -132,6 +137,19 @@ def find_workspace(output: Path = ROOT / "outputs" / "notebooks") -> Workspace:
             _prepare(here, settings, everyday, facts["per_kind"])
     print(here)
     return here
+
+
+def _training_given() -> dict:
+    """FRAUD_TRAINING."""
+    said = os.environ.get("FRAUD_TRAINING") or "{}"
+    try:
+        given = json.loads(said)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise DataError(f"FRAUD_TRAINING={said}: not a JSON object; an example is "
+                        '{"max_steps": 200, "learning_rate": 0.0005}')
+    return given
 
 
 def _prepare(here: Workspace, settings: Settings, everyday: list[Path], per_kind: int) -> None:
@@ -199,7 +217,24 @@ def _train(here: Workspace) -> None:
     arguments = build_train_arguments(str(here.run), disable_tqdm=True, **here.training)
     trainer = build_trainer(model, tokenizer, arguments, build_loraconfig(**here.lora), train_dataset, eval_dataset)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(SaidSteps(here.run))
     trainer.train(resume_from_checkpoint=True)  # where there is something to go on from
+
+
+class SaidSteps(TrainerCallback):
+    """Says on stderr, which no notebook keeps, that a training runs and how far it is."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        done = f" from step {state.global_step:,} on" if state.global_step else ""
+        print(f"no finished training in {self.run}: it trains now{done}, {state.max_steps:,} steps in all",
+              file=sys.stderr)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        print(f"step {state.global_step:,} of {state.max_steps:,}: eval loss {metrics['eval_loss']:.4f}",
+              file=sys.stderr)
 
 
 class LiveCurve(TrainerCallback):

@@ -34,6 +34,21 @@ def test_a_notebook_gets_the_picture_and_its_words_with_their_numbers(name):
     assert SAID.get(name, "0.25") in picture.alt
 
 
+def test_what_costs_nothing_is_seen_on_a_logarithmic_axis():
+    def scale(*values):
+        return figures.curves({"cost": ([0, 1], values)}, "Cost", "x", "y", yscale="log").panels.get_yscale()
+
+    assert (scale(0.0, 9.0), scale(0.5, 9.0)) == ("symlog", "log")
+
+
+@pytest.mark.parametrize("picture", [
+    figures.curves({"a": ([0, 1], [1, 1]), "b": ([0, 1], [1, 1])}, "Two", "x", "y"),
+    figures.growing_dialogue({"a": [0.0, 0.0], "b": [0.0, 0.0]}, "Two")], ids=["curves", "growing_dialogue"])
+def test_a_curve_under_another_is_seen_around_it(picture):
+    below, above = picture.panels.get_lines()
+    assert below.get_linewidth() > above.get_linewidth()
+
+
 def test_a_table_shows_texts_whole_and_numbers_as_asked_for():
     table = figures.table([("<b>" + "长" * 100, 0.12345, 7, None)], ("said", "p", "n", "none"), form=".2f")
     html = table._repr_html_()

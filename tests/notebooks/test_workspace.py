@@ -1,14 +1,18 @@
 """What a notebook starts with."""
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import workspace
+from transformers import TrainerState
 from workspace import find_workspace, whole_dialogues
 
 from antifraud.checkpoint import Lineage
+from data.files import DataError
 from data.records import Skipped, read_records
 
 
@@ -40,8 +44,37 @@ def test_the_environment_chooses_model_dialogues_and_training(tmp_path, monkeypa
     here = find_workspace(tmp_path)
     assert (here.model, here.dialogs, here.ours) == ("somebody/some-model", ours.dialogs, False)
     assert here.training == {**workspace.TRAINING, "learning_rate": 5e-4} and here.lora == {}
+    assert f"; dialogues of {ours.dialogs}, split" in str(here)
+    public = dataclasses.replace(here, dialogs=workspace.PUBLIC / "dialogs")
+    assert "; dialogues of the public corpus, split" in str(public)
     assert here.run != ours.run and here.run.parent.name.startswith("some-model-given-")
     assert len(read_records(here.train, Skipped())) > len(read_records(ours.train, Skipped()))
+
+
+@pytest.mark.parametrize("given", ["{max_steps: 5}", "[5]", "5"])
+def test_training_arguments_that_are_no_json_object_are_refused_by_their_variable(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRAUD_TRAINING", given)
+    with pytest.raises(DataError, match=re.escape(f"FRAUD_TRAINING={given}: not a JSON object")):
+        find_workspace(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match=r"file.*: cannot be written \(.*\); .*find_workspace\(Path\("):
+        find_workspace(tmp_path / "file")
+
+
+def test_a_training_that_a_notebook_waits_for_says_how_far_it_is(tmp_path, capsys):
+    says, state = workspace.SaidSteps(tmp_path), TrainerState(max_steps=1400)
+    says.on_train_begin(None, state, None)
+    state.global_step = 350
+    says.on_evaluate(None, state, None, metrics={"eval_loss": 0.0197})
+    says.on_train_begin(None, state, None)
+    said = capsys.readouterr()
+    assert not said.out and said.err.splitlines() == [
+        f"no finished training in {tmp_path}: it trains now, 1,400 steps in all", "step 350 of 1,400: eval loss 0.0197",
+        f"no finished training in {tmp_path}: it trains now from step 350 on, 1,400 steps in all"]
 
 
 def test_ordinary_talk_of_other_kinds_chooses_and_judges_and_some_is_in_train(tmp_path, monkeypatch):
