@@ -26,7 +26,7 @@ from datasets import Dataset, disable_progress_bars
 
 from antifraud.checkpoint import LINE_WEIGHT, Decision, lineage_of, newest_complete_checkpoint
 from antifraud.compiling import compiling_put_off
-from antifraud.figures import save_loss_curve
+from antifraud.figures import loss_curve
 from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base, pick_device
 from antifraud.training.adapters import TARGET_MODULES, with_adapters
 from antifraud.training.command import (
@@ -217,7 +217,7 @@ def train(args: argparse.Namespace, train_options: dict) -> Path:
     trainer.save_if_nothing_is_saved()
     if trainer.is_world_process_zero():
         try:
-            save_loss_curve(trainer.state.log_history, Path(args.output) / "loss_curve.png")
+            loss_curve(trainer.state.log_history).save(Path(args.output) / "loss_curve.png")
         except OSError as error:
             print(f"{args.output}/loss_curve.png: not written ({error.strerror})", file=sys.stderr)
     return Path(trainer.state.best_model_checkpoint or newest_complete_checkpoint(args.output)[0] or args.output)

@@ -339,7 +339,7 @@ def test_a_side_dish_that_fails_is_named_and_the_report_is_there(loaded, eval_fi
 def test_the_report_is_there_when_neither_picture_nor_printing_works(loaded, eval_file, tmp_path, monkeypatch):
     output, terminal = tmp_path / "report.json", io.BytesIO()
     monkeypatch.setattr(evaluate_module, "load_model", lambda *args, **options: loaded)
-    monkeypatch.setattr(evaluate_module, "save_report_figure", None)
+    monkeypatch.setattr(evaluate_module, "report_figure", None)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding="ascii"))
     assert evaluate_module.main(["--model", "m", "--data", eval_file, "--device", "cpu", "--output", str(output)]) == 0
     sys.stdout.flush()
