@@ -117,7 +117,7 @@ class Prediction:
 def windows_of(encoder: PromptEncoder, dialogues: Sequence[str]) -> list[list[Window]]:
     """[dialogues] the windows that read all of each; those that fit into one, nearly all, are tokenised together."""
     prompts = encoder.prompts(dialogues)
-    return [encoder.windows(text) if longer else [Window(prompt, 0, text.count("\n"), 0)]
+    return [encoder.windows(text) if longer else [Window(prompt, 0, text.count("\n"))]
             for text, prompt, longer in zip(dialogues, prompts, prompts.truncated, strict=True)]
 
 
