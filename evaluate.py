@@ -28,7 +28,7 @@ from antifraud.evaluation.metrics import figure_text
 from antifraud.evaluation.report import make_report, summary
 from antifraud.evaluation.scoring import predict
 from antifraud.figures import report_figure
-from antifraud.model import default_device
+from antifraud.model import QUANTIZATIONS, default_device
 from antifraud.model import load_tuned as load_model
 from antifraud.serving.chunks import require_rows
 from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="probability of fraud to call it one (default: the one that --calibrate kept, or 0.5)")
     parser.add_argument("--output", help="where to write the report (a picture goes beside it), or the predictions")
     parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
-    parser.add_argument("--quantization", choices=("nf4", "fp4", "none"), help="default: as trained")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="default: as trained")
     parser.add_argument("--fast", action="store_true", help="for many dialogues: merged, compiled, in 16 bit")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
