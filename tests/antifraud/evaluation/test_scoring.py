@@ -21,16 +21,10 @@ from antifraud.evaluation.scoring import (
     score_prompts,
     score_rows,
 )
-from antifraud.model import load_tuned
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 
 DIALOGUES = ["客服: 您好", "客服: 请把验证码告诉我，我替您退款。\n顾客: 好的。", "甲: 明天开会。\n乙: 好。\n甲: 行。"]
-
-
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_tuned(base, run_folder, "cpu")
 
 
 def test_rows_of_several_questions_are_scored_in_one_call_as_each_alone(loaded):
