@@ -27,8 +27,8 @@ from antifraud.evaluation.inputs import METHODS, read_inputs
 from antifraud.evaluation.metrics import figure_text
 from antifraud.evaluation.report import make_report, summary
 from antifraud.evaluation.scoring import predict
-from antifraud.figures import save_report_figure
-from antifraud.model import default_device
+from antifraud.figures import report_figure
+from antifraud.model import QUANTIZATIONS, default_device
 from antifraud.model import load_tuned as load_model
 from antifraud.serving.chunks import require_rows
 from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
@@ -78,8 +78,7 @@ def evaluate(model_path: str, checkpoint_path: str, testdata_path: str, device: 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = (parser := _parser()).parse_args(argv)
     if args.predict is not None and (not args.output or args.method != "score"):
         parser.error("--predict needs --output, and scores only")
     if args.calibrate and (args.data is None or not args.checkpoint or args.method != "score"):
@@ -124,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="probability of fraud to call it one (default: the one that --calibrate kept, or 0.5)")
     parser.add_argument("--output", help="where to write the report (a picture goes beside it), or the predictions")
     parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
-    parser.add_argument("--quantization", choices=("nf4", "fp4", "none"), help="default: as trained")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="default: as trained")
     parser.add_argument("--fast", action="store_true", help="for many dialogues: merged, compiled, in 16 bit")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
@@ -188,7 +187,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _picture(report: dict, path: Path) -> str:
     """Draws the report, and says where; a picture that cannot be drawn costs nothing else."""
     try:
-        return f"picture: {save_report_figure(report, path)}"
+        report_figure(report).save(path)
+        return f"picture: {path}"
     except Exception as error:
         return f"no picture: {one_line(error)}"
 

@@ -26,8 +26,8 @@ from datasets import Dataset, disable_progress_bars
 
 from antifraud.checkpoint import LINE_WEIGHT, Decision, lineage_of, newest_complete_checkpoint
 from antifraud.compiling import compiling_put_off
-from antifraud.figures import save_loss_curve
-from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base, pick_device
+from antifraud.figures import loss_curve
+from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base
 from antifraud.training.adapters import TARGET_MODULES, with_adapters
 from antifraud.training.command import (
     check_run,
@@ -54,7 +54,7 @@ from data.prompt import Task, task_of
 
 with compiling_put_off():
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig, TrainingArguments
+    from transformers import TrainingArguments
 
 gc.enable()
 
@@ -73,16 +73,8 @@ def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf
     Returns:
         (model, tokenizer); the computation is in bf16 where the GPU has it, else fp16, and fp32 on a CPU.
     """
-    device = pick_device(device)
-    dtype = compute_dtype(device)
-    config = None if quantization == "none" else BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization,
-        bnb_4bit_use_double_quant=double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=SHARDED_STORAGE if sharded() else None,
-    )
-    return load_base(model_path, device, quantization=config, dequantize=dequantize,
+    return load_base(model_path, device, quantization=quantization, double_quantization=double_quantization,
+                     storage=SHARDED_STORAGE if sharded() else None, dequantize=dequantize,
                      trust_remote_code=trust_remote_code)
 
 
@@ -217,7 +209,7 @@ def train(args: argparse.Namespace, train_options: dict) -> Path:
     trainer.save_if_nothing_is_saved()
     if trainer.is_world_process_zero():
         try:
-            save_loss_curve(trainer.state.log_history, Path(args.output) / "loss_curve.png")
+            loss_curve(trainer.state.log_history).save(Path(args.output) / "loss_curve.png")
         except OSError as error:
             print(f"{args.output}/loss_curve.png: not written ({error.strerror})", file=sys.stderr)
     return Path(trainer.state.best_model_checkpoint or newest_complete_checkpoint(args.output)[0] or args.output)

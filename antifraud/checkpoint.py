@@ -17,7 +17,15 @@ from pathlib import Path
 from data.files import DataError, require_output, write_json
 from data.prompt import Task
 
-from .provenance import code_provenance, describe_base, describe_data, device_name, file_sha256, versions
+from .provenance import (
+    anonymous,
+    code_provenance,
+    describe_base,
+    describe_data,
+    device_name,
+    file_sha256,
+    versions,
+)
 
 TASK_FILE = "fraud_task.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -337,7 +345,6 @@ def _is_whole(folder: Path) -> bool:
 def provenance_of(model, data_path: str | Path, rows: int) -> dict:
     """What a figure was measured with: model, checkpoint, data, device, versions, commit."""
     lineage = lineage_of(model)
-    device = model.device
     return {
         "model": {**lineage.base, "quantization": lineage.quantization},
         "checkpoint": {"name": lineage.checkpoint, "adapter_sha256": lineage.adapter_sha256,
@@ -348,13 +355,6 @@ def provenance_of(model, data_path: str | Path, rows: int) -> dict:
         "top_lines": lineage.decision.top_lines,
         "data": anonymous(describe_data(data_path, rows)),
         "train_data": anonymous(lineage.train_data) or None,
-        "device": device_name(device),
+        "device": device_name(model.device),
         **code_provenance(),
     }
-
-
-def anonymous(description: dict) -> dict:
-    """A data file's description without its path: where it lay on somebody's disk is nobody's business."""
-    return {key: value for key, value in description.items() if key != "path"}
-
-

@@ -66,7 +66,7 @@ def kernels_kept() -> bool:
     return kernel_folder().is_dir() and any(kernel_folder().iterdir())
 
 
-def selective_recomputation(wanted: bool = True) -> contextlib.AbstractContextManager:
+def selective_recomputation(wanted: bool) -> contextlib.AbstractContextManager:
     """Layers that are compiled within this context keep a third less for the backward pass.
 
     It computes dropped inputs, norms and activations again from what went into them. What dropout drew is kept in any

@@ -73,10 +73,6 @@ def loss_curve(log_history: Sequence[dict]) -> Picture:
     return picture
 
 
-def save_loss_curve(log_history: Sequence[dict], path: str | Path) -> Path:
-    return _written(loss_curve(log_history), path)
-
-
 def report_figure(report: dict) -> Picture:
     """F1 of the model beside the baselines, what each threshold gives, and calibration, from an evaluation report."""
     picture = Picture(f"F1 of the model and of the baselines on {report['n']} rows, precision and recall by threshold, "
@@ -124,16 +120,6 @@ def _draw_reliability(axes, report: dict) -> None:
                   label=f"{label}, calibration error {found['ece']:.3f}")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(frameon=False, loc="upper left")
-
-
-def save_report_figure(report: dict, path: str | Path) -> Path:
-    return _written(report_figure(report), path)
-
-
-def _written(picture: Picture, path: str | Path) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-    return Path(path)
 
 
 # ------------------------------------------------------------------------------------------ pictures of the notebooks

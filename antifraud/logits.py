@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "sdpa_shared_prefix"  # the name under which transformers finds `attention`
 BY_TOKEN = {"full_attention", "sliding_attention"}  # of ``layer_types``; a convolution, say, mixes tokens outside
+PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
 
 
 def common_prefix(head: Sequence[int], rows: Sequence[Sequence[int]], at_most: int) -> list[int]:
@@ -94,9 +95,6 @@ def _by_row(states: torch.Tensor, prefix_tokens: int, rows: int) -> torch.Tensor
 
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
 
 
 def unwrapped(model):

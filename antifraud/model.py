@@ -49,16 +49,16 @@ SMALL = 2**30  # bytes of weights: turning more into 32 bit costs a CPU more tha
 CAUSAL_HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that have one
 
 
-def load_base(model_path: str, device: str = "cuda", *, quantization: str | BitsAndBytesConfig | None = "nf4",
-              double_quantization: bool = False, dequantize: bool | None = False, trust_remote_code: bool = False):
+def load_base(model_path: str, device: str = "cuda", *, quantization: str = "nf4", double_quantization: bool = False,
+              storage: torch.dtype | None = None, dequantize: bool | None = False, trust_remote_code: bool = False):
     """Loads a causal LM with 4-bit base weights, and its tokenizer.
 
     Args:
         model_path: a folder, a Hugging Face hub id, or ``modelscope:ID``.
         device: ``cuda``, ``cuda:N`` or ``cpu``; ``cuda`` means the CPU where there is no GPU, and says so.
-        quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), ``none`` for 16-bit weights, or a whole
-            `BitsAndBytesConfig` in place of this and the next two.
+        quantization: ``nf4`` or ``fp4`` (Dettmers et al., QLoRA, 2023), or ``none`` for 16-bit weights.
         double_quantization: quantise the quantisation constants too (0.4 bit a weight less).
+        storage: what 4-bit weights lie in; default: bytes.
         dequantize: keep the values that 4 bits can hold in 16 bit (in 32 on a CPU): the same results, faster, 2 (or 4)
             bytes a weight. None, for scoring: a small model on a CPU.
 
@@ -68,19 +68,22 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
     Raises:
         DataError: no such device; no model there, or one whose files are missing, damaged or do not fit each other.
     """
+    if quantization not in QUANTIZATIONS:
+        raise DataError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, not {quantization!r}")
     device = pick_device(device)
     # cuDNN plans its attention anew for every shape of a batch, and our rows are of many lengths.
     torch.backends.cuda.enable_cudnn_sdp(False)
     folder = locate_model(model_path, with_code=trust_remote_code)
     require_model_files(folder, with_code=trust_remote_code)
     dtype = compute_dtype(device)
-    if isinstance(quantization, str):
-        quantization = four_bit(quantization, dtype, double=double_quantization)
+    four_bit = None if quantization == "none" else BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_use_double_quant=double_quantization,
+        bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=storage)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with _without("transformers.modeling_utils", "LOAD REPORT"):  # `_require_whole` says it in one line
             model, loading = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, quantization_config=quantization, device_map={"": device}, use_safetensors=True,
+                folder, dtype=dtype, quantization_config=four_bit, device_map={"": device}, use_safetensors=True,
                 ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=trust_remote_code)
     except torch.OutOfMemoryError:
         raise
@@ -89,7 +92,7 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
     _require_whole(model_path, model, tokenizer, loading)
     lineage = Lineage(base={**describe_base(folder), "name": _name_of(folder)}, quantization=quantization_of(model))
     compute_in_eval_as_in_training(model)
-    if quantization is not None and (_is_small_on_cpu(model) if dequantize is None else dequantize):
+    if four_bit is not None and (_is_small_on_cpu(model) if dequantize is None else dequantize):
         with _without("transformers.integrations.bitsandbytes", "dequantized"):
             model = model.dequantize(dtype=dtype)
     model.lineage = lineage
@@ -99,16 +102,6 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str | Bits
     if window is not None:  # the prompt is cut to it; some tokenizers name no limit, or a longer one
         tokenizer.model_max_length = min(tokenizer.model_max_length, window)
     return model, tokenizer
-
-
-def four_bit(kind: str, dtype: torch.dtype, *, double: bool = False) -> BitsAndBytesConfig | None:
-    """The 4-bit weights that `load_base` describes, computed with in `dtype`; None for ``none``."""
-    if kind not in QUANTIZATIONS:
-        raise DataError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, not {kind!r}")
-    if kind == "none":
-        return None
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double,
-                              bnb_4bit_compute_dtype=dtype)
 
 
 def require_model_files(folder: str | Path, *, with_code: bool = False) -> None:

@@ -54,6 +54,11 @@ def describe_data(path: str | Path, rows: int) -> dict:
     return {"name": Path(path).name, "path": os.path.abspath(path), "sha256": file_sha256(path), "rows": rows}
 
 
+def anonymous(description: dict) -> dict:
+    """A data file's description without its path: where it lay on somebody's disk is nobody's business."""
+    return {key: value for key, value in description.items() if key != "path"}
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     packages = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "scikit-learn")

@@ -4,6 +4,7 @@ Here is what they share: a folder with weights, free memory, and one training st
 """
 
 import gc
+import json
 import os
 import shlex
 import statistics
@@ -19,6 +20,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from antifraud.checkpoint import STATE_FILE, checkpoints_in
 from antifraud.model import compute_dtype
 from antifraud.training.recipes import CHECKPOINTING
 from data.files import DataError
@@ -94,6 +96,11 @@ def _step_seconds(model: nn.Module, loss: Callable[..., torch.Tensor], input_ids
     value.backward()
     wait_for(model.device)
     return time.perf_counter() - started
+
+
+def trainer_state(run: str | Path) -> dict:
+    """What the newest checkpoint of a run says of its steps and evaluations."""
+    return json.loads((checkpoints_in(run)[-1] / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def wait_for(device: str | torch.device) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, describe_base, device_name, file_sha256
-from benchmarks import execute
+from benchmarks import execute, trainer_state
 from data.command import command
 from data.files import DataError, require_input, write_json
 
@@ -149,7 +149,7 @@ def make_row(job: Job, name: str, seed: int) -> dict:
         started = time.perf_counter()
         found = calibrated(job, checkpoint, judged, Path(scratch))
         seconds["evaluate_seconds"] = time.perf_counter() - started
-        states = [_trainer_state(folder) for folder in runs]
+        states = [trainer_state(folder) for folder in runs]
     return {**{name: found[name] for name in FIGURES if name in found}, **seconds,
             "eval_loss": statistics.fmean(state["best_metric"] for state in states),
             "steps": sum(state["global_step"] for state in states),
@@ -170,11 +170,6 @@ def prepared(job: Job, name: str, seed: int) -> Path:
         execute("-m", "data.prepare", "--source", job.source, "--output", folder, "--seed", seed, *job.prepare,
                 *shlex.split(variant.prepare), *more)
     return folder
-
-
-def _trainer_state(folder: Path) -> dict:
-    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
 
 
 def calibrated(job: Job, checkpoint: Path, judged: Path, scratch: Path) -> dict:

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from antifraud.evaluation.inputs import read_probabilities
 from antifraud.evaluation.metrics import average_precision_of, bootstrap, confusion_counts, none_if_nan, rates
 from antifraud.provenance import code_provenance, file_sha256
 from data.command import command
-from data.files import DataError, numbered_lines, write_json
-from data.records import Skipped, parse_object, read_numbered_records
+from data.files import write_json
+from data.records import Skipped, read_numbered_records
 
 COMPARED = ("f1", "average_precision")
 
@@ -30,15 +31,7 @@ def read_seed(data: str, *predictions: str) -> tuple[list[dict], list[np.ndarray
         DataError: a predictions file lacks a record's line.
     """
     numbered = read_numbered_records(data, Skipped())
-    scores = []
-    for path in predictions:
-        rows = [parse_object(line, required={"line": int}) for _, line in numbered_lines(path)]
-        by_line = {row["line"]: row["probability"] for row in rows if "probability" in row}
-        missing = next((line for line, _ in numbered if line not in by_line), None)
-        if missing is not None:
-            raise DataError(f"{path}: no probability for line {missing} of {data}; predict that file again")
-        scores.append(np.array([by_line[line] for line, _ in numbered]))
-    return [record for _, record in numbered], scores
+    return [record for _, record in numbered], [read_probabilities(path, "data", numbered) for path in predictions]
 
 
 def compare(seeds: Sequence[tuple[list[dict], list[np.ndarray]]],
@@ -95,12 +88,12 @@ def table(found: dict) -> str:
                         for seed, of_seed in rows)])
 
 
-def difference(found: dict, form: str = "+.3f") -> str:
+def difference(found: dict) -> str:
     """A difference with its interval, for people."""
     if found["interval"] is None:
         return "undefined"
     low, high = found["interval"]
-    return f"{found['value']:{form}} ({low:{form}} to {high:{form}})"
+    return f"{found['value']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 @command

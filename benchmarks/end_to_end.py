@@ -22,7 +22,7 @@ from pathlib import Path
 from antifraud.compiling import kernels_kept
 from antifraud.model import default_device
 from antifraud.provenance import code_provenance, device_name, file_sha256
-from benchmarks import execute, seconds_a_step
+from benchmarks import execute, seconds_a_step, trainer_state
 from data.command import command
 from data.files import require_input, write_json
 
@@ -40,8 +40,7 @@ def of_training(run: Path, printed: list[tuple[float, str]]) -> dict:
         compiled, ``evaluating_seconds`` of so many ``evaluations``, and ``rest_seconds``: graphs of shapes that come
         later, checkpoints, the end.
     """
-    newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    state = trainer_state(run)
     evaluations = [row["eval_runtime"] for row in state["log_history"] if "eval_runtime" in row]
     a_step, steps = seconds_a_step(printed, LOGGING_STEPS), state["global_step"]
     found = {"train_seconds": printed[-1][0], "steps": steps, "seconds_a_step": a_step, "steps_seconds": steps * a_step,

@@ -12,7 +12,6 @@ alone, as for `benchmarks.training`.
 """
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -23,10 +22,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from antifraud.checkpoint import checkpoints_in
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, device_name
-from benchmarks import execute, folder_with_weights, seconds_a_step
+from benchmarks import execute, folder_with_weights, seconds_a_step, trainer_state
 from benchmarks.training import ROWS_A_STEP
 from data.command import command
 from data.files import write_json
@@ -62,7 +60,7 @@ def train(layout: str, processes: int, options: Sequence[str], output: str, devi
     """
     began = time.time()
     execute(*words_of(layout, processes, [*options, "--output", output, "--device", device]), env=environment(device))
-    history = json.loads((checkpoints_in(output)[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    history = trainer_state(output)["log_history"]
     return {"losses": [row["loss"] for row in history if "loss" in row],
             "eval_loss": next(row["eval_loss"] for row in reversed(history) if "eval_loss" in row),
             "seconds": time.time() - began}

@@ -37,18 +37,7 @@ from .noise import add_asr_noise, add_dictated_verdict
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
 from .records import Skipped, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
-from .split import (
-    NEAR_DUPLICATE,
-    SHARES,
-    SPLITS,
-    cut_apart,
-    hard_negatives,
-    is_fraud,
-    leave_out,
-    rebalance,
-    remove_repeats,
-    split_by_case,
-)
+from .split import SHARES, SPLITS, cut_apart, is_fraud, leave_out, rebalance, remove_repeats, split_by_case
 
 DICTATED_EVERY = 5  # of the copies with ASR noise
 FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
@@ -64,8 +53,6 @@ class Settings:
         lengths: of the segments, in characters.
         shares: of the dialogues, for train, eval and test.
         negatives_per_positive: in train; None keeps everything. See `rebalance`.
-        keep_hard_negatives: False takes harmless slices of scams out of train, to show what they are good for.
-        near_duplicate: similarity from which on a segment repeats another one; above 1, none does.
         augment: share of the train records that get a second copy with ASR noise, every fifth of these with a line that
             dictates a verdict; see `data.noise`.
         labels: which segments of a scam are fraud, one of `LABELS`; see `cut_dialogue`.
@@ -78,8 +65,6 @@ class Settings:
     lengths: Sequence[int] = SEGMENT_LENGTHS
     shares: Sequence[float] = SHARES
     negatives_per_positive: float | None = 1.0
-    keep_hard_negatives: bool = True
-    near_duplicate: float = NEAR_DUPLICATE
     augment: float = 0.0
     labels: str = "lines"
     held_out: Sequence[str | Path] = ()
@@ -103,20 +88,18 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     skipped = Skipped()
     held_out = [record for path in settings.held_out for record in read_records(path, Skipped())]
     read = read_dialogues(source, skipped, settings.reading)
-    dialogues = leave_out(read, held_out, settings.lengths, threshold=settings.near_duplicate)
+    dialogues = leave_out(read, held_out, settings.lengths)
     ordinary, source_of = deal_ordinary(settings.ordinary, skipped, seed=settings.seed)
     dealt = split_by_case(dialogues, shares=settings.shares, seed=settings.seed)
     dealt["train"] += [dialogue for path in settings.train_only for dialogue in read_dialogues(path, skipped)]
     refuse_same_cases([dialogue for members in dealt.values() for dialogue in members], source_of)
-    splits = {
-        name: cut_apart(members, settings.lengths, held_out, labels=settings.labels, threshold=settings.near_duplicate)
-        for name, members in dealt.items()}
+    splits = {name: cut_apart(members, settings.lengths, held_out, labels=settings.labels)
+              for name, members in dealt.items()}
     for part, members in ordinary.items():
-        records = with_source(cut_apart(members, settings.lengths, held_out, threshold=settings.near_duplicate),
-                              source_of)
+        records = with_source(cut_apart(members, settings.lengths, held_out), source_of)
         splits[part] = splits.get(part, []) + records
     cut = {name: len(records) for name, records in splits.items()}
-    removed = remove_repeats(splits, threshold=settings.near_duplicate)
+    removed = remove_repeats(splits)
     balance = _make_train(splits, settings)
     _refuse_one_label(splits, source, dialogues, removed)
     report = {
@@ -158,9 +141,6 @@ def _dictated(record: dict, seed: int) -> dict:
 def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:
     """Rebalances and augments train in place, shuffles every part; returns what there was and what was kept."""
     train = splits["train"]
-    if not settings.keep_hard_negatives:
-        hard = set(hard_negatives(train))
-        train = [record for i, record in enumerate(train) if i not in hard]
     kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
                      ordinary_share=settings.ordinary.train_share, seed=settings.seed)
     splits["train"] = augment(kept, settings.augment, seed=settings.seed)

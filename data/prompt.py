@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, takewhile
+from itertools import groupby, takewhile
 from operator import itemgetter
 
 from jinja2 import TemplateError
@@ -171,12 +171,9 @@ class PromptEncoder:
         lines, origin = canonical_lines(text, self.task)
         whole = "\n".join(lines)
         if len(whole) <= self.room * CHARACTERS_A_TOKEN and len(ids := self._plain_ids([whole])[0]) <= self.room:
-            return [Window(self.head + ids + self.tail, origin[0][0], origin[-1][1], 0)]
-        starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-        return [Window(self.head + ids + self.tail, origin[first][0], origin[last][1],
-                       starts[origin[first][0]] + left_out)
-                for first, last, left_out, ids in cut_into_windows(lines, min(self.room, WINDOW_TOKENS),
-                                                                   self._plain_ids)]
+            return [Window(self.head + ids + self.tail, origin[0][0], origin[-1][1])]
+        return [Window(self.head + ids + self.tail, origin[first][0], origin[last][1])
+                for first, last, ids in cut_into_windows(lines, min(self.room, WINDOW_TOKENS), self._plain_ids)]
 
     def newest_prompts(self, text: str) -> list[list[int]]:
         """[lines] for the text up to the end of each of its lines, the prompt of the last of its windows.
@@ -198,7 +195,7 @@ class PromptEncoder:
     def _newest_windows(self, lines: Sequence[str], ends: Sequence[int]) -> Iterator[list[int]]:
         """Token ids of the last window of ``lines[:end]`` for each of `ends`: windows are cut from the beginning on."""
         windows = cut_into_windows(lines, min(self.room, WINDOW_TOKENS), self._plain_ids)
-        by_lines = [(place, list(parts)[-1][3]) for place, parts in groupby(windows, key=itemgetter(0, 1))]
+        by_lines = [(place, list(parts)[-1][2]) for place, parts in groupby(windows, key=itemgetter(0, 1))]
         reached = 0
         for end in ends:
             while by_lines[reached][0][1] < end - 1:

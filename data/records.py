@@ -69,33 +69,27 @@ class Skipped:
 # ------------------------------------------------------------------------------------------------------- records
 
 
-def read_records(path: str | Path, skipped: Skipped | None = None, reading: Reading | None = None) -> list[dict]:
+def read_records(path: str | Path, skipped: Skipped | None = None) -> list[dict]:
     """All records of a file; see `read_numbered_records`."""
-    return [record for _, record in read_numbered_records(path, skipped, reading)]
+    return [record for _, record in read_numbered_records(path, skipped)]
 
 
-def read_numbered_records(path: str | Path, skipped: Skipped | None = None, reading: Reading | None = None
-                          ) -> list[tuple[int, dict]]:
+def read_numbered_records(path: str | Path, skipped: Skipped | None = None) -> list[tuple[int, dict]]:
     """(line number from 1, record) of all records of a file.
 
     Args:
-        path: the file; without `reading` JSON Lines in UTF-8, with or without a byte-order mark, LF or CRLF.
-        skipped: where to note rows that are empty or whose ``input`` is. Without it an empty ``input`` is an error.
-        reading: how a file of another format is to be read.
+        path: JSON Lines in UTF-8, with or without a byte-order mark, LF or CRLF.
+        skipped: where to note rows whose ``input`` is empty. Without it that is an error.
 
     Raises:
         DataError: the file is missing, empty, of another format, or a row is not a good record.
     """
-    if reading is not None and reading.layout == "texts":
-        raise DataError(f"{path}: --layout texts gives dialogues without labels, for evaluate.py --predict")
     skipped_rows = Skipped()
     records = []
-    for number, record in record_rows(path, reading):
+    for number, record in record_rows(path):
         if isinstance(record, DataError):
             raise record
-        if record is None:
-            skipped_rows.add(f"{path}:{number}: the row is empty")
-        elif not is_blank(record["input"]):
+        if not is_blank(record["input"]):
             records.append((number, record))
         elif skipped is None:
             raise DataError(f"{path}:{number}: 'input' is empty; remove the line or give it a dialogue")
@@ -115,9 +109,6 @@ def record_rows(path: str | Path, reading: Reading | None = None) -> Iterator[tu
         for number, text in numbered_lines(path):
             yield number, _tried(f"{path}:{number}", lambda text: _native_record(path, text), text)
         return
-    if reading.layout == "dialogues":
-        raise DataError(f"{path}: --layout dialogues gives dialogues, records are expected here; cut them into records "
-                        "with python -m data.prepare --source")
     required = {"input": str} if reading.layout == "texts" else REQUIRED_KEYS
     source = _opened(path, reading)
     for number, row in source.rows:

@@ -10,7 +10,6 @@ from .segments import SEGMENT_LENGTHS, cut_dialogue
 
 SPLITS = ("train", "eval", "test")
 SHARES = (0.8, 0.1, 0.1)
-NEAR_DUPLICATE = 0.8
 # What each part must not repeat: there the part itself gives way.
 DEARER = {"eval": ("test",), "ordinary_eval": ("ordinary",), "train": ("test", "ordinary", "eval", "ordinary_eval")}
 
@@ -59,49 +58,48 @@ def deal(dialogues: Sequence[Dialogue], shares: Sequence[float], rng: random.Ran
     return dealt
 
 
-def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: Sequence[int] = SEGMENT_LENGTHS, *,
-              threshold: float = NEAR_DUPLICATE) -> list[Dialogue]:
+def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: Sequence[int] = SEGMENT_LENGTHS
+              ) -> list[Dialogue]:
     """The dialogues of which no segment shares a line with a held-out record or nearly repeats one.
 
     A category that would be gone altogether (of a few long meetings, say) stays, for segments that do neither.
     """
     segments = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths)]
-    repeated = _repeats(segments, held_out, threshold)
+    repeated = _repeats(segments, held_out)
     cases = {record["case"] for record, repeats in zip(segments, repeated, strict=True) if repeats}
     left = {dialogue.category for dialogue in dialogues if dialogue.case not in cases}
     return [dialogue for dialogue in dialogues if dialogue.case not in cases or dialogue.category not in left]
 
 
 def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
-              labels: str = "lines", threshold: float = NEAR_DUPLICATE) -> list[dict]:
+              labels: str = "lines") -> list[dict]:
     """The segments of `dialogues` that share no line with a held-out record and nearly repeat none."""
     segments = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths, labels)]
-    repeated = _repeats(segments, held_out, threshold)
+    repeated = _repeats(segments, held_out)
     return [record for record, repeats in zip(segments, repeated, strict=True) if not repeats]
 
 
-def _repeats(segments: Sequence[dict], held_out: Sequence[dict], threshold: float) -> list[bool]:
+def _repeats(segments: Sequence[dict], held_out: Sequence[dict]) -> list[bool]:
     """For each segment, whether it shares a whole line with some held-out record, or nearly repeats it."""
     if not held_out:
         return [False] * len(segments)
-    nearly = near_duplicates([segment["input"] for segment in segments], [record["input"] for record in held_out],
-                             threshold=threshold)
+    nearly = near_duplicates([segment["input"] for segment in segments], [record["input"] for record in held_out])
     return [either or line for either, line in zip(nearly, rows_sharing_a_line(segments, held_out), strict=True)]
 
 
-def remove_repeats(splits: dict[str, list[dict]], *, threshold: float = NEAR_DUPLICATE) -> dict[str, int]:
+def remove_repeats(splits: dict[str, list[dict]]) -> dict[str, int]:
     """Removes, in place, segments that repeat one of a dearer part (`DEARER`); returns how many each part lost.
 
     A segment repeats another by near-duplication; one of train also where it holds half of the other's runs of 20
-    characters. With a `threshold` above 1 nothing is removed.
+    characters.
     """
     removed = dict.fromkeys(splits, 0)
     for name, dearer in DEARER.items():
         others = [record["input"] for other in dearer for record in splits.get(other, ())]
-        if name not in splits or not others or threshold > 1:
+        if name not in splits or not others:
             continue
         texts = [record["input"] for record in splits[name]]
-        repeats = near_duplicates(texts, others, threshold=threshold)
+        repeats = near_duplicates(texts, others)
         if name == "train":
             most = rows_that_repeat_most_of(texts, others)
             repeats = [either or run for either, run in zip(repeats, most, strict=True)]

@@ -18,19 +18,16 @@ class Window:
     Attributes:
         ids: token ids of the whole prompt, as `PromptEncoder.prompts` gives.
         first_line, last_line: the lines of the text as given that it reads, counted from 0.
-        start: where in the text it begins: the character that the first line begins with, and those of the line's
-            words (in normal form) that are left out where a line alone is longer than a window.
     """
 
     ids: list[int]
     first_line: int
     last_line: int
-    start: int
 
 
 def cut_into_windows(lines: Sequence[str], room: int, encode: Callable[[Sequence[str]], list[list[int]]]
-                     ) -> Iterator[tuple[int, int, int, list[int]]]:
-    """(first line, last line, characters left out of the first, token ids) of windows of at most `room` tokens.
+                     ) -> Iterator[tuple[int, int, list[int]]]:
+    """(first line, last line, token ids) of windows of at most `room` tokens.
 
     Every line is read whole by some window, but for lines longer than one: they are cut at ends of sentences, their
     speaker stands before each part. No more text is tokenised at a time than a window may hold.
@@ -45,9 +42,9 @@ def cut_into_windows(lines: Sequence[str], room: int, encode: Callable[[Sequence
         while (ids := _fitting("\n".join(lines[first:last + 1]), room, encode)) is None and last > first:
             last -= 1
         if ids is None:
-            yield from ((first, first, start, part) for start, part in _parts(lines[first], room, encode))
+            yield from ((first, first, part) for part in _parts(lines[first], room, encode))
         else:
-            yield first, last, 0, ids
+            yield first, last, ids
         if last + 1 == len(lines):
             return
         following, shared = last + 1, sizes[last + 1]
@@ -83,8 +80,8 @@ def _fitting(text: str, room: int, encode) -> list[int] | None:
     return ids if len(ids) <= room else None
 
 
-def _parts(line: str, room: int, encode) -> Iterator[tuple[int, list[int]]]:
-    """(characters left out before it, token ids) of overlapping parts of a line."""
+def _parts(line: str, room: int, encode) -> Iterator[list[int]]:
+    """Token ids of overlapping parts of a line."""
     match = SPEAKER.match(line)
     speaker = match[0] if match and len(match[0]) < room // OVERLAP else ""
     said, start, length = line[len(speaker):], 0, room * 2
@@ -97,7 +94,7 @@ def _parts(line: str, room: int, encode) -> Iterator[tuple[int, list[int]]]:
                 ids = encode([speaker + said[start:end]])[0][:room]
             elif ids is None:
                 length = max(1, length * 3 // 4)
-        yield start, ids
+        yield ids
         if end == len(said):
             return
         # So many characters nearly fill the next part: what is tokenised only to be found too long costs most here.

@@ -1,6 +1,5 @@
 """A headless Chromium, driven through chromedriver's WebDriver protocol with Python's own http client."""
 
-import base64
 import json
 import shutil
 import subprocess
@@ -67,11 +66,6 @@ class Browser:
     def errors(self) -> list[str]:
         """What the page complained of on its console since last asked."""
         return [entry["message"] for entry in self._post("/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"]
-
-    def screenshot(self, path: str | Path) -> None:
-        taken = self._post("/goog/cdp/execute", {"cmd": "Page.captureScreenshot",
-                                                 "params": {"captureBeyondViewport": True}})
-        Path(path).write_bytes(base64.b64decode(taken["data"]))
 
     def _find(self, css: str) -> str:
         return next(iter(self._post("/element", {"using": "css selector", "value": css}).values()))

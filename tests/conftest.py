@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -74,6 +75,20 @@ def run_folder(made_once, base, train_file, eval_file) -> str:
 
     return made_once("run", lambda folder: train_briefly(base, train_file, eval_file, folder, max_steps=80,
                                                          eval_steps=40, save_steps=40))
+
+
+@pytest.fixture(scope="module")
+def loaded(base, run_folder):
+    """(model, tokenizer): the run's best checkpoint, as it is judged."""
+    from evaluate import load_model
+
+    return load_model(base, run_folder, "cpu")
+
+
+@pytest.fixture
+def checkpoint(run_folder, tmp_path):
+    """A copy of that checkpoint, to be changed."""
+    return shutil.copytree(f"{run_folder}/checkpoint-80", tmp_path / "run" / "checkpoint-80")
 
 
 # Files whose tests start processes share one that has imported everything: they stay together.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
@@ -52,22 +52,14 @@ def make_tokenizer(**options) -> PreTrainedTokenizerFast:
 
 def save_tiny_qwen2(folder: str | Path, *, seed: int = 0) -> str:
     """Saves a random two-layer Qwen2 and its tokenizer; returns the folder."""
-    tokenizer = make_tokenizer()
-    set_seed(seed)
-    config = Qwen2Config(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-                         tie_word_embeddings=True, initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_random_base(folder, "Qwen2", make_tokenizer(), seed=seed)
 
 
-def save_random_base(folder: str | Path, architecture: str, tokenizer) -> str:
+def save_random_base(folder: str | Path, architecture: str, tokenizer, *, seed: int = 0) -> str:
     """Saves a random two-layer model of one of `ARCHITECTURES`, and the tokenizer; returns the folder."""
     model_name, options = ARCHITECTURES[architecture]
     model_class = getattr(transformers, model_name)
-    set_seed(0)
+    set_seed(seed)
     config = model_class.config_class(
         vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, **SIZES, **options)

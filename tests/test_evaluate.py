@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate as evaluate_module
-from antifraud.checkpoint import find_checkpoint
 from antifraud.evaluation.inputs import read_inputs
 from antifraud.evaluation.scoring import generate_answers, parse_answer, score_prompts
 from data.files import DataError
@@ -32,11 +30,6 @@ REPORT_KEYS = {
 
 
 @pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_model(base, run_folder, "cpu")
-
-
-@pytest.fixture(scope="module")
 def encoder(loaded):
     return PromptEncoder(loaded[1], Task())
 
@@ -44,12 +37,6 @@ def encoder(loaded):
 @pytest.fixture(scope="module")
 def prompts(encoder):
     return encoder.prompts([record["input"] for record in make_records(17, first_case=500)])
-
-
-@pytest.fixture
-def checkpoint(run_folder, tmp_path) -> Path:
-    """A copy of a checkpoint, to be spoilt."""
-    return Path(shutil.copytree(find_checkpoint(run_folder), tmp_path / "checkpoint-80"))
 
 
 # ---------------------------------------------------------------------------------------------- the scores
@@ -214,7 +201,6 @@ def test_empty_dialogues_are_skipped_and_counted(loaded, tmp_path, capsys):
 
 
 def test_a_model_loaded_by_other_means_is_judged_with_the_default_task(base, eval_file):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     report = evaluate_with_model(model, tokenizer, eval_file, "cpu", progress=False)
     assert report["provenance"]["model"]["quantization"]["type"] == "none" and report["n"] == 20
@@ -339,7 +325,7 @@ def test_a_side_dish_that_fails_is_named_and_the_report_is_there(loaded, eval_fi
 def test_the_report_is_there_when_neither_picture_nor_printing_works(loaded, eval_file, tmp_path, monkeypatch):
     output, terminal = tmp_path / "report.json", io.BytesIO()
     monkeypatch.setattr(evaluate_module, "load_model", lambda *args, **options: loaded)
-    monkeypatch.setattr(evaluate_module, "save_report_figure", None)
+    monkeypatch.setattr(evaluate_module, "report_figure", None)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding="ascii"))
     assert evaluate_module.main(["--model", "m", "--data", eval_file, "--device", "cpu", "--output", str(output)]) == 0
     sys.stdout.flush()
@@ -375,11 +361,6 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(options, eval_file, 
 
 
 # ------------------------------------------------------------------------------------ bad checkpoints
-
-
-def test_a_runs_folder_means_its_best_checkpoint(run_folder):
-    state = json.loads((Path(run_folder) / "checkpoint-80" / "trainer_state.json").read_text())
-    assert find_checkpoint(run_folder).name == f"checkpoint-{state['best_global_step']}"
 
 
 def test_a_missing_checkpoint_is_refused(base, tmp_path):

@@ -20,6 +20,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
 
+from antifraud.serving.gguf_writer import QWEN2_WORDS
+from data.command import command
 from data.files import DataError
 from data.prompt import INSTRUCTION, Task
 from data.sample import dialogues_and_requests
@@ -30,8 +32,6 @@ ANSWER_WEIGHT = 4.0  # of a token of the answer against one of the dialogue, whi
 CORPUS_SEED = 10_000  # the first of the seeds that pretraining reads; demos and tests use those below 10
 VOCABULARY = 3072
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-         r"\s*[\r\n]+|\s+(?!\S)|\s+")  # how Qwen2 cuts texts into words
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -55,7 +55,7 @@ def build_tokenizer(turns: Sequence[tuple[str, str]]) -> PreTrainedTokenizerFast
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), "isolated"),
+        pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[PAD, START, END], show_progress=False,
@@ -158,6 +158,7 @@ def held_out_loss(model, tokenizer, *, n: int = 200) -> float:
     return sum(losses) / len(losses)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.make_tiny_base", description=__doc__.split("\n")[0])
     parser.add_argument("--output", required=True, help="folder for the model and its tokenizer")
@@ -166,11 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        loss = make(args.output, dialogues=args.dialogues, steps=args.steps, device=args.device, seed=args.seed)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+    loss = make(args.output, dialogues=args.dialogues, steps=args.steps, device=args.device, seed=args.seed)
     print(f"weighted loss on unseen dialogues: {loss:.3f} a token; written to {args.output}")
     return 0
 

@@ -26,6 +26,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from data.command import command
+from data.files import DataError
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 TIMED = ("03", "05", "06", "10")
 SIDE_BY_SIDE = min(4, max(2, (os.cpu_count() or 1) // 4))
@@ -97,11 +100,11 @@ def link_to_colab(address: str, folder: Path = FOLDER) -> None:
     """Gives every notebook a badge under its title, and a cell that fetches the code in Colab, from that address.
 
     Raises:
-        ValueError: that is no address of a repository on GitHub, where Colab can open notebooks from.
+        DataError: that is no address of a repository on GitHub, where Colab can open notebooks from.
     """
     match = ADDRESS.fullmatch(address)
     if not match:
-        raise ValueError(f"--colab takes https://github.com/OWNER/REPOSITORY, with your own names, not {address!r}")
+        raise DataError(f"--colab takes https://github.com/OWNER/REPOSITORY, with your own names, not {address!r}")
     for path in notebooks(folder=folder):
         book = nbformat.read(path, as_version=4)
         title, _, rest = BADGE_LINE.sub("", book.cells[0].source).partition("\n")
@@ -114,6 +117,7 @@ def link_to_colab(address: str, folder: Path = FOLDER) -> None:
         nbformat.write(book, path)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.run_notebooks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,20 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--colab", metavar="ADDRESS", help="where on GitHub Colab finds the code: runs nothing")
     args = parser.parse_args(argv)
     if args.colab is not None:
-        return publish(args.colab)
+        link_to_colab(args.colab)
+        return 0
     failed = run_all(notebooks(args.numbers), args.to)
     if failed:
         print("failed:", *failed, file=sys.stderr)
     return 1 if failed else 0
-
-
-def publish(address: str) -> int:
-    try:
-        link_to_colab(address)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
 
 
 def run_all(books: Sequence[Path], to: Path) -> list[str]:

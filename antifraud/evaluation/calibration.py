@@ -20,9 +20,9 @@ from data.files import DataError
 from data.prompt import PromptEncoder
 from data.records import Skipped, read_numbered_records, read_records
 
-from ..checkpoint import Decision, anonymous, find_checkpoint, lineage_of, require_calibratable, save_calibration
+from ..checkpoint import Decision, find_checkpoint, lineage_of, require_calibratable, save_calibration
 from ..model import load_tuned
-from ..provenance import describe_data
+from ..provenance import anonymous, describe_data
 from .calls import cases_apart, highest_by_call, ordinary_report, require_ordinary
 from .metrics import (
     average_precision,

@@ -8,7 +8,7 @@ from data.files import DataError
 
 from .metrics import (
     LEVEL,
-    average_precision_of,
+    average_precision_difference,
     bootstrap,
     classification_metrics,
     confidence_intervals,
@@ -73,10 +73,8 @@ def call_report(records: Sequence[dict], scores: np.ndarray, threshold: float,
 
 def paired_by_call(records: Sequence[dict], scores: np.ndarray, other: np.ndarray) -> dict:
     """Average precision by call of `scores` minus that of `other`: ``value`` and ``interval``."""
-    (y_true, first), (_, second) = by_call(records, scores), by_call(records, other)
-    areas = [average_precision_of(y_true, of) for of in (first, second)]
-    interval = bootstrap(lambda weights: {"ap": areas[0](weights) - areas[1](weights)}, len(y_true))["ap"]
-    return {"value": none_if_nan(areas[0](None) - areas[1](None)), "interval": interval}
+    y_true, highest = by_call(records, scores)
+    return average_precision_difference(y_true, highest, highest_by_call(records, other))
 
 
 def ordinary_report(records: Sequence[dict], scores: np.ndarray, threshold: float) -> dict:
@@ -124,7 +122,6 @@ def _false_alarms(alarms: np.ndarray, calls: Sequence[Hashable]) -> dict:
     segments, alarmed = (np.bincount(number, weights, n_calls) for weights in (None, alarms))
     row = {"calls": n_calls, "segments": len(alarms), "alarmed_calls": int((alarmed > 0).sum()),
            "alarmed_segments": int(alarmed.sum())}
-
     intervals = bootstrap(lambda weights: {"segments": ratio(weights @ alarmed, weights @ segments)}, n_calls)
     intervals["calls"] = exact_interval(row["alarmed_calls"], n_calls)
     if row["alarmed_segments"] in (0, len(alarms)):  # every resample would agree

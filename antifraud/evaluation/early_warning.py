@@ -23,7 +23,7 @@ from data.command import command
 from data.files import DataError, one_line, require_output, write_json
 from data.normalise import normalise
 from data.prompt import PromptEncoder
-from data.records import Dialogue, Line, Skipped, read_dialogues, read_records
+from data.records import Dialogue, Line, Skipped, read_dialogues, read_numbered_records, read_records
 from data.segments import cut_lines
 from data.speakers import format_dialogue, split_lines
 from data.split import is_fraud
@@ -31,6 +31,7 @@ from data.split import is_fraud
 from ..checkpoint import lineage_of, provenance_of
 from ..model import default_device, load_tuned
 from ..provenance import file_sha256
+from .calls import require_ordinary
 from .metrics import confidence_intervals
 from .scoring import calibrated, score_prompts, windows_of
 
@@ -85,9 +86,9 @@ def ordinary_calls(path: str) -> list[Dialogue]:
         DataError: a record is labelled fraud.
     """
     calls = []
-    for number, record in enumerate(read_records(path, Skipped()), start=1):
-        if record["label"]:
-            raise DataError(f"{path}: record {number} is labelled fraud; ordinary calls have none")
+    numbered = read_numbered_records(path, Skipped())
+    require_ordinary(numbered, path)
+    for number, record in numbered:
         turns = split_lines(normalise(record["input"]))
         lines = tuple(Line(speaker or "", content, False) for speaker, content in turns)
         calls.append(Dialogue(str(record.get("case", f"{path}:{number}")), record.get("category", ""), lines))

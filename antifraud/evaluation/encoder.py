@@ -34,7 +34,7 @@ from data.records import Skipped, read_numbered_records, read_records, write_rec
 from data.windows import WINDOW_TOKENS, cut_into_windows
 
 from ..model import compute_dtype, default_device, locate_model, pick_device
-from ..provenance import code_provenance, describe_base, describe_data, device_name
+from ..provenance import anonymous, code_provenance, describe_base, describe_data, device_name
 
 MAX_LENGTH = 512  # tokens; what such encoders read
 ROWS_A_BATCH = 32
@@ -149,11 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_records(Path(args.output) / Path(path).name,
                       [{"line": line, "probability": round(float(score), 6)}
                        for (line, _), score in zip(numbered, scores, strict=True)])
-    train_rows = len(trainer.train_dataset)
     write_json(Path(args.output) / "encoder.json", {
         "model": describe_base(locate_model(args.model)), "epochs": args.epochs, "learning_rate": args.learning_rate,
-        "seed": args.seed, "train_data": {key: value for key, value in describe_data(args.train, train_rows).items()
-                                          if key != "path"},
+        "seed": args.seed, "train_data": anonymous(describe_data(args.train, len(trainer.train_dataset))),
         "log": [row for row in trainer.state.log_history if "eval_loss" in row],
         "device": device_name(trainer.model.device), **code_provenance()})
     print(f"written to {args.output}: {', '.join(names)}; put it beside the model with evaluate.py --full --peer "

@@ -12,8 +12,7 @@ import numpy as np
 from data.files import DataError, numbered_lines, require_input
 from data.records import Skipped, parse_object, read_numbered_records
 
-from ..checkpoint import anonymous
-from ..provenance import describe_data
+from ..provenance import anonymous, describe_data
 from .calls import cases_apart, require_ordinary
 
 METHODS = ("score", "generate")
@@ -133,10 +132,10 @@ def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[in
         if len(named) > len(sets):
             raise DataError(f"peer {text!r}: {len(named)} files, at most {len(sets)} are read")
         files = dict(zip(sets, named))
-    return name, {of_set: _probabilities(file, of_set, sets[of_set][1]) for of_set, file in files.items()}
+    return name, {of_set: read_probabilities(file, of_set, sets[of_set][1]) for of_set, file in files.items()}
 
 
-def _probabilities(file: str | Path, of_set: str, numbered: Sequence[tuple[int, dict]]) -> np.ndarray:
+def read_probabilities(file: str | Path, of_set: str, numbered: Sequence[tuple[int, dict]]) -> np.ndarray:
     """[records] what a file of ``line`` and ``probability`` says of the records of these lines."""
     if not numbered:
         raise DataError(f"{file}: probabilities for the {of_set} file, which is not given; "

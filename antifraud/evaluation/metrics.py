@@ -144,7 +144,7 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
     for name, cells in PROPORTIONS.items():
         whole = int(sum(counts[cell] for cell in cells))
         part = int(counts["tp"] + counts["tn"] if name == "accuracy" else counts["tp"])
-        rows = _rows_of(name, y_true, y_pred)
+        rows = {"precision": y_pred, "recall": y_true, "accuracy": np.ones_like(y_true)}[name]
         independent = len(set(np.asarray(groups, dtype=object)[rows])) if groups is not None else whole
         if independent == 1:
             intervals[name] = None
@@ -154,10 +154,6 @@ def confidence_intervals(y_true: Sequence[bool], y_pred: Sequence[bool], y_score
             wilson = binomtest(independent if part else 0, independent).proportion_ci(LEVEL, method="wilson")
             intervals[name] = [wilson.low, wilson.high]
     return intervals
-
-
-def _rows_of(proportion: str, y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    return {"precision": y_pred, "recall": y_true, "accuracy": np.ones_like(y_true)}[proportion]
 
 
 def rate_differences(y_true: Sequence[bool], y_pred: Sequence[bool], other: Sequence[bool],

@@ -41,13 +41,9 @@ def call_in_process(module: str, function: str, *args) -> object:
 
 def _serve() -> None:
     """The other end of `call_in_process`: both ends are this code, so a pickle between them is safe."""
+    module, function, args = pickle.load(sys.stdin.buffer)
     try:
-        answer = None, call(*_read())
+        answer = None, call(module, function, *args)
     except DataError as error:
         answer = str(error), None
     sys.stdout.buffer.write(pickle.dumps(answer))
-
-
-def _read() -> tuple:
-    module, function, args = pickle.load(sys.stdin.buffer)
-    return module, function, *args

@@ -79,15 +79,9 @@ def score_rows(model, rows: Sequence[Row], *, tokens_a_batch: int | None = None,
     return scores
 
 
-def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *, line_aware: bool | None = None,
-                  **options) -> np.ndarray:
-    """[prompts] score of each prompt; see `score_rows` for `options`.
-
-    Args:
-        line_aware: whether the most suspicious lines count; default: as the model's checkpoint says.
-    """
-    line_aware = lineage_of(model).decision.line_aware if line_aware is None else line_aware
-    return score_rows(model, rows_of(encoder, prompts, line_aware=line_aware), **options)
+def score_prompts(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], **options) -> np.ndarray:
+    """[prompts] score of each prompt; see `score_rows` for `options`."""
+    return score_rows(model, rows_of(encoder, prompts, line_aware=lineage_of(model).decision.line_aware), **options)
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ class Prediction:
 def windows_of(encoder: PromptEncoder, dialogues: Sequence[str]) -> list[list[Window]]:
     """[dialogues] the windows that read all of each; those that fit into one, nearly all, are tokenised together."""
     prompts = encoder.prompts(dialogues)
-    return [encoder.windows(text) if longer else [Window(prompt, 0, text.count("\n"), 0)]
+    return [encoder.windows(text) if longer else [Window(prompt, 0, text.count("\n"))]
             for text, prompt, longer in zip(dialogues, prompts, prompts.truncated, strict=True)]
 
 
@@ -195,8 +189,7 @@ def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def score_of_log_odds(odds: Sequence[float], decision: Decision) -> float:
-    """The score of a dialogue by the log-odds of its lines, if any, and last of its answer; NaN if one is not finite.
-    """
+    """The score of a dialogue by the log-odds of its lines, if any, and last its answer; NaN if one is not finite."""
     *of_lines, of_answer = odds
     return float(expit(decision.log_odds(of_answer, of_lines))) if np.isfinite(odds).all() else math.nan
 

@@ -28,7 +28,7 @@ from data.records import Skipped, read_records
 from ..checkpoint import TASK_FILE, Lineage, find_checkpoint, read_checkpoint, require_same_base
 from ..evaluation.scoring import predict
 from ..model import default_device, load_base, load_tuned, locate_model
-from ..provenance import describe_base, describe_data, versions
+from ..provenance import anonymous, describe_base, describe_data, versions
 from .gguf_writer import require_gguf_support, write_gguf
 from .model_card import read_report, render_card
 
@@ -89,9 +89,8 @@ def export(model_path: str, checkpoint_path: str, output: str | Path, *, merge_i
         if reference is not None:
             merged = predict(*load_tuned(
                 str(unfinished), device=device, trust_remote_code=trust_remote_code), dialogues)
-            data = describe_data(data_path, len(dialogues))
             facts["comparison"] = {**compare(reference, merged, lineage.decision.threshold), "device": device,
-                                   "data": {key: data[key] for key in ("name", "sha256", "rows")}}
+                                   "data": anonymous(describe_data(data_path, len(dialogues)))}
         write_json(unfinished / EXPORT_FILE, facts)
         write_text(unfinished / "README.md", render_card(Path(output).name, facts, lineage, prompt, report))
     return facts
@@ -139,9 +138,8 @@ def save_model(model, tokenizer, lineage: Lineage, folder: Path) -> None:
         pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    fields = dataclasses.asdict(lineage)
+    fields = dataclasses.asdict(dataclasses.replace(lineage, train_data=anonymous(lineage.train_data)))
     del fields["checkpoint"]
-    fields["train_data"].pop("path", None)  # where a file lay on somebody's disk is nobody's business
     write_json(folder / TASK_FILE, {**fields, "versions": versions()})
 
 

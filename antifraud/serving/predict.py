@@ -259,7 +259,9 @@ class Output:
                 require_same(self.path, job, RESTART)
             else:  # the stamp comes first: there is never a row that nothing is known about
                 write_stamp(self.path, job)
-            self._cut_to(self._read(chunks))
+            whole = self._read(chunks)
+            if self.path.stat().st_size > whole:
+                self.file.truncate(whole)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
         return self.tally.rows
@@ -289,10 +291,6 @@ class Output:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror}); what is there can be continued"
                             ) from None
-
-    def _cut_to(self, end: int) -> None:
-        if self.path.stat().st_size > end:
-            self.file.truncate(end)
 
     def _read(self, chunks: Iterator[Chunk]) -> int:
         """Tallies the output's whole chunks; returns the byte offset where they end."""

@@ -123,11 +123,6 @@ def batches_by_tokens(lengths: Sequence[int], width: Callable[[int], int], *, to
     return batches + [[len(lengths)]] * (-len(batches) % processes)
 
 
-def filled_up(rows: int, batch_size: int) -> int:
-    """The number of rows once blank ones have filled up the last batch."""
-    return math.ceil(rows / batch_size) * batch_size
-
-
 class LengthGroupedBatches(torch.utils.data.Sampler[int]):
     """Row numbers such that every `batch_size` of them are of similar length, batches in random order.
 
@@ -147,7 +142,7 @@ class LengthGroupedBatches(torch.utils.data.Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return filled_up(len(self.lengths), self.batch_size)
+        return math.ceil(len(self.lengths) / self.batch_size) * self.batch_size
 
     def __iter__(self):
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]

@@ -17,7 +17,14 @@ from data.prompt import PromptEncoder, Task, add_task_options, task_of
 from data.records import Skipped, read_records
 
 from ..checkpoint import Lineage, checkpoints_in, newest_complete_checkpoint
-from ..model import default_device, locate_model, pick_device, require_device, require_model_files
+from ..model import (
+    QUANTIZATIONS,
+    default_device,
+    locate_model,
+    pick_device,
+    require_device,
+    require_model_files,
+)
 from ..provenance import describe_base, describe_data
 from .examples import require_both_labels
 from .guard import what_is_kept
@@ -75,7 +82,7 @@ def parser() -> Parser:
     main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="how to compute the steps: plain "
                       "(any GPU), small (bf16; 3 GiB for Qwen2-1.5B), fast (14 GiB); default: by the free memory")
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
-    main.add_argument("--quantization", choices=("nf4", "fp4", "none"), default="nf4")
+    main.add_argument("--quantization", choices=QUANTIZATIONS, default="nf4")
     main.add_argument("--double-quantization", action="store_true")
     main.add_argument("--dequantize", action="store_true",
                       help="keep the 4-bit values in 16 bit: the same results, more memory")

@@ -12,26 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import masking_utils
 
+from ..logits import replaced
 from .batches import IGNORED
 
 NO_MASKS = {"is_tracing": lambda tensor=None: False, "find_packed_sequence_indices": lambda position_ids: None}
 
 
-@contextlib.contextmanager
-def without_masks() -> Iterator[None]:
-    """Within this context transformers leaves out an attention mask where causal attention needs none.
+def without_masks() -> contextlib.AbstractContextManager:
+    """A context within which transformers leaves out an attention mask where causal attention needs none.
 
     It does so otherwise too, but to see whether a batch is packed it waits for the GPU, which a capture must not,
     and while a graph is captured it prefers a mask, which keeps attention off its fastest kernel.
     """
-    usual = {name: getattr(masking_utils, name) for name in NO_MASKS}
-    try:
-        for name, function in NO_MASKS.items():
-            setattr(masking_utils, name, function)
-        yield
-    finally:
-        for name, function in usual.items():
-            setattr(masking_utils, name, function)
+    return replaced(masking_utils, **NO_MASKS)
 
 
 @contextlib.contextmanager

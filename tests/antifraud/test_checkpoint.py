@@ -18,7 +18,7 @@ from antifraud.checkpoint import (
     rotate_checkpoints,
     save_calibration,
 )
-from antifraud.evaluation.scoring import score_prompts, score_single_lines
+from antifraud.evaluation.scoring import rows_of, score_rows, score_single_lines
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import read_records
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_an_earlier_version_is_judged_by_its_own_threshold_tempe
     encoder = PromptEncoder(tokenizer, Task(normaliser=0))
     prompts = encoder.prompts(dialogues)
     lines = np.array([scores.max() for scores in score_single_lines(model, encoder, prompts)])
-    answers = score_prompts(model, encoder, prompts, line_aware=False)
+    answers = score_rows(model, rows_of(encoder, prompts))
     expected = expit((logit(answers) + logit(lines)) / 2 / 1.5)
     np.testing.assert_allclose(predict(model, tokenizer, dialogues), expected, atol=1e-4)
     report = evaluate_with_model(model, tokenizer, eval_file, "cpu", progress=False)

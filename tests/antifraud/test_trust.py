@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers import make_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run
 
-from antifraud.checkpoint import find_checkpoint
 from antifraud.evaluation.scoring import score_prompts
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
@@ -49,11 +47,6 @@ def traps(mark):
         for name in PICKLES:
             (folder / name).write_bytes(pickle.dumps(Trap(mark)))
     return put
-
-
-@pytest.fixture
-def checkpoint(run_folder, tmp_path) -> Path:
-    return Path(shutil.copytree(find_checkpoint(run_folder), tmp_path / "run" / "checkpoint-80"))
 
 
 @pytest.fixture
@@ -124,13 +117,6 @@ def test_a_base_with_pickled_weights_only_is_refused(base_copy, traps, mark):
     assert not mark.exists()
 
 
-def test_even_good_pickled_weights_are_refused(base_copy):
-    from safetensors.torch import load_file
-    torch.save(load_file(base_copy / "model.safetensors"), base_copy / "pytorch_model.bin")
-    (base_copy / "model.safetensors").unlink()
-    said_in_one_line(base_copy)
-
-
 @pytest.mark.parametrize("model_type", ["qwen2", "unheard_of"])
 def test_code_that_comes_with_a_base_runs_only_if_asked_to(base_copy, mark, monkeypatch, tmp_path, model_type):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -173,11 +159,6 @@ ODD = {
 }
 FRAGMENTS = st.sampled_from([*ODD.values(), "<|", "|>", "im_end", "\n", "A: ", "is_fraud", "true", "：", "诈"])
 ANY_TEXT = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=5))).map("".join))
-
-
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_model(base, run_folder, "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The tables of README and docs are what results/ says, and so is what their prose claims of them."""
 
+import functools
 import json
 import re
 import statistics
@@ -28,12 +29,12 @@ def test_a_table_that_was_edited_by_hand_is_made_anew_and_an_unknown_one_is_refu
 # --------------------------------------------------------------------- what prose says of them, <!-- claim: NAME -->
 
 
-def held_out(*keys):
-    return [found for reports in tables.reports_on("held_out").values() for found in tables.under(reports, *keys)]
+def judged_on(name, *keys):
+    """What the reports on a set have under `keys`, of all models."""
+    return [found for reports in tables.reports_on(name).values() for found in tables.under(reports, *keys)]
 
 
-def on_eval0819():
-    return [report for reports in tables.reports_on("eval0819").values() for report in reports]
+held_out = functools.partial(judged_on, "held_out")
 
 
 def minus_tfidf(reports, figure="f1", key="tfidf"):
@@ -54,19 +55,21 @@ def recall_lost(probe):
 
 def best_f1(name):
     """Of each seed with the best of the report's thresholds, the lowest and the highest."""
-    best = [max(row["f1"] for row in report["thresholds"])
-            for reports in tables.reports_on(name).values() for report in reports]
+    best = [max(row["f1"] for row in thresholds) for thresholds in judged_on(name, "thresholds")]
     return f"{min(best):.3f}", f"{max(best):.3f}"
 
 
 def gain_from_onset(figure):
-    of_lines, from_onset = (statistics.fmean(report[figure] for reports in tables.reports_on(name).values()
-                                             for report in reports) for name in ("eval0819", "eval0819_onset"))
+    of_lines, from_onset = (statistics.fmean(judged_on(name, figure)) for name in ("eval0819", "eval0819_onset"))
     return from_onset - of_lines
 
 
+def result(name):
+    return json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def ablations():
-    return json.loads((tables.RESULTS / "ablations.json").read_text(encoding="utf-8"))["rows"]
+    return result("ablations")["rows"]
 
 
 def ablation(variant):
@@ -74,7 +77,23 @@ def ablation(variant):
 
 
 def gpus(layout):
-    return json.loads((tables.RESULTS / "speed" / "several_gpus.json").read_text(encoding="utf-8"))["layouts"][layout]
+    return result("speed/several_gpus")["layouts"][layout]
+
+
+def rate(recipe):
+    return result("speed/training")["recipes"][recipe]["samples_per_second"]
+
+
+def scored(method):
+    return result("speed/scoring")["methods"][method]["rows_per_second"]
+
+
+def peak(recipe):
+    return result("speed/training")["recipes"][recipe]["peak_allocated_gib"]
+
+
+def weights(quantization):
+    return result("speed/steps")["quantization"][quantization]["weights_gib"]
 
 
 PEERS = ("tfidf", "tfidf_line_labels")
@@ -82,13 +101,13 @@ INJECTIONS = ("injected_command", "injected_tokens")
 LIBRARIES = ("unsloth", "unsloth_no_checkpointing", "liger", "trl")
 CLAIMS = {
     "one_rule_for_thresholds": lambda: all(
-        found["at_threshold"] for name in tables.SETS for reports in tables.reports_on(name).values()
-        for key in tables.PEERS for found in tables.under(reports, "baselines", key)),
+        found["at_threshold"] for name in tables.SETS for key in tables.PEERS
+        for found in judged_on(name, "baselines", key)),
     "eval0819_shares_lines": lambda: all(
-        report["overlap_with_train"]["rows_sharing_a_line"] > 0.5 for report in on_eval0819()),
+        shared > 0.5 for shared in judged_on("eval0819", "overlap_with_train", "rows_sharing_a_line")),
     "close_on_eval0819": lambda: all(
         abs(found["value"]) < 0.01 for key in PEERS
-        for found in minus_tfidf(on_eval0819(), "average_precision", key)),
+        for found in minus_tfidf(judged_on("eval0819"), "average_precision", key)),
     "onset_gains_little": lambda: (
         gain_from_onset("f1") < 0 and round(gain_from_onset("average_precision"), 3) == 0.003),
     "soup_ahead_on_eval": lambda: all(
@@ -106,20 +125,19 @@ CLAIMS = {
     "threshold_hides_onset": lambda: best_f1("eval0819_onset") == ("0.923", "0.933") and best_f1("eval0819") == (
         "0.910", "0.914"),
     "rows_resampled_on_eval0819": lambda: all(
-        report["intervals"]["resampled"] == ("rows" if name.startswith("eval0819") else "dialogues")
-        for name in tables.SETS for reports in tables.reports_on(name).values() for report in reports),
+        resampled == ("rows" if name.startswith("eval0819") else "dialogues")
+        for name in tables.SETS for resampled in judged_on(name, "intervals", "resampled")),
     "no_line_to_remember": lambda: all(
-        report["overlap_with_train"]["rows_sharing_a_line"] == report["overlap_with_train"]["near_duplicates"] == 0
-        and 0.11 < report["overlap_with_train"]["rows_with_half_their_runs"] < 0.15
-        for reports in tables.reports_on("eval0819_apart").values() for report in reports),
+        shared["rows_sharing_a_line"] == shared["near_duplicates"] == 0
+        and 0.11 < shared["rows_with_half_their_runs"] < 0.15
+        for shared in judged_on("eval0819_apart", "overlap_with_train")),
     "encoder_level_on_new_dialogues_in_two": lambda: all(sum(
         found["interval"][0] <= 0 <= found["interval"][1]
         for found in minus_tfidf(reports, "average_precision", "encoder")) == len(reports) - 1 == 2
         for reports in tables.reports_on("eval0819_apart").values()),
     "level_without_the_bound": lambda: all(
         found["value"] < most for key in PEERS for most, reports in
-        [(0.011, held_out()), (0, on_eval0819()),
-         *((0, found) for found in tables.reports_on("eval0819_apart").values())]
+        ((0.011, held_out()), (0, judged_on("eval0819")), (0, judged_on("eval0819_apart")))
         for found in tables.under(reports, "baselines", key, "model_f1_minus_this")) and all(
         min(alarms_of("sample_ordinary_judge", "baselines", key)) > 40 for key in PEERS),
     "ranks_best": lambda: all(
@@ -127,8 +145,8 @@ CLAIMS = {
     ) and all(sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key)) == 2
               for key in PEERS),
     "ahead_on_new_dialogues": lambda: all(
-        found["interval"][0] > 0 for reports in tables.reports_on("eval0819_apart").values() for key in PEERS
-        for figure in ("f1", "average_precision") for found in minus_tfidf(reports, figure, key)),
+        found["interval"][0] > 0 for key in PEERS for figure in ("f1", "average_precision")
+        for found in minus_tfidf(judged_on("eval0819_apart"), figure, key)),
     "finds_more_calls": lambda: all(
         recall_by_call(alarms) > recall_by_call(alarms, "baselines", key) + 0.01
         for alarms in ("1", "5") for key in tables.PEERS),
@@ -158,11 +176,11 @@ CLAIMS = {
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
-        for found in tables.under(on_eval0819(), "baselines", "speaker_names")),
+        for found in judged_on("eval0819", "baselines", "speaker_names")),
     "three_lines_win_where_the_bound_bites": lambda: all(
         rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.03
-        for name in ("held_out", "eval0819_apart") for reports in tables.reports_on(name).values()
-        for found in tables.under(reports, "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
+        for name in ("held_out", "eval0819_apart")
+        for found in judged_on(name, "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
         for rule, one in [(max(found["line_rules"], key=lambda row: row["f1"]), found["line_rules"][0])]),
     "faster_than_peers": lambda: 6 < rate("fast") / rate("unsloth") < 7 and rate("small") > max(map(rate, LIBRARIES)),
     "unsloth_takes_least": lambda: min(result("speed/training")["recipes"], key=peak) == "unsloth",
@@ -177,26 +195,6 @@ CLAIMS = {
 }
 CLAIM = re.compile(r"<!-- claim: (\w+) -->")
 MADE = {name: path.name for path in tables.pages() for name in CLAIM.findall(path.read_text(encoding="utf-8"))}
-
-
-def result(name):
-    return json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def rate(recipe):
-    return result("speed/training")["recipes"][recipe]["samples_per_second"]
-
-
-def scored(method):
-    return result("speed/scoring")["methods"][method]["rows_per_second"]
-
-
-def peak(recipe):
-    return result("speed/training")["recipes"][recipe]["peak_allocated_gib"]
-
-
-def weights(quantization):
-    return result("speed/steps")["quantization"][quantization]["weights_gib"]
 
 
 @pytest.mark.parametrize("claim", MADE)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from data.files import DataError
 from data.formats import Reading, add_reading_options, reading_of
-from data.records import Dialogue, Line, Skipped, read_dialogues, read_numbered_records, read_records
+from data.inspection import _read_all
+from data.records import Dialogue, Line, Skipped, read_dialogues, read_records, record_rows
 
 ROOT = Path(__file__).parents[2]
 YES_NO = {"是": True, "否": False}
@@ -39,6 +40,14 @@ def workbook(folder, name="通话.xlsx", **sheets):
     return folder / name
 
 
+def read_as(path, reading):
+    """The records of a file of any layout; the first problem is an error."""
+    good, _, problems = _read_all(path, reading)
+    if problems:
+        raise DataError(problems[0])
+    return good
+
+
 def error_of(read, path, *args):
     with pytest.raises(DataError) as caught:
         read(path, *args)
@@ -55,7 +64,7 @@ def error_of(read, path, *args):
     'input,label\n"甲: 转账",True\n"乙: 爬山",false\n', '"label","input"\r\n"TRUE","甲: 转账"\r\n\r\nFALSE,乙: 爬山',
 ])
 def test_an_array_lines_and_a_table_give_the_same_records(tmp_path, content):
-    assert read_records(written(tmp_path, "f", content), None, Reading()) == TWO
+    assert read_as(written(tmp_path, "f", content), Reading()) == TWO
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-16-le"])
@@ -63,18 +72,16 @@ def test_an_array_lines_and_a_table_give_the_same_records(tmp_path, content):
 def test_a_table_in_any_encoding_with_any_delimiter_and_words_for_labels(tmp_path, encoding, delimiter):
     rows = [("对话", "标签"), ('"甲: 您好，\n乙: 在"', "是"), ("", ""), ("爬山😀", " 否 ")]
     path = written(tmp_path, "f.csv", "\r\n".join(map(delimiter.join, rows)) + "\r\n", encoding)
-    skipped = Skipped()
     reading = Reading(columns={"input": "对话", "label": "标签"}, label_values=YES_NO, delimiter=delimiter,
                       encoding=encoding.removesuffix("-sig"))
-    assert read_numbered_records(path, skipped, reading) == [
-        (3, {"input": "甲: 您好，\n乙: 在", "label": True}), (5, {"input": "爬山😀", "label": False})]
-    assert skipped.places == [f"{path}:4: the row is empty"]
+    assert list(record_rows(path, reading)) == [
+        (3, {"input": "甲: 您好，\n乙: 在", "label": True}), (4, None), (5, {"input": "爬山😀", "label": False})]
 
 
 def test_other_columns_of_a_table_stay_as_text_and_the_two_that_are_none_are_read(tmp_path):
     path = written(tmp_path, "f.csv", 'input,label,case,position,line_labels,note\n'
                                       '"a\nb",True,7,0.5,"[true, false]",\n')
-    assert read_records(path, None, Reading()) == [
+    assert read_as(path, Reading()) == [
         {"input": "a\nb", "label": True, "case": "7", "position": 0.5, "line_labels": [True, False]}]
 
 
@@ -82,15 +89,15 @@ def test_alpaca_takes_the_output_for_the_label(tmp_path):
     rows = [{"instruction": "诈骗？", "input": "转账", "output": "诈骗"},
             {"instruction": "诈骗？", "input": "爬山", "output": '{"is_fraud": false}', "case": 3}]
     reading = Reading("alpaca", label_values={"诈骗": True})
-    assert read_records(written(tmp_path, "f.json", rows), None, reading) == [
+    assert read_as(written(tmp_path, "f.json", rows), reading) == [
         {"input": "转账", "label": True, "instruction": "诈骗？"},
         {"input": "爬山", "label": False, "instruction": "诈骗？", "case": "3"}]
 
 
 def test_alpaca_without_an_input_is_read_by_its_instruction_where_asked(tmp_path):
     path = written(tmp_path, "f.json", [{"instruction": "诈骗？转账", "input": "", "output": "是"}])
-    assert "'input'" in error_of(read_records, path, None, Reading("alpaca", label_values=YES_NO))
-    assert read_records(path, None, Reading("alpaca", {"input": "instruction"}, YES_NO)) == [
+    assert read_as(path, Reading("alpaca", label_values=YES_NO)) == []
+    assert read_as(path, Reading("alpaca", {"input": "instruction"}, YES_NO)) == [
         {"input": "诈骗？转账", "label": True}]
 
 
@@ -99,16 +106,16 @@ def test_alpaca_without_an_input_is_read_by_its_instruction_where_asked(tmp_path
 def test_messages_are_a_question_and_its_answer(tmp_path, who, what, asking, answering):
     messages = [{who: "system", what: "诈骗？"}, {who: asking, what: "转账"}, {who: answering, what: "是"}]
     reading = Reading("messages", label_values=YES_NO)
-    assert read_records(written(tmp_path, "f.json", [{"messages": messages}, {"messages": messages[1:]}]), None,
-                        reading) == [{"input": "转账", "label": True, "instruction": "诈骗？"},
-                                     {"input": "转账", "label": True}]
+    path = written(tmp_path, "f.json", [{"messages": messages}, {"messages": messages[1:]}])
+    assert read_as(path, reading) == [{"input": "转账", "label": True, "instruction": "诈骗？"},
+                                      {"input": "转账", "label": True}]
 
 
 def test_turns_are_the_lines_of_a_dialogue(tmp_path):
     messages = [{"role": "user", "name": "客服", "content": "请\n转账"}, {"from": "王", "value": "好"}]
     path = written(tmp_path, "f.json", [{"messages": messages, "is_fraud": 1, "id": 5}])
     reading = Reading("turns", {"label": "is_fraud"}, {"1": True, "0": False})
-    assert read_records(path, None, reading) == [{"input": "客服: 请 转账\n王: 好", "label": True, "id": 5}]
+    assert read_as(path, reading) == [{"input": "客服: 请 转账\n王: 好", "label": True, "id": 5}]
 
 
 @pytest.mark.parametrize("row", [
@@ -120,68 +127,68 @@ def test_turns_are_the_lines_of_a_dialogue(tmp_path):
 ])
 def test_messages_of_another_form_are_an_error_with_their_place(tmp_path, row):
     path = written(tmp_path, "f.json", [row])
-    assert error_of(read_records, path, None, Reading("messages", label_values=YES_NO)).startswith(f"{path}:1: ")
+    assert error_of(read_as, path, Reading("messages", label_values=YES_NO)).startswith(f"{path}:1: ")
 
 
 @pytest.mark.parametrize("label, shown", [("是", "是"), ("true", "true"), (1, "1"), (1.0, "1.0"), ([], "a list"),
                                           ('{"a": 1}', "a"), ("x" * 99, "xxx")])
 def test_a_label_that_no_option_explains_is_never_read(tmp_path, label, shown):
     path = written(tmp_path, "f.json", [{"input": "转账", "标签": label}])
-    message = error_of(read_records, path, None, Reading(columns={"label": "标签"}))
+    message = error_of(read_as, path, Reading(columns={"label": "标签"}))
     assert message.startswith(f"{path}:1: ") and "标签" in message and shown in message and "--label-values" in message
 
 
 def test_booleans_are_what_they_are_whatever_the_options_say(tmp_path):
     path = written(tmp_path, "f.json", [{"input": "转账", "label": True}])
-    assert read_records(path, None, Reading(label_values={"True": False, "true": False}))[0]["label"] is True
+    assert read_as(path, Reading(label_values={"True": False, "true": False}))[0]["label"] is True
 
 
 def test_a_missing_column_names_those_that_are_there_and_one_that_might_be_it(tmp_path):
     path = written(tmp_path, "f.json", [{"文本": "转账", "标签": "是"}])
-    message = error_of(read_records, path, None, Reading())
+    message = error_of(read_as, path, Reading())
     assert "'input'" in message and "文本, 标签" in message and "--columns input=文本" in message
 
 
 def test_places_in_an_array_are_the_lines_that_its_objects_begin_in(tmp_path):
     path = written(tmp_path, "f.json", '\n[\n{"input": "a",\n "label": true},\n{"input": "b", "label": false}, '
                                        '{"input": "c", "label": true}\n,\n\n3]\n')
-    assert error_of(read_records, path, None, Reading()).startswith(f"{path}:8: ")
+    assert error_of(read_as, path, Reading()).startswith(f"{path}:8: ")
     path.write_text(path.read_text().replace(",\n\n3]", "]"))
-    assert [number for number, _ in read_numbered_records(path, None, Reading())] == [3, 5, 5]
+    assert [number for number, _ in record_rows(path, Reading())] == [3, 5, 5]
 
 
-@pytest.mark.parametrize("content", ["[", "[]", "[{}", '[{"input": "a", "label": true} {}]', "[1", '{"a": 1', "", "甲",
-                                     '[{"input": "a", "input": "b", "label": true}]', "[" * 5000, "input,label\n"])
-def test_what_is_broken_or_empty_is_an_error_with_the_path(tmp_path, content):
+@pytest.mark.parametrize("content", ["[", "[{}", '[{"input": "a", "label": true} {}]', "[1", '{"a": 1', "甲\n1",
+                                     '[{"input": "a", "input": "b", "label": true}]', "[" * 5000])
+def test_what_is_broken_is_an_error_with_the_path(tmp_path, content):
     path = written(tmp_path, "f.json", content)
-    assert error_of(read_records, path, None, Reading()).startswith(f"{path}:")
+    assert error_of(read_as, path, Reading()).startswith(f"{path}:")
 
 
 def test_a_table_with_nameless_columns_is_read_while_they_are_empty(tmp_path):
     path = written(tmp_path, "f.csv", "input,label,,\n转账,True,,\n爬山,False,,\n转账,True,,,\n")
-    assert len(read_records(path, None, Reading())) == 3
+    assert len(read_as(path, Reading())) == 3
     path = written(tmp_path, "g.csv", "input,label,\n转账,True,备注\n")
-    message = error_of(read_records, path, None, Reading())
+    message = error_of(read_as, path, Reading())
     assert message.startswith(f"{path}:2: ") and "备注" in message
 
 
 def test_the_index_that_pandas_writes_is_a_column(tmp_path):
     path = written(tmp_path, "f.csv", ",input,label\n0,转账,True\n1,爬山,False\n")
-    assert read_records(path, None, Reading())[1] == {"input": "爬山", "label": False, "Unnamed: 0": "1"}
+    assert read_as(path, Reading())[1] == {"input": "爬山", "label": False, "Unnamed: 0": "1"}
 
 
 @pytest.mark.parametrize("content", ["input,label\n转账,是\n爬山,\n", "input,label\n转账,是\n爬山,nan\n",
                                      '{"input": "转账", "label": "是"}\n{"input": "爬山", "label": null}\n'])
 def test_a_row_without_a_label_is_not_asked_what_its_label_means(tmp_path, content):
     path = written(tmp_path, "f", content)
-    message = error_of(read_records, path, None, Reading(label_values=YES_NO))
+    message = error_of(read_as, path, Reading(label_values=YES_NO))
     assert "'label' is empty" in message and "--label-values" not in message
 
 
 def test_turns_may_be_those_of_a_recogniser(tmp_path):
     turns = [{"start": 0.0, "end": 1.5, "speaker": "客服", "text": "转账"}, {"speaker": "王", "text": ""}]
     path = written(tmp_path, "f.json", json.dumps([{"messages": turns, "label": True}]))
-    assert read_records(path, None, Reading("turns")) == [{"input": "客服: 转账\n王: ", "label": True}]
+    assert read_as(path, Reading("turns")) == [{"input": "客服: 转账\n王: ", "label": True}]
 
 
 REUSE_FOLDER = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -198,9 +205,8 @@ def test_any_bytes_are_read_or_refused_in_one_line_that_begins_with_the_path(tmp
                                                                              delimiter):
     path = written(tmp_path, "f", content)
     reading = Reading(layout, label_values=YES_NO, encoding=encoding, delimiter=delimiter)
-    read = read_dialogues if layout == "dialogues" else read_records
     try:
-        assert read(path, Skipped(), reading)
+        assert read_dialogues(path, Skipped(), reading) if layout == "dialogues" else read_as(path, reading) is not None
     except DataError as error:
         assert str(error).startswith(f"{path}:") and len(str(error).splitlines()) == 1
 
@@ -234,10 +240,9 @@ def test_a_folder_of_tables_of_all_kinds(tmp_path):
     assert error_of(read_dialogues, tmp_path, Skipped()).startswith(f"{tmp_path}: no *.csv")
 
 
-def test_records_are_refused_where_dialogues_are_expected_and_the_other_way_round(tmp_path):
+def test_records_are_refused_where_dialogues_are_expected(tmp_path):
     path = written(tmp_path, "f.json", TWO)
     assert "--layout dialogues" in error_of(read_dialogues, path, Skipped(), Reading())
-    assert "data.prepare" in error_of(read_records, path, None, Reading("dialogues"))
 
 
 # ------------------------------------------------------------------------------------------------------- Excel
@@ -265,25 +270,25 @@ def test_merged_cells_hold_their_value_in_each_of_their_rows(tmp_path):
 
 def test_a_workbook_of_records_with_booleans(tmp_path):
     path = workbook(tmp_path, 一=[("input", "label"), ("甲: 转账", True), ("乙: 爬山", False)])
-    assert read_records(path, None, Reading()) == TWO
+    assert read_as(path, Reading()) == TWO
 
 
 def test_one_of_several_sheets_has_to_be_named(tmp_path):
     path = workbook(tmp_path, 一月=[("input", "label"), ("转账", True)], 二月=[("input", "label"), ("爬山", False)])
-    assert "一月, 二月" in error_of(read_records, path, None, Reading())
-    assert "三月" in error_of(read_records, path, None, Reading(sheet="三月"))
-    assert read_records(path, None, Reading(sheet="二月")) == [{"input": "爬山", "label": False}]
+    assert "一月, 二月" in error_of(read_as, path, Reading())
+    assert "三月" in error_of(read_as, path, Reading(sheet="三月"))
+    assert read_as(path, Reading(sheet="二月")) == [{"input": "爬山", "label": False}]
 
 
 def test_a_zip_file_that_is_no_workbook_is_an_error(tmp_path):
     path = written(tmp_path, "f.xlsx", b"PK\x03\x04 of something else")
-    assert error_of(read_records, path, None, Reading()).startswith(f"{path}: ")
+    assert error_of(read_as, path, Reading()).startswith(f"{path}: ")
 
 
 def test_without_openpyxl_a_workbook_names_what_to_install(tmp_path, monkeypatch):
     path = workbook(tmp_path, 一=[("input", "label"), ("转账", True)])
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    assert "pip install openpyxl" in error_of(read_records, path, None, Reading())
+    assert "pip install openpyxl" in error_of(read_as, path, Reading())
 
 
 # ------------------------------------------------------------------------------- without options: the own format
@@ -302,7 +307,7 @@ def test_another_format_is_named_with_the_command_that_reads_it(tmp_path, conten
 
 
 @pytest.mark.parametrize("read", [read_records, lambda path: read_dialogues(path, Skipped()),
-                                  lambda path: read_records(path, None, Reading())])
+                                  lambda path: read_as(path, Reading())])
 @pytest.mark.parametrize("content, names", [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 30\n", "lfs pull"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ".xlsx"), (b"\x1f\x8b\x08", "unpack")])

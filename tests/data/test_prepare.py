@@ -103,16 +103,6 @@ def test_noise_goes_into_train_alone(tmp_path):
     assert report["balance"]["asr_noise_copies"] == len(plain["train"]) / 2 >= len(copies) > 0
 
 
-def test_what_is_taken_out_of_train_for_an_ablation_is_taken_out_of_train_alone(tmp_path):
-    write_corpus(tmp_path)
-    for name, options in (("all", {}), ("easy", {"keep_hard_negatives": False}), ("repeats", {"near_duplicate": 2.0})):
-        prepare(tmp_path, tmp_path / name, Settings(lengths=(13,), **options))
-    whole, easy, repeats = (read_splits(tmp_path / name) for name in ("all", "easy", "repeats"))
-    assert whole["test"] == easy["test"] == repeats["test"] and whole["eval"] == easy["eval"]
-    assert any(r["category"] == "退款" and not r["label"] for r in whole["train"])
-    assert not any(r["category"] == "退款" and not r["label"] for r in easy["train"])
-
-
 def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp_path):
     lines = [("客服", "您的快递丢失了，请点开链接填写银行卡号办理理赔。", True)]
     write_corpus(tmp_path)
@@ -121,9 +111,6 @@ def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp
     removed = {name: counts["removed_as_repeats"] for name, counts in report["splits"].items()}
     assert removed == {"train": 8, "eval": 1, "test": 0}
     assert all(leak["near_duplicates"] == 0 for leak in report["leakage"].values())
-    kept = prepare(tmp_path, tmp_path / "kept", Settings(near_duplicate=2.0))  # as an ablation has it
-    assert all(counts["removed_as_repeats"] == 0 for counts in kept["splits"].values())
-    assert kept["leakage"]["test against train"]["near_duplicates"] == 1
 
 
 def test_what_held_out_records_were_cut_from_is_in_no_split(tmp_path):

@@ -185,7 +185,7 @@ def test_a_dialogue_that_fits_is_one_window_with_the_ids_of_its_prompt(encoder):
     for text, lines in ((DIALOGUE, (0, 1)), ("", (0, 0)), ("\n\n张三 10:00\n好\n", (2, 3))):
         window, = encoder.windows(text)
         assert window.ids == encoder.prompts([text])[0]
-        assert (window.first_line, window.last_line, window.start) == (*lines, 0)
+        assert (window.first_line, window.last_line) == lines
 
 
 def test_windows_read_every_line_overlap_by_a_quarter_and_keep_the_roles(tokenizer):
@@ -197,7 +197,6 @@ def test_windows_read_every_line_overlap_by_a_quarter_and_keep_the_roles(tokeniz
     for window in windows:
         first, last = window.first_line // 2, window.last_line // 2
         assert text_of(encoder, window) == "\n".join(lines[first:last + 1])
-        assert text[window.start:].startswith(text.split("\n")[window.first_line])
         assert len(window.ids) <= 200 + len(encoder.head) + len(encoder.tail)
     for one, next_one in zip(windows, windows[1:]):
         shared = encoder.tokenizer("\n".join(lines[next_one.first_line // 2:one.last_line // 2 + 1]))["input_ids"]
@@ -220,8 +219,6 @@ def test_a_line_longer_than_a_window_is_cut_at_sentences_and_read_to_its_end(tok
     assert len(parts) > 3 and all(part.startswith("B: ") and part.endswith("。") for part in parts)
     assert all(any(f"第{i}句" in part for part in parts) for i in range(40))
     assert (windows[0].first_line, windows[-1].last_line) == (0, 2)
-    starts = [window.start for window in windows if window.last_line == 1 and window.first_line == 1]
-    assert [said[start - 5:].startswith(part[3:]) for start, part in zip(starts, parts)] == [True] * len(parts)
 
 
 @pytest.mark.parametrize("text", ["好" * 5000, "x" * 5000, "甲: " + "😀" * 900, "\n" * 3000, "甲: 好\n" * 900])

@@ -13,6 +13,7 @@ from data.files import DataError
 from data.prepare import Settings, prepare
 from data.records import Skipped, read_dialogues, read_records
 from data.sample import sample_dialogues, sets_of_kinds, write_sample
+from data.split import is_fraud
 
 ROOT = Path(__file__).parents[2]
 CUES = ("验证码", "转", "账户", "链接", "密码", "骗子", "扫码", "柜台", "官方", "不管谁让", "说：“")
@@ -21,10 +22,6 @@ CUES = ("验证码", "转", "账户", "链接", "密码", "骗子", "扫码", "�
 @pytest.fixture(scope="module")
 def dialogues():
     return sample_dialogues(2400)
-
-
-def is_fraud(dialogue) -> bool:
-    return any(line.is_fraud for line in dialogue.lines)
 
 
 def text(dialogue) -> str:

@@ -1,7 +1,6 @@
 """Calibration: a temperature is found again, thresholds keep their promise, and a checkpoint keeps both."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from helpers import make_records
 from scipy.special import expit, logit
 
 import evaluate as evaluate_module
-from antifraud.checkpoint import Decision, find_checkpoint, require_complete
+from antifraud.checkpoint import Decision, require_complete
 from antifraud.evaluation.calibration import (
     at_prevalence,
     bounded_threshold,
@@ -206,11 +205,6 @@ def test_without_non_fraud_dialogues_nothing_is_said_of_false_alarms():
 
 
 # ---------------------------------------------------------------------------------------------- the checkpoint
-
-
-@pytest.fixture
-def checkpoint(run_folder, tmp_path) -> Path:
-    return Path(shutil.copytree(find_checkpoint(run_folder), tmp_path / "checkpoint-80"))
 
 
 @pytest.fixture(scope="module")

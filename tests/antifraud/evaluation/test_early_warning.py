@@ -29,11 +29,6 @@ LINES = ["王经理: 今天风有点大。", "顾客: 好的。。。", "王经�
          "（电话挂断）", "王经理: <|im_end|>", "客服: 请把验证码告诉我。"]
 
 
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_tuned(base, run_folder, "cpu")
-
-
 @pytest.fixture(scope="module", params=["Qwen2", "Qwen3", "Mistral", "Gemma 3"])
 def random_base(request, tmp_path_factory):
     """A random model; Mistral's and Gemma 3's windows slide on after 16 tokens, long before the first line is over."""

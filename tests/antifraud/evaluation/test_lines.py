@@ -14,7 +14,13 @@ from antifraud.checkpoint import Decision, read_checkpoint
 from antifraud.evaluation.calibration import LINE_RULES, _best, calibrate_checkpoint
 from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.lines import line_report
-from antifraud.evaluation.scoring import score_of_log_odds, score_prompts, score_single_lines
+from antifraud.evaluation.scoring import (
+    rows_of,
+    score_of_log_odds,
+    score_prompts,
+    score_rows,
+    score_single_lines,
+)
 from antifraud.serving.app import score_lines
 from data.files import DataError
 from data.prompt import PromptEncoder
@@ -73,7 +79,7 @@ def test_a_dialogue_is_as_suspicious_as_its_answer_and_its_most_suspicious_line(
     model, tokenizer = learned
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     prompts = encoder.prompts(DIALOGUES)
-    answers = score_prompts(model, encoder, prompts, line_aware=False)
+    answers = score_rows(model, rows_of(encoder, prompts))
     lines = np.array([row.max() for row in score_single_lines(model, encoder, prompts)])
     scores = score_prompts(model, encoder, prompts)
     np.testing.assert_allclose(logit(scores), (logit(answers) + logit(lines)) / 2, atol=1e-3)

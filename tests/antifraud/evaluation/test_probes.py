@@ -35,7 +35,6 @@ from data.records import Skipped
 from data.records import read_dialogues as read_dialogues_from
 from data.sample import write_sample
 from data.speakers import format_dialogue, split_lines
-from evaluate import load_model
 
 DIALOGUE = "客服: 您好，请把验证码告诉我，我替您退款。\n张伟: 为什么？"
 NAMES = {"speakers_renamed", "meeting_style", "asr_noise", "unseen_noise", "benign_preamble", "injected_command",
@@ -192,11 +191,6 @@ def test_wordings_of_the_instruction_differ_in_the_instruction_alone(encoder, to
 
 
 # ---------------------------------------------------------------------------------------------------- the report
-
-
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_model(base, run_folder, "cpu")
 
 
 RECORDS = [{"input": text, "label": label} for label, text in (

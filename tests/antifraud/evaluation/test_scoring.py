@@ -21,16 +21,10 @@ from antifraud.evaluation.scoring import (
     score_prompts,
     score_rows,
 )
-from antifraud.model import load_tuned
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 
 DIALOGUES = ["客服: 您好", "客服: 请把验证码告诉我，我替您退款。\n顾客: 好的。", "甲: 明天开会。\n乙: 好。\n甲: 行。"]
-
-
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_tuned(base, run_folder, "cpu")
 
 
 def test_rows_of_several_questions_are_scored_in_one_call_as_each_alone(loaded):
@@ -42,8 +36,9 @@ def test_rows_of_several_questions_are_scored_in_one_call_as_each_alone(loaded):
         encoder = PromptEncoder(tokenizer, task)
         prompts = encoder.prompts(DIALOGUES)
         for line_aware in (False, True):
-            rows += rows_of(encoder, prompts, line_aware=line_aware)
-            expected.append(score_prompts(model, encoder, prompts, line_aware=line_aware))
+            asked = rows_of(encoder, prompts, line_aware=line_aware)
+            rows += asked
+            expected.append(score_rows(model, asked))
     found = score_rows(model, rows[::-1])[::-1]
     np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
     np.testing.assert_allclose(found[6:9] + found[12:15], 1, atol=1e-5)  # the two answers exchanged

@@ -16,14 +16,9 @@ from antifraud.serving import app
 from antifraud.serving.app import EXAMPLES, PAGE, make_server, page_policy, score_dialogue, score_lines
 from data.files import DataError
 from data.prompt import PromptEncoder
-from evaluate import load_model, predict
+from evaluate import predict
 
 DIALOGUE = "王经理: 今天风有点大。\n\n顾客: 好的。\n王经理: 号码您自己留好，不用告诉任何人。\n（电话挂断）"
-
-
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_model(base, run_folder, "cpu")
 
 
 @contextmanager

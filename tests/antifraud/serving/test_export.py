@@ -313,7 +313,6 @@ def test_a_report_on_something_else_is_refused(base, checkpoint, report_file, tm
 
 
 def _encoder(loaded):
-    from data.prompt import PromptEncoder
     return PromptEncoder(loaded[1], loaded[0].lineage.task)
 
 

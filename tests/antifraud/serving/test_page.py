@@ -8,17 +8,11 @@ from browser import CHROMEDRIVER, CHROMIUM, Browser
 
 from antifraud.serving.app import EXAMPLES, make_server, score_dialogue
 from data.prompt import PromptEncoder
-from evaluate import load_model
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver")
 SHOWN = "!document.getElementById('check').disabled && !document.getElementById('result').hidden"
 ROWS = "return [...document.querySelectorAll('#lines tr')].map(row => [...row.cells].map(cell => cell.textContent))"
 TEXT = "return document.getElementById(arguments[0]).textContent"
-
-
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_model(base, run_folder, "cpu")
 
 
 @pytest.fixture(scope="module")

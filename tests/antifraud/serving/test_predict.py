@@ -27,11 +27,6 @@ from evaluate import load_model
 GOOD = {"input": "客服: 请把验证码告诉我。"}
 
 
-@pytest.fixture(scope="module")
-def loaded(base, run_folder):
-    return load_model(base, run_folder, "cpu")
-
-
 @pytest.fixture
 def stub():
     with stubbed() as model:

@@ -16,7 +16,6 @@ from processes import ROOT, run, run_together
 from safetensors.torch import load_file
 
 import evaluate
-import trainer as trainer_module
 from antifraud.checkpoint import checkpoints_in, newest_complete_checkpoint
 from antifraud.training.loss import label_position_loss
 from data.records import write_records
@@ -320,7 +319,7 @@ def test_an_optimiser_that_cannot_step_sharded_weights_is_refused(train_sharded,
 
 def test_4_bit_weights_lie_in_32_bit_where_they_are_to_be_sharded_whatever_is_computed_in(base, monkeypatch):
     """In 16 bit a GPU alters those whose bytes read as NaN on the way from the shards to the whole."""
-    monkeypatch.setattr(trainer_module, "compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("antifraud.model.compute_dtype", lambda device: torch.bfloat16)
     for shardable, dtype in (("false", torch.uint8), ("true", torch.float32)):
         monkeypatch.setenv("ACCELERATE_USE_FSDP", shardable)
         model, _ = load_model(base, "cpu")
