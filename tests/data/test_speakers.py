@@ -161,6 +161,7 @@ def test_names_that_hold_colons_and_contents_of_several_lines_stay_one_line_each
 
 
 @given(lines=st.lists(st.tuples(st.text(), CONTENTS), min_size=1))
+@example(lines=[("\x1b0s]", "好")])
 def test_whatever_the_names_every_line_is_read_back_as_one(lines):
     assert split_lines(format_dialogue(lines)) == [(safe_name(name), " ".join(said.split())) for name, said in lines]
 
