@@ -15,7 +15,7 @@ Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segme
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
 (``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. All these hold
 segments; ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold
-the same dialogues whole.
+the same dialogues whole, less those that repeat one of the part that the other part's figures come from.
 """
 
 import argparse
@@ -131,9 +131,12 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         **leakage_report(splits, seed=settings.seed),
         "warnings": _warnings(splits, balance),
     }
-    whole = {part: [record for dialogue in members for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
+    left = {part: {record["case"] for record in splits[part]} for part in CALLS}
+    whole = {part: [record for dialogue in members if dialogue.case in left[part]
+                    for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
              for part, members in {**dealt, **ordinary}.items() if part in CALLS}
-    calls = {f"{part}_calls": with_source(whole[part], source_of) if splits[part] else [] for part in CALLS}
+    remove_repeats(whole, threshold=settings.near_duplicate)
+    calls = {f"{part}_calls": with_source(whole[part], source_of) for part in CALLS}
     _write(Path(output), {**splits, **calls}, report)
     return report
 

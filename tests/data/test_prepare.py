@@ -126,6 +126,20 @@ def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp
     assert kept["leakage"]["test against train"]["near_duplicates"] == 1
 
 
+def test_whole_calls_of_eval_repeat_none_of_test(tmp_path):
+    write_corpus(tmp_path)
+    said = [[chr(0x5000 + 30 * i + j) * 3 + "转账" for j in range(30)] for i in range(10)]
+    for name, greeting in (("甲", []), ("乙", ["您好，这里是银行客服中心，本次通话将被录音。" * 3])):
+        write_dialogues(tmp_path / f"{name}.csv", [
+            dialogue(*(("客服", line, True) for line in greeting + lines), case=f"{name}/{i}", category=name)
+            for i, lines in enumerate(said)])
+    for seed in range(9):
+        prepare(tmp_path, tmp_path / "out", Settings(lengths=(40, 100), seed=seed, shares=(1, 2, 2)))
+        of_eval, of_test = ({r["case"][2:] for r in read_records(tmp_path / "out" / f"{part}_calls.jsonl")
+                             if r["category"] in "甲乙"} for part in ("eval", "test"))
+        assert of_test and of_eval.isdisjoint(of_test)
+
+
 def test_what_held_out_records_were_cut_from_is_in_no_split(tmp_path):
     write_corpus(tmp_path, fraud=30)
     dialogues = read_dialogues(tmp_path, Skipped())
