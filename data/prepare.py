@@ -106,8 +106,9 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     dialogues = leave_out(read, held_out, settings.lengths, threshold=settings.near_duplicate)
     ordinary, source_of = deal_ordinary(settings.ordinary, skipped, seed=settings.seed)
     dealt = split_by_case(dialogues, shares=settings.shares, seed=settings.seed)
-    dealt["train"] += [dialogue for path in settings.train_only for dialogue in read_dialogues(path, skipped)]
-    refuse_same_cases([dialogue for members in dealt.values() for dialogue in members], source_of)
+    more = [dialogue for path in settings.train_only for dialogue in read_dialogues(path, skipped)]
+    refuse_same_cases([*read, *more], source_of)
+    dealt["train"] += more
     splits = {
         name: cut_apart(members, settings.lengths, held_out, labels=settings.labels, threshold=settings.near_duplicate)
         for name, members in dealt.items()}
