@@ -34,8 +34,9 @@ from .files import DataError, json_text, require_output, write_together
 from .formats import Reading, add_reading_options, reading_of
 from .leakage import leakage_report
 from .noise import add_asr_noise, add_dictated_verdict
+from .normalise import normalise
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
-from .records import Skipped, read_dialogues, read_records, records_text
+from .records import Dialogue, Skipped, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
 from .split import (
     NEAR_DUPLICATE,
@@ -130,7 +131,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
                    for name, records in splits.items() if records or name in SPLITS},
         "balance": balance,
         **leakage_report(splits, seed=settings.seed),
-        "warnings": _warnings(splits, balance),
+        "warnings": [*_warnings(splits, balance), *_contradictions([*read, *more])],
     }
     left = {part: {record["case"] for record in splits[part]} for part in CALLS}
     whole = {part: [record for dialogue in members if dialogue.case in left[part]
@@ -219,6 +220,19 @@ def _warnings(splits: dict[str, list[dict]], balance: dict) -> list[str]:
         warnings.append(f"rebalancing kept {kept} of {found} train segments; --negatives-per-positive all keeps "
                         "everything, another number more of them")
     return warnings
+
+
+def _contradictions(dialogues: Sequence[Dialogue]) -> list[str]:
+    """One line where dialogues of the very same words are labelled differently: some of them teach what is wrong."""
+    labelled: dict[str, dict[bool, str]] = {}
+    for dialogue in dialogues:
+        words = normalise("\n".join(line.content for line in dialogue.lines))
+        labelled.setdefault(words, {}).setdefault(is_fraud(dialogue), dialogue.case)
+    cases = [labels for labels in labelled.values() if len(labels) > 1]
+    if not cases:
+        return []
+    return [f"{len(cases)} dialogues are there with fraud and, word for word, without, as {cases[0][True]} and "
+            f"{cases[0][False]}: correct their labels"]
 
 
 def _plain(settings: dict) -> dict:

@@ -140,6 +140,17 @@ def test_whole_calls_of_eval_repeat_none_of_test(tmp_path):
         assert of_test and of_eval.isdisjoint(of_test)
 
 
+def test_the_same_words_with_both_labels_are_warned_of(tmp_path):
+    write_corpus(tmp_path)
+    prepare(tmp_path, tmp_path / "out")
+    assert not any("word for word" in warning for warning in prepare(tmp_path, tmp_path / "out")["warnings"])
+    first = read_dialogues(tmp_path / "退款(20).csv", Skipped())[0]
+    write_dialogues(tmp_path / "聊天.csv", [dialogue(*(("甲", line.content, False) for line in first.lines),
+                                                   case="聊天/7", category="聊天")])
+    warning = prepare(tmp_path, tmp_path / "out")["warnings"][-1]
+    assert warning.startswith("1 dialogues ") and "退款/0 and 聊天/7" in warning
+
+
 def test_what_held_out_records_were_cut_from_is_in_no_split(tmp_path):
     write_corpus(tmp_path, fraud=30)
     dialogues = read_dialogues(tmp_path, Skipped())
