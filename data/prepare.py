@@ -168,6 +168,9 @@ def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:
         train = [record for i, record in enumerate(train) if i not in hard]
     kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
                      ordinary_share=settings.ordinary.train_share, seed=settings.seed)
+    if len({record["label"] for record in kept}) < len({record["label"] for record in train}):
+        raise DataError(f"--negatives-per-positive {settings.negatives_per_positive:g}: no segment of one label would "
+                        f"be left of the {len(train)} of train; give a ratio nearer to 1, or all")
     splits["train"] = augment(kept, settings.augment, seed=settings.seed)
     for records in splits.values():
         random.Random(settings.seed).shuffle(records)

@@ -140,6 +140,14 @@ def test_whole_calls_of_eval_repeat_none_of_test(tmp_path):
         assert of_test and of_eval.isdisjoint(of_test)
 
 
+@pytest.mark.parametrize("ratio", ["0.001", "1000"])
+def test_a_ratio_that_leaves_one_label_of_train_is_named(tmp_path, capsys, ratio):
+    write_corpus(tmp_path)
+    command = ["--source", str(tmp_path), "--output", str(tmp_path / "out"), "--negatives-per-positive", ratio]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(f"--negatives-per-positive {ratio}: no segment of one label")
+
+
 def test_the_same_words_with_both_labels_are_warned_of(tmp_path):
     write_corpus(tmp_path)
     prepare(tmp_path, tmp_path / "out")
