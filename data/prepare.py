@@ -53,6 +53,7 @@ from .split import (
 
 DICTATED_EVERY = 5  # of the copies with ASR noise
 FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
+MUCH_SHARED = 0.05  # of the rows of a part; of the public corpus fewer than one in a hundred
 KINDS = ("fraud", "non_fraud", "ordinary")  # of train segments
 CALLS = ("eval", "test", "ordinary_eval", "ordinary")  # of which the dialogues are written whole, too
 
@@ -121,6 +122,10 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     removed = remove_repeats(splits, threshold=settings.near_duplicate)
     balance = _make_train(splits, settings)
     _refuse_one_label(splits, source, dialogues, removed)
+    leakage = leakage_report(splits, seed=settings.seed)
+    shared = [f"{leak['rows_with_half_their_runs']:.1%} of the rows of {pair} hold mostly words of the latter: the "
+              "same calls may be in both with another beginning; take out one of each"
+              for pair, leak in leakage["leakage"].items() if leak["rows_with_half_their_runs"] >= MUCH_SHARED]
     report = {
         "settings": _plain(asdict(settings)),
         "held_out": {"files": [Path(path).name for path in settings.held_out], "records": len(held_out),
@@ -130,8 +135,8 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         "splits": {name: _counts(records, cut[name], removed[name])
                    for name, records in splits.items() if records or name in SPLITS},
         "balance": balance,
-        **leakage_report(splits, seed=settings.seed),
-        "warnings": [*_warnings(splits, balance), *_contradictions([*read, *more])],
+        **leakage,
+        "warnings": [*_warnings(splits, balance), *shared, *_contradictions([*read, *more])],
     }
     left = {part: {record["case"] for record in splits[part]} for part in CALLS}
     whole = {part: [record for dialogue in members if dialogue.case in left[part]
