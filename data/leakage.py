@@ -1,9 +1,10 @@
 """What two sets of dialogues have in common: cases, whole lines, runs of characters, near-duplicates."""
 
 import collections
+import functools
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .normalise import normalise
 from .records import Skipped, read_records
@@ -12,6 +13,7 @@ from .speakers import split_lines
 LINE_OF_SOME_LENGTH = 10  # characters; everybody says 好的，谢谢, and it gives nothing away
 SHINGLE = 5  # characters
 RUN = 20  # characters
+REMEMBERED = 4096  # texts whose runs are kept for the next comparison
 
 
 def near_duplicates(texts: Sequence[str], others: Sequence[str], *, threshold: float = 0.8) -> list[bool]:
@@ -20,35 +22,58 @@ def near_duplicates(texts: Sequence[str], others: Sequence[str], *, threshold: f
     Similarity is over sets of character 5-grams of what is said, whoever says it; it is exact (an inverted
     index finds the candidates), not sampled as in MinHash.
     """
-    shingles_of = [_shingles(text) for text in texts]
-    index: dict[str, list[int]] = {shingle: [] for shingle in set().union(*shingles_of)}
+    few = set().union(*map(_shingles, texts)) if len(texts) < len(others) else None  # all that need be indexed
+    texts, others = list(map(_said, texts)), list(dict.fromkeys(map(_said, others)))
+    index: dict[str, list[int]] = collections.defaultdict(list)
     sizes = []
     for number, other in enumerate(others):
-        shingles = _shingles(other)
+        shingles = _runs(other, SHINGLE)
         sizes.append(len(shingles))
-        for shingle in shingles & index.keys():
+        for shingle in shingles if few is None else shingles & few:
             index[shingle].append(number)
-    return [_has_near_duplicate(shingles, index, sizes, threshold) for shingles in shingles_of]
+    runs_of = _remembered(others, SHINGLE)
+    found: dict[str, bool] = {}
+    for text in texts:
+        if text not in found:
+            found[text] = _has_near_duplicate(_runs(text, SHINGLE), index, sizes, runs_of, threshold)
+    return [found[text] for text in texts]
 
 
-def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], threshold: float) -> bool:
+def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], runs_of: Callable[[int], set[str]],
+                        threshold: float) -> bool:
     # Two sets this alike differ in at most (1 - threshold) of the smaller one's shingles, so any larger
-    # part of them has one in common: only the rarest shingles need their candidates looked up.
+    # part of them has one in common: only the rarest shingles need their candidates looked up. What all calls
+    # begin with is in none of these, or it is most of the text and the first candidate is a duplicate.
     rarest = sorted(shingles, key=lambda shingle: (len(index.get(shingle, ())), shingle))
-    prefix = rarest[:len(rarest) - int(threshold * len(rarest)) + 1]
-    common: dict[int, int] = {number: 0 for shingle in prefix for number in index.get(shingle, ())}
-    if not common:
-        return False
-    for shingle in shingles:
+    tried = set()
+    for shingle in rarest[:len(rarest) - int(threshold * len(rarest)) + 1]:
         for number in index.get(shingle, ()):
-            if number in common:
-                common[number] += 1
-    return any(shared / (len(shingles) + sizes[number] - shared) >= threshold for number, shared in common.items())
+            if number in tried:
+                continue
+            tried.add(number)
+            smaller, larger = sorted((len(shingles), sizes[number]))
+            if smaller / larger >= threshold:
+                shared = len(shingles & runs_of(number))
+                if shared / (smaller + larger - shared) >= threshold:
+                    return True
+    return False
+
+
+def _said(text: str) -> str:
+    return "".join(content for _, content in split_lines(normalise(text)))
+
+
+def _runs(said: str, length: int) -> set[str]:
+    return {said[i:i + length] for i in range(max(1, len(said) - length + 1))}
 
 
 def _shingles(text: str, length: int = SHINGLE) -> set[str]:
-    said = "".join(content for _, content in split_lines(normalise(text)))
-    return {said[i:i + length] for i in range(max(1, len(said) - length + 1))}
+    return _runs(_said(text), length)
+
+
+def _remembered(others: Sequence[str], length: int) -> Callable[[int], set[str]]:
+    """The runs of the other with a number: sets of all of them would need fifty times the memory of the texts."""
+    return functools.lru_cache(REMEMBERED)(lambda number: _runs(others[number], length))
 
 
 def rows_with_half_their_runs(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
@@ -64,23 +89,28 @@ def rows_with_half_their_runs(texts: Sequence[str], others: Sequence[str]) -> li
 
 def rows_that_repeat_most_of(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
     """For each text, whether it holds half of the runs of 20 characters of some other text, or more."""
-    index: dict[str, list[int]] = {}
+    texts, others = list(map(_said, texts)), list(dict.fromkeys(map(_said, others)))
+    frequency = collections.Counter(run for other in others for run in _runs(other, RUN))
+    index: dict[str, list[int]] = collections.defaultdict(list)
     sizes = []
     for number, other in enumerate(others):
-        runs = _shingles(other, RUN)
+        runs = _runs(other, RUN)
         sizes.append(len(runs))
-        for run in runs:
-            index.setdefault(run, []).append(number)
-    repeats = []
+        for run in sorted(runs, key=lambda run: (frequency[run], run))[:len(runs) // 2 + 1]:  # half hold one of these
+            index[run].append(number)
+    runs_of = _remembered(others, RUN)
+    found: dict[str, bool] = {}
     for text in texts:
-        common = collections.Counter(number for run in _shingles(text, RUN) & index.keys() for number in index[run])
-        repeats.append(any(2 * count >= sizes[number] for number, count in common.items()))
-    return repeats
+        if text not in found:
+            runs = _runs(text, RUN)
+            candidates = {number for run in runs & index.keys() for number in index[run]}
+            found[text] = any(2 * len(runs & runs_of(number)) >= sizes[number] for number in candidates)
+    return [found[text] for text in texts]
 
 
 def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list[bool]:
     """For each record, whether a whole line of at least 10 characters stands in some other record too."""
-    seen = set().union(*(whole_lines(other["input"]) for other in others)) if others else set()
+    seen = {line for other in others for line in whole_lines(other["input"])}
     return [not seen.isdisjoint(whole_lines(record["input"])) for record in records]
 
 

@@ -68,8 +68,13 @@ def _read(path: Path, source_of: dict[str, str], skipped: Skipped) -> list[Dialo
 
 
 def refuse_same_cases(dialogues: Sequence[Dialogue], source_of: dict[str, str]) -> None:
-    """Refuses ordinary talk that is in the corpus as well: it would be in several splits."""
+    """Refuses a case of the corpus that is there twice or is ordinary talk as well: it would be in several splits."""
+    found = set()
     for dialogue in dialogues:
+        if dialogue.case in found:
+            raise DataError(f"the case {dialogue.case!r} of --train-only is in --source or another folder of it, too; "
+                            "give it once, or rename one of the files")
+        found.add(dialogue.case)
         if dialogue.case in source_of:
             raise DataError(f"the case {dialogue.case!r} is in the corpus and in the ordinary talk of "
                             f"{source_of[dialogue.case]!r}; give it once, or rename one of the files")

@@ -15,7 +15,7 @@ Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segme
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
 (``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. All these hold
 segments; ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold
-the same dialogues whole.
+the same dialogues whole, less those that repeat one of the part that the other part's figures come from.
 """
 
 import argparse
@@ -34,13 +34,15 @@ from .files import DataError, json_text, require_output, write_together
 from .formats import Reading, add_reading_options, reading_of
 from .leakage import leakage_report
 from .noise import add_asr_noise, add_dictated_verdict
+from .normalise import normalise
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
-from .records import Skipped, read_dialogues, read_records, records_text
+from .records import Dialogue, Skipped, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
 from .split import SHARES, SPLITS, cut_apart, is_fraud, leave_out, rebalance, remove_repeats, split_by_case
 
 DICTATED_EVERY = 5  # of the copies with ASR noise
 FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
+MUCH_SHARED = 0.05  # of the rows of a part; of the public corpus fewer than one in a hundred
 KINDS = ("fraud", "non_fraud", "ordinary")  # of train segments
 CALLS = ("eval", "test", "ordinary_eval", "ordinary")  # of which the dialogues are written whole, too
 
@@ -91,8 +93,9 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     dialogues = leave_out(read, held_out, settings.lengths)
     ordinary, source_of = deal_ordinary(settings.ordinary, skipped, seed=settings.seed)
     dealt = split_by_case(dialogues, shares=settings.shares, seed=settings.seed)
-    dealt["train"] += [dialogue for path in settings.train_only for dialogue in read_dialogues(path, skipped)]
-    refuse_same_cases([dialogue for members in dealt.values() for dialogue in members], source_of)
+    more = [dialogue for path in settings.train_only for dialogue in read_dialogues(path, skipped)]
+    refuse_same_cases([*read, *more], source_of)
+    dealt["train"] += more
     splits = {name: cut_apart(members, settings.lengths, held_out, labels=settings.labels)
               for name, members in dealt.items()}
     for part, members in ordinary.items():
@@ -102,6 +105,10 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     removed = remove_repeats(splits)
     balance = _make_train(splits, settings)
     _refuse_one_label(splits, source, dialogues, removed)
+    leakage = leakage_report(splits, seed=settings.seed)
+    shared = [f"{leak['rows_with_half_their_runs']:.1%} of the rows of {pair} hold mostly words of the latter: the "
+              "same calls may be in both with another beginning; take out one of each"
+              for pair, leak in leakage["leakage"].items() if leak["rows_with_half_their_runs"] >= MUCH_SHARED]
     report = {
         "settings": _plain(asdict(settings)),
         "held_out": {"files": [Path(path).name for path in settings.held_out], "records": len(held_out),
@@ -111,12 +118,15 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         "splits": {name: _counts(records, cut[name], removed[name])
                    for name, records in splits.items() if records or name in SPLITS},
         "balance": balance,
-        **leakage_report(splits, seed=settings.seed),
-        "warnings": _warnings(splits, balance),
+        **leakage,
+        "warnings": [*_warnings(splits, balance), *shared, *_contradictions([*read, *more])],
     }
-    whole = {part: [record for dialogue in members for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
+    left = {part: {record["case"] for record in splits[part]} for part in CALLS}
+    whole = {part: [record for dialogue in members if dialogue.case in left[part]
+                    for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
              for part, members in {**dealt, **ordinary}.items() if part in CALLS}
-    calls = {f"{part}_calls": with_source(whole[part], source_of) if splits[part] else [] for part in CALLS}
+    remove_repeats(whole, threshold=settings.near_duplicate)
+    calls = {f"{part}_calls": with_source(whole[part], source_of) for part in CALLS}
     _write(Path(output), {**splits, **calls}, report)
     return report
 
@@ -143,6 +153,9 @@ def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:
     train = splits["train"]
     kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
                      ordinary_share=settings.ordinary.train_share, seed=settings.seed)
+    if len({record["label"] for record in kept}) < len({record["label"] for record in train}):
+        raise DataError(f"--negatives-per-positive {settings.negatives_per_positive:g}: no segment of one label would "
+                        f"be left of the {len(train)} of train; give a ratio nearer to 1, or all")
     splits["train"] = augment(kept, settings.augment, seed=settings.seed)
     for records in splits.values():
         random.Random(settings.seed).shuffle(records)
@@ -195,6 +208,19 @@ def _warnings(splits: dict[str, list[dict]], balance: dict) -> list[str]:
         warnings.append(f"rebalancing kept {kept} of {found} train segments; --negatives-per-positive all keeps "
                         "everything, another number more of them")
     return warnings
+
+
+def _contradictions(dialogues: Sequence[Dialogue]) -> list[str]:
+    """One line where dialogues of the very same words are labelled differently: some of them teach what is wrong."""
+    labelled: dict[str, dict[bool, str]] = {}
+    for dialogue in dialogues:
+        words = normalise("\n".join(line.content for line in dialogue.lines))
+        labelled.setdefault(words, {}).setdefault(is_fraud(dialogue), dialogue.case)
+    cases = [labels for labels in labelled.values() if len(labels) > 1]
+    if not cases:
+        return []
+    return [f"{len(cases)} dialogues are there with fraud and, word for word, without, as {cases[0][True]} and "
+            f"{cases[0][False]}: correct their labels"]
 
 
 def _plain(settings: dict) -> dict:

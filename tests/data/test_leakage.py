@@ -1,5 +1,8 @@
 """What two sets of dialogues have in common, against hand counts and a brute-force comparison."""
 
+import random
+import time
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -66,6 +69,17 @@ def test_finds_long_texts_that_lack_their_end(text, cut, tenths):
 
 
 # ---------------------------------------------------------------------------------------------- shared lines
+
+
+@pytest.mark.parametrize("compare", [near_duplicates, rows_that_repeat_most_of])
+def test_what_all_calls_begin_with_does_not_compare_every_call_with_every_other(compare):
+    opening, rng = "".join(chr(0x4E00 + i) for i in range(400)), random.Random(0)
+    texts, others = ([opening + "".join(chr(rng.randrange(0x6000, 0x9000)) for _ in range(450)) for _ in range(1000)]
+                     for _ in range(2))
+    others[-1] = texts[0] + "。"
+    began = time.process_time()
+    assert compare(texts, others) == [True] + 999 * [False]
+    assert time.process_time() - began < 10  # a few seconds; every call with every other takes half a minute
 
 
 def test_a_shared_line_has_ten_characters_or_more_and_may_have_another_speaker():

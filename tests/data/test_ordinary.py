@@ -110,6 +110,17 @@ def test_more_dialogues_may_be_for_train_alone(tmp_path):
     assert sum(r["category"] == "中奖" for r in splits["train"]) == 4 and report["settings"]["train_only"] == ["more"]
 
 
+def test_dialogues_for_train_alone_that_are_in_the_corpus_or_given_twice_are_refused(tmp_path, capsys):
+    write_corpus(tmp_path)
+    talk = write_talk(tmp_path / "a" / "聊天.csv", 5, seed=1)
+    for more in ([tmp_path / "会议.csv"], [talk, talk]):
+        folders = ["--source", str(tmp_path), "--output", str(tmp_path / "out")]
+        assert main([*folders, "--train-only", *map(str, more)]) == 2
+        err = capsys.readouterr().err
+        assert f"'{more[0].stem}/0' of --train-only" in err and "rename" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_fraud_in_ordinary_talk_is_refused_with_its_place(tmp_path, capsys):
     write_corpus(tmp_path)
     (tmp_path / "a").mkdir()

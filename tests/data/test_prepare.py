@@ -113,6 +113,42 @@ def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp
     assert all(leak["near_duplicates"] == 0 for leak in report["leakage"].values())
 
 
+def test_whole_calls_of_eval_repeat_none_of_test(tmp_path):
+    write_corpus(tmp_path)
+    said = [[chr(0x5000 + 30 * i + j) * 3 + "转账" for j in range(30)] for i in range(10)]
+    for name, greeting in (("甲", []), ("乙", ["您好，这里是银行客服中心，本次通话将被录音。" * 3])):
+        write_dialogues(tmp_path / f"{name}.csv", [
+            dialogue(*(("客服", line, True) for line in greeting + lines), case=f"{name}/{i}", category=name)
+            for i, lines in enumerate(said)])
+    for seed in range(9):
+        prepare(tmp_path, tmp_path / "out", Settings(lengths=(40, 100), seed=seed, shares=(1, 2, 2)))
+        of_eval, of_test = ({r["case"][2:] for r in read_records(tmp_path / "out" / f"{part}_calls.jsonl")
+                             if r["category"] in "甲乙"} for part in ("eval", "test"))
+        assert of_test and of_eval.isdisjoint(of_test)
+    # Behind a greeting their segments are cut elsewhere, so some stay in eval.
+    report = prepare(tmp_path, tmp_path / "out", Settings(lengths=(40, 100), seed=8, shares=(1, 2, 2)))
+    assert any("of the rows of test against eval hold" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize("ratio", ["0.001", "1000"])
+def test_a_ratio_that_leaves_one_label_of_train_is_named(tmp_path, capsys, ratio):
+    write_corpus(tmp_path)
+    command = ["--source", str(tmp_path), "--output", str(tmp_path / "out"), "--negatives-per-positive", ratio]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(f"--negatives-per-positive {ratio}: no segment of one label")
+
+
+def test_the_same_words_with_both_labels_are_warned_of(tmp_path):
+    write_corpus(tmp_path)
+    prepare(tmp_path, tmp_path / "out")
+    assert not any("word for word" in warning for warning in prepare(tmp_path, tmp_path / "out")["warnings"])
+    first = read_dialogues(tmp_path / "退款(20).csv", Skipped())[0]
+    write_dialogues(tmp_path / "聊天.csv", [dialogue(*(("甲", line.content, False) for line in first.lines),
+                                                   case="聊天/7", category="聊天")])
+    warning = prepare(tmp_path, tmp_path / "out")["warnings"][-1]
+    assert warning.startswith("1 dialogues ") and "退款/0 and 聊天/7" in warning
+
+
 def test_what_held_out_records_were_cut_from_is_in_no_split(tmp_path):
     write_corpus(tmp_path, fraud=30)
     dialogues = read_dialogues(tmp_path, Skipped())
