@@ -27,13 +27,12 @@ _INVISIBLE = [*range(0x09), *range(0x0e, 0x1c), 0x1f, *range(0x7f, 0x85), *range
               0x115f, 0x1160, 0x17b4, 0x17b5, *range(0x180b, 0x180f), *range(0x200b, 0x2010), *range(0x202a, 0x202f),
               *range(0x2060, 0x2070), 0x3164, *range(0xfe00, 0xfe10), 0xfeff, 0xffa0, *range(0xfff9, 0xfffc),
               *range(0xe0000, 0xe0080), *range(0xe0100, 0xe01f0)]
-_NOTHING = dict.fromkeys(_INVISIBLE)
 _COMPATIBLE = [*range(0xfe10, 0xfe1a), *range(0xfe30, 0xfe70), *range(0xff01, 0xfff0)]  # half, full, small, upright
 _FORMS = {code: form for code in _COMPATIBLE if len(form := unicodedata.normalize("NFKC", chr(code))) == 1}
 _FORMS |= {ord(mark): mark for mark in FULL_MARKS}
 _FORMS |= dict.fromkeys(map(ord, "\t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f"
                             "\u205f\u3000\u2800"), " ")
-_FORMS |= dict.fromkeys(map(ord, _BREAKS), "\n") | _NOTHING
+_FORMS |= dict.fromkeys(map(ord, _BREAKS), "\n") | dict.fromkeys(_INVISIBLE)
 _ODD = {*map(chr, _FORMS), "\\", "<", "&"} - set(FULL_MARKS)  # a set is asked faster than a pattern with a wide class
 _ENTITY = re.compile(r"&(?:nbsp|lt|gt|quot|#\d{1,6}|#x[0-9A-Fa-f]{1,5});")
 # Typed or pasted line ends; C:\new is a path.
@@ -79,7 +78,6 @@ _INSIDE_LATIN = re.compile("[0-9][，：][0-9]|.：[/\\\\]|[0-9A-Za-z/=][！？�
 
 def safe_name(name: str) -> str:
     """A speaker's name that `SPEAKER` reads back."""
-    name = name.translate(_NOTHING)  # a line that may hold a stamp loses them later, and so would the name
     name = " ".join(re.sub(r"[:：，。！？；,!?;\s]+", " ", name).split())[:40].strip()
     return name or NARRATOR
 

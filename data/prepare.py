@@ -125,7 +125,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     whole = {part: [record for dialogue in members if dialogue.case in left[part]
                     for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
              for part, members in {**dealt, **ordinary}.items() if part in CALLS}
-    remove_repeats(whole, threshold=settings.near_duplicate)
+    remove_repeats(whole)
     calls = {f"{part}_calls": with_source(whole[part], source_of) for part in CALLS}
     _write(Path(output), {**splits, **calls}, report)
     return report
