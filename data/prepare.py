@@ -15,7 +15,7 @@ Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segme
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
 (``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. All these hold
 segments; ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold
-the same dialogues whole, less those that repeat one of the part that the other part's figures come from.
+the same dialogues whole. Those to choose on are without calls that those to judge on repeat.
 """
 
 import argparse
