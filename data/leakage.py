@@ -22,20 +22,17 @@ def near_duplicates(texts: Sequence[str], others: Sequence[str], *, threshold: f
     Similarity is over sets of character 5-grams of what is said, whoever says it; it is exact (an inverted
     index finds the candidates), not sampled as in MinHash.
     """
-    few = set().union(*map(_shingles, texts)) if len(texts) < len(others) else None  # all that need be indexed
     texts, others = list(map(_said, texts)), list(dict.fromkeys(map(_said, others)))
+    few = None if len(texts) >= len(others) else {shingle for text in texts for shingle in _runs(text, SHINGLE)}
     index: dict[str, list[int]] = collections.defaultdict(list)
     sizes = []
     for number, other in enumerate(others):
         shingles = _runs(other, SHINGLE)
         sizes.append(len(shingles))
-        for shingle in shingles if few is None else shingles & few:
+        for shingle in shingles if few is None else shingles & few:  # all that need be indexed
             index[shingle].append(number)
     runs_of = _remembered(others, SHINGLE)
-    found: dict[str, bool] = {}
-    for text in texts:
-        if text not in found:
-            found[text] = _has_near_duplicate(_runs(text, SHINGLE), index, sizes, runs_of, threshold)
+    found = {text: _has_near_duplicate(_runs(text, SHINGLE), index, sizes, runs_of, threshold) for text in set(texts)}
     return [found[text] for text in texts]
 
 
@@ -67,10 +64,6 @@ def _runs(said: str, length: int) -> set[str]:
     return {said[i:i + length] for i in range(max(1, len(said) - length + 1))}
 
 
-def _shingles(text: str, length: int = SHINGLE) -> set[str]:
-    return _runs(_said(text), length)
-
-
 def _remembered(others: Sequence[str], length: int) -> Callable[[int], set[str]]:
     """The runs of the other with a number: sets of all of them would need fifty times the memory of the texts."""
     return functools.lru_cache(REMEMBERED)(lambda number: _runs(others[number], length))
@@ -81,9 +74,9 @@ def rows_with_half_their_runs(texts: Sequence[str], others: Sequence[str]) -> li
 
     Runs are those of what is said, whoever says it; a text shorter than that is one run.
     """
-    runs_of = [_shingles(text, RUN) for text in texts]
+    runs_of = [_runs(_said(text), RUN) for text in texts]
     wanted = set().union(*runs_of)
-    shared = set().union(*(wanted & _shingles(other, RUN) for other in others))
+    shared = set().union(*(wanted & _runs(_said(other), RUN) for other in others))
     return [2 * len(runs & shared) >= len(runs) for runs in runs_of]
 
 
@@ -99,12 +92,13 @@ def rows_that_repeat_most_of(texts: Sequence[str], others: Sequence[str]) -> lis
         for run in sorted(runs, key=lambda run: (frequency[run], run))[:len(runs) // 2 + 1]:  # half hold one of these
             index[run].append(number)
     runs_of = _remembered(others, RUN)
-    found: dict[str, bool] = {}
-    for text in texts:
-        if text not in found:
-            runs = _runs(text, RUN)
-            candidates = {number for run in runs & index.keys() for number in index[run]}
-            found[text] = any(2 * len(runs & runs_of(number)) >= sizes[number] for number in candidates)
+
+    def repeats(text: str) -> bool:
+        runs = _runs(text, RUN)
+        candidates = {number for run in runs & index.keys() for number in index[run]}
+        return any(2 * len(runs & runs_of(number)) >= sizes[number] for number in candidates)
+
+    found = {text: repeats(text) for text in set(texts)}
     return [found[text] for text in texts]
 
 

@@ -204,8 +204,8 @@ def _as_kept_by(args: TrainingArguments, optimizer: torch.optim.Optimizer, saved
                             "resume with the one that it was begun with, or name another --output")
         state = {place: {"step": int(values["step"]), **{name: values[was] for name, was in zip(new, old)}}
                  for place, values in kept.items()}
-    groups = [{**old, **{name: value for name, value in new.items() if name not in OF_THE_SAVED}}
-              for old, new in zip(saved["param_groups"], optimizer.param_groups)]
+    groups = [{**group, **{name: value for name, value in own.items() if name not in OF_THE_SAVED}}
+              for group, own in zip(saved["param_groups"], optimizer.param_groups)]
     return {**saved, "state": state, "param_groups": groups}
 
 

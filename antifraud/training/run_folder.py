@@ -59,11 +59,16 @@ def where_to_resume(output: Path, asked_for: str | bool | None) -> Path | None:
     return Path(asked_for)
 
 
-def require_resumable(folder: Path, facts: dict) -> None:
-    """Refuses to go on from a checkpoint in `folder` with other facts than those its run began with."""
+def require_resumable(folder: Path, facts: dict) -> list[str]:
+    """Refuses to go on from a checkpoint in `folder` with other facts than those its run began with.
+
+    Returns:
+        what of the schedule differs, which it may.
+    """
     saved = read_stamp(folder) or {}
     schedule = {"schedule": saved["schedule"]} if "schedule" in saved else {}
     require_same(folder, {**facts, **schedule}, f"resume with what it began with, or {ANOTHER_FOLDER}")
+    return differences(saved.get("schedule", {}), facts["schedule"])
 
 
 def begun_with(output: Path, facts: dict, resume: Path | None) -> None:
@@ -72,9 +77,7 @@ def begun_with(output: Path, facts: dict, resume: Path | None) -> None:
     A resumed one may have another schedule, and one line says so.
     """
     if resume:
-        require_resumable(resume.parent, facts)
-        changed = differences((read_stamp(resume.parent) or {}).get("schedule", {}), facts["schedule"])
-        if changed:
+        if changed := require_resumable(resume.parent, facts):
             print(f"{resume.parent}: goes on with another {', '.join(changed)}", file=sys.stderr)
     else:
         _set_aside(output)

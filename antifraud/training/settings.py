@@ -150,13 +150,12 @@ def _require_evaluations(args: TrainingArguments) -> None:
 
 def require_usable(args: TrainingArguments) -> None:
     """Raises DataError where optimiser, schedule, reports or log level cannot be made here: makes each for a moment."""
-    model = torch.nn.Linear(2, 2).to(args.device)
     try:
         names_kept(args)
     except Exception as error:  # each of forty optimisers, and of the packages that they come from, has its own
         raise DataError(f"--optim {args.optim.value} cannot be used here: {one_line(error)}") from None
     try:
-        get_scheduler(args.lr_scheduler_type, torch.optim.SGD(model.parameters(), lr=args.learning_rate),
+        get_scheduler(args.lr_scheduler_type, torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate),
                       num_warmup_steps=args.get_warmup_steps(100), num_training_steps=100,
                       scheduler_specific_kwargs=args.lr_scheduler_kwargs)
     except Exception as error:  # it calls one of a dozen functions with the user's keywords
