@@ -9,8 +9,12 @@ full-width ones, numbers and Latin text the half-width ones, as is usual in both
 import html
 import re
 import unicodedata
+from collections import Counter
+from itertools import zip_longest
 
-NORMALISER = 1  # the version; a checkpoint says with which one it was trained, 0 being none
+# The version; a checkpoint says with which one it was trained, 0 being none. It stays while the texts that models were
+# trained on keep their form: chats and subtitles are read better than in the first release, the public corpus the same.
+NORMALISER = 1
 
 MOST_STEPS = 8
 # A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time (12:30, 今晚8:30见)
@@ -57,11 +61,20 @@ _EXPLICIT = re.compile(rf"{_OPEN}|.*\d[:：]\d\d[:：]\d\d|.*-->")  # a stamp, w
 _NAME = r"(?P<name>[^:：，。！？；,!?;\n]{1,40}?)"
 _BEHIND = re.compile(rf"{_NAME}(?> ?{_OPEN} ?{_RANGE} ?{_CLOSE}| {_RANGE})+ ?[:：](?!\d\d) ?")
 _TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
-_NAME_FIRST = re.compile(rf"{_NAME} ?(?: {_OPEN}?|{_OPEN}) ?{_RANGE} ?{_CLOSE}?")
+_NAME_FIRST = re.compile(rf"{_NAME}(?:[,，]? ?{_OPEN} ?| |[:：] (?={_SHORT_DATE} {_TIME}$)(?=.*[:：]\d\d[:：]))"
+                         rf"{_RANGE} ?{_CLOSE}?")
 _STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:{_DAY} )?{_TIME}{_CLOSE}? {_NAME}"
                           r"(?: ?[(（<][^()（）<>]{4,40}[)）>])?")
+_EXACT = re.compile(r".*(?:\d[:：]\d\d[:：]\d\d|\d{4}[-/.年]\d)")  # seconds or a year: no person writes them often
+# What a name hardly holds and words do: 我们下午三点见, 周三开会, See you at.
+_WORDS = re.compile("[我你您他她咱们这哪是在到了吗呢吧啊呀请把给去没不要见转点等改]|[今明昨后前每]天|[上中下]午|"
+                    "[早晚]上|(?:周|星期)[一二三四五六日天末]| [a-z]")
+_LONG_NAME = 24  # bytes, eight Chinese characters
 MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{9}|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
 _VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
+_NOT_CUE = re.compile(r"WEBVTT\b|NOTE(?: |$)")
+_CUE_NAME = re.compile(r"\d+|[0-9a-f-]{36}/[\d-]+")  # counted, or as Teams writes it
+_MARKUP = re.compile(r"</?(?:[biuc]|font|ruby|rt|lang)(?:[. ][^<>]*)?>|</v>|<[\d:.]+>|\{\\[^{}]*\}", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d{1,4})(?:[.)）] |[.)）](?![\d ])|、) ?(?=\S)")
 _COLUMN = re.compile(r"\s*([^\t|｜:：，。！？；,!?;]{1,40}?) ?[\t|｜]\s*(?=[^\s|｜])")  # a speaker, then a tab or a bar
 _BRACKETED = re.compile(r"[\[(（【「『〈《<〔]"
@@ -164,10 +177,11 @@ def _merge_headers(lines: list[str], origin: list[tuple[int, int]]
                    ) -> tuple[list[tuple[str | None, str]], list[tuple[int, int]]]:
     """(speaker, words) of each line that says something, and its origin, that of its header included."""
     turns, places, header, first = [], [], None, None
-    for index, (line, place) in enumerate(zip(lines, origin)):
-        following = lines[index + 1] if index + 1 < len(lines) else ""
-        if _announces(line, following):
-            name = _header_name(line, following)
+    cues = _cues(lines)
+    headers = _headers(cues)
+    for index, (line, place) in enumerate(zip(cues, origin)):
+        name = headers.get(index)
+        if name or not line or line == "WEBVTT" or _is_stamp(line):  # says nothing itself
             header, first = name or header, place[0] if first is None or name else first
             continue
         if voice := _VOICE.fullmatch(line):
@@ -179,23 +193,57 @@ def _merge_headers(lines: list[str], origin: list[tuple[int, int]]
     return (turns, places) if turns or not lines else ([(None, line) for line in lines], origin)
 
 
-def _announces(line: str, following: str) -> bool:
-    """Whether a line says nothing itself: a subtitle's number or times, a chat's name and time."""
-    if line[-1].isalnum() and not line[-1].isdigit() and line != "WEBVTT" and "-->" not in line:
-        return _header_name(line, following) is not None
-    return (line == "WEBVTT" or bool(_TIMING.match(line)) or line.isdigit() and bool(_TIMING.match(following))
-            or bool(_FRONT.fullmatch(line)) or _header_name(line, following) is not None)
+def _cues(lines: list[str]) -> list[str]:
+    """`lines` with nothing where subtitles have times, numbers, markup, notes or a header."""
+    if not any("-->" in line and _TIMING.match(line) for line in lines):
+        return lines
+    cues, said, is_vtt = [], True, lines[0].startswith("WEBVTT")
+    for line, following in zip_longest(lines, lines[1:], fillvalue=""):
+        timing = _TIMING.match(line)
+        said = bool(timing) or said and not (is_vtt and _NOT_CUE.match(line))  # a note, too, lasts up to the next times
+        silent = timing or not said or _CUE_NAME.fullmatch(line) and _TIMING.match(following)
+        cues.append("" if silent else _MARKUP.sub("", line).strip())
+    return cues
 
 
-def _header_name(line: str, following: str) -> str | None:
-    """Who speaks next, where a line is a name and a time (WeChat, meeting transcripts) or a time and a name (QQ)."""
-    if ":" not in line and "：" not in line or not following:
-        return None
-    if (match := _NAME_FIRST.fullmatch(line)) and not SPEAKER.match(following):
-        return match["name"]
-    if (match := _STAMP_FIRST.fullmatch(line)) and not _FRONT.match(following):
-        return match["name"]
-    return None
+def _is_stamp(line: str) -> bool:
+    """Whether a line is a time and nothing else; 5月1日 is an answer."""
+    return (line[-1].isdigit() or not line[-1].isalnum()) and _FRONT.fullmatch(line) is not None
+
+
+def _headers(lines: list[str]) -> dict[int, str]:
+    """Who speaks next, by the place of each line that is a name and a time (WeChat, meetings) or the reverse (QQ).
+
+    People begin and end what they say with a time, too, and words that are taken for a name are lost. So a name must
+    head two messages or more, or look like a name in a text that begins with a header, has a name that returns, or
+    gives times as programs do. Where most lines have a time, as in a picture of a chat, it is their own.
+    """
+    found = {}
+    for place, line in enumerate(lines):
+        if (":" in line or "：" in line) and (match := _NAME_FIRST.fullmatch(line) or _STAMP_FIRST.fullmatch(line)):
+            if not _FRONT.fullmatch(line):  # 昨天 20:15
+                found[place] = match
+    if not found or 3 * len(found) > 2 * sum(map(bool, lines)):
+        return {}
+    times = Counter(match["name"] for match in found.values())
+    returning = {name for name, count in times.items() if count > 1}
+
+    def is_header(place: int, is_chat: bool) -> bool:
+        match, following = found[place], lines[place + 1] if place + 1 < len(lines) else ""
+        name = match["name"]
+        if not following or match.re is _STAMP_FIRST and _FRONT.match(following):
+            return False
+        if name in returning:
+            return True
+        if match.re is _NAME_FIRST and SPEAKER.match(following):
+            return False
+        exact = _EXACT.match(match.string)
+        return bool(exact and returning or not _WORDS.search(name)
+                    and (exact or is_chat and len(name.encode()) <= _LONG_NAME))
+
+    begin = next(place for place, line in enumerate(lines) if line and not _is_stamp(line))
+    is_chat = bool(returning) or begin in found and is_header(begin, True)
+    return {place: match["name"] for place, match in found.items() if is_header(place, is_chat)}
 
 
 def _turn(line: str) -> tuple[str | None, str]:

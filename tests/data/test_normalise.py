@@ -145,6 +145,62 @@ def test_a_message_of_several_lines_follows_its_header():
     assert normalise_lines(text) == (["张三: 在吗？", "急事", "李四: 在"], [(0, 1), (2, 2), (3, 4)])
 
 
+@pytest.mark.parametrize("text", [
+    "我们下午三点见面 15:30\n好的", "周三开会 15:30\n收到", "See you at 3:30\nOK", "请三点到（15:30）\n好的",
+    "几点开会？\n我们改到下午 15:30\n好的\n那明天见 9:30\n行", "会议改到 2024-05-01 15:30\n好的",
+    "甲: 几点见？\n老地方 15:30\n好的\n乙: 行", "张三: 在吗\n开会时间是 12:30:22\n好的",
+    "昨天 12:30 我在门口等您\n您没来", "你好 15:30\n转账 15:31\n好的 15:32\n嗯 15:33",
+    "请把钱转到安全账户 15:30\n好的\n请把身份证号给我 15:40\n好的",
+])
+def test_words_with_a_time_are_no_header(text):
+    assert normalise(text) == text
+
+
+@pytest.mark.parametrize("header", [
+    "{}  {}:30", "{} 昨天 20:{}", "{} 下午3:{}", "{} 2024/5/1 12:{}", "{} 2024-05-01 12:{}:22", "{}({}:00:12)",
+    "{} 0:{}:01", "{}\xa05月1日 10:{}", "{} 05-01 12:{}", "{}, [2024/5/1 12:{}]", "{}: 05-01 12:{}:22",
+])
+def test_a_chat_is_known_by_names_that_return(header):
+    said = [("快乐的小鸟", "在吗"), ("我是王总", "在"), ("快乐的小鸟", "账号：6222\n三点见 15:30\n好吗"),
+            ("我是王总", "好"), ("李四", "嗯")]
+    text = "\n\n".join(f"{header.format(name, place)}\n{words}" for place, (name, words) in enumerate(said, start=10))
+    expected = "\n".join(f"{name}: {words}" for name, words in said)
+    for before, kept in (("", ""), ("以下是微信聊天记录\n", "以下是微信聊天记录\n"), ("2024年5月1日 9:00\n", "")):
+        assert normalise(before + text) == kept + expected
+
+
+@pytest.mark.parametrize("header", ["张三 12:30", "Zhang San 3:45 PM", "客服部张经理 昨天 20:15", "【张三】 12:30",
+                                    "张三, [2024/5/1 12:30]", "张三: 05-01 12:30:22", "2024-05-01 10:00:11 张三(123)"])
+def test_a_single_message_keeps_its_sender(header):
+    assert normalise(f"{header}\n你好").endswith(": 你好")
+
+
+def test_a_line_of_a_day_and_a_time_is_no_name():
+    assert normalise("昨天 20:15\n在吗\n5月1日 10:00\n在") == "在吗\n在"
+    assert normalise("哪天？\n1991年9月13日\n10:00开始\n好") == "哪天？\n1991年9月13日\n10:00开始\n好"
+
+
+TIMES_OF_A_CUE = "00:0{0}.000 --> 00:0{0}.900 align:start position:0%"
+
+
+@pytest.mark.parametrize("head", ["WEBVTT", "WEBVTT - 一个通话", "WEBVTT\nKind: captions\nLanguage: zh",
+                                  "WEBVTT\n\nSTYLE\n::cue { color: red }\n\nNOTE 说明: 无"])
+@pytest.mark.parametrize("name", ["", "{}\n", "7f3c1c9e-1111-4444-8888-123456789abc/1{}-0\n",
+                                  "NOTE\n两行\n说明: 这里\n\n"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_of_subtitles_only_what_is_said_is_left(head, name, line_end):
+    cues = ["<v 客服>您好，<00:01.500><c.yellow>我是</c>\n<i>客服</i></v>",
+            "{\\an8}<font color=\"#fff\">王女士: 谁？</font>"]
+    text = "\n\n".join([head, *(f"{name.format(place)}{TIMES_OF_A_CUE.format(place)}\n{cue}"
+                                for place, cue in enumerate(cues, start=1))])
+    assert normalise(text.replace("\n", line_end)) == "客服: 您好，我是\n客服\n王女士: 谁？"
+
+
+@pytest.mark.parametrize("text", ["甲: <i>好</i>", "甲: {\\an8}", "NOTE 一\n甲: 好", "WEBVTT 是什么\n甲: 好"])
+def test_without_the_times_of_subtitles_their_marks_are_words(text):
+    assert normalise(text) == text
+
+
 # ------------------------------------------------------------------------------------------------ line labels
 
 
