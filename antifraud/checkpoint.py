@@ -309,7 +309,8 @@ def _is_sealed(folder: Path) -> bool:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint meant by `path`: itself, or the best one of a training run's output folder.
 
-    What a killed run left half written is passed over, unless there is nothing else.
+    What a killed run left half written is passed over, unless there is nothing else. A run of another program, whose
+    Trainer names its best checkpoint too, seals none.
     """
     path = Path(path)
     if not path.is_dir():
@@ -317,15 +318,14 @@ def find_checkpoint(path: str | Path) -> Path:
     folders = checkpoints_in(path)
     if (path / ADAPTER_FILE).is_file() or not folders:
         return path
-    for newest in reversed(folders):
+    for newest in reversed(list(filter(_is_sealed, folders)) or folders):
         try:
             state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
             # Not ``best_global_step``: where evaluations come more often than checkpoints, it may have none.
             best = in_folder(path, state["best_model_checkpoint"] or newest.name)
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        if _is_sealed(newest):
-            return best if _is_whole(best) else newest
+        return best if _is_whole(best) else newest
     return folders[-1]
 
 

@@ -105,6 +105,20 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest_complete_one(run):
     assert find_checkpoint(run) == run / "checkpoint-120"
 
 
+def test_of_a_run_of_another_program_the_best_checkpoint_is_found_if_it_is_there(run):
+    for folder in checkpoints_in(run):
+        (folder / "fraud_task.json").unlink()  # what Trainer and PEFT write alone
+    newest = run / "checkpoint-80" / "trainer_state.json"
+    state = json.loads(newest.read_text())
+    newest.write_text(json.dumps({**state, "best_model_checkpoint": "D:\\\\runs\\\\checkpoint-40"}))
+    assert find_checkpoint(run) == run / "checkpoint-40"
+    for best in ("out/checkpoint-60", None):
+        newest.write_text(json.dumps({**state, "best_model_checkpoint": best}))
+        assert find_checkpoint(run) == run / "checkpoint-80"
+    newest.write_text("[]")
+    assert find_checkpoint(run) == run / "checkpoint-40"  # which said that it was the best when it was written
+
+
 def as_of_acf9a58(folder: Path) -> None:
     """Rewrites a checkpoint as that commit left one: the decision among the task's fields, no arguments, no stamp."""
     saved = json.loads((folder / "fraud_task.json").read_text())
