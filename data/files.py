@@ -147,6 +147,8 @@ def write_together(contents: Mapping[str | Path, bytes]) -> None:
 def refuse_existing(output: str | Path) -> None:
     """Refuses an output that is there already, unless it is an empty folder, and one that cannot be made."""
     output = Path(output)
+    if output.is_dir() and output.samefile("."):  # empty, too: a finished folder takes its place
+        raise DataError(f"{output}: is the folder you are in, and cannot be replaced; name one in it with --output")
     if output.is_symlink() or output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise DataError(f"{output}: already there; name a new or an empty folder with --output")
     _require_writable_folder(output)
