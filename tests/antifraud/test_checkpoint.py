@@ -14,6 +14,7 @@ from antifraud.checkpoint import (
     find_checkpoint,
     newest_complete_checkpoint,
     read_checkpoint,
+    remove_checkpoint,
     require_complete,
     rotate_checkpoints,
     save_calibration,
@@ -213,6 +214,28 @@ def test_rotation_takes_unfinished_checkpoints_first_then_the_oldest_and_never_t
     assert kept(4) == [40, 80, 120, 200]
     assert kept(3) == [40, 120, 200]
     assert kept(1) == [40, 120]
+
+
+def test_of_a_checkpoint_that_is_linked_to_only_the_link_is_deleted(run, tmp_path):
+    kept = (run / "checkpoint-80").rename(tmp_path / "archive")
+    before = files_of(kept)
+    (run / "checkpoint-80").symlink_to(kept)
+    remove_checkpoint(run / "checkpoint-80")
+    assert checkpoints_in(run) == [run / "checkpoint-40"] and files_of(kept) == before
+
+
+def test_a_checkpoint_that_one_stands_in_has_its_name(run, monkeypatch):
+    monkeypatch.chdir(run / "checkpoint-80")
+    assert read_checkpoint(find_checkpoint(".")).checkpoint == "checkpoint-80"
+
+
+def test_a_task_file_that_is_not_readable_for_all_is_named_in_one_line(run, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError, match="fraud_task.json: Permission denied"):
+        read_checkpoint(run / "checkpoint-80")
 
 
 def test_a_sealed_checkpoint_is_readable_for_others(run_folder):
