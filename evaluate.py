@@ -35,6 +35,7 @@ from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
 from data.command import command
 from data.files import one_line, require_input, require_output, write_json
 from data.prompt import add_task_options, task_of
+from data.sources import TABLE_SUFFIXES
 
 gc.enable()
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.calibrate and task_of(args):
         parser.error("a calibration is kept beside the checkpoint's own question; leave the question's options out")
     if args.output:
-        if args.predict is None and Path(args.output).suffix in (".png", ".csv", ".xlsx"):
+        if args.predict is None and Path(args.output).suffix.lower() in (".png", *TABLE_SUFFIXES):
             parser.error("--output is the report, a JSON file; its picture goes beside it")
         require_output(args.output, (args.data, args.train, args.eval, args.ordinary_eval, *args.ordinary))
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)
@@ -221,9 +222,8 @@ def _predict(args: argparse.Namespace) -> int:
     """Scores the file of ``--predict``; the exit code says whether every row of it was good."""
     require_request(args.predict, args.output, batch_rows=args.batch_rows)  # before gigabytes are loaded
     require_rows(args.predict)
-    model, tokenizer = _load(args)
-    done = predict_file(model, tokenizer, args.predict, args.output, threshold=args.threshold,
-                        batch_rows=args.batch_rows, restart=args.restart)
+    done = predict_file(*_load(args), args.predict, args.output, threshold=args.threshold, batch_rows=args.batch_rows,
+                        restart=args.restart)
     return 2 if done["errors"] else 0
 
 

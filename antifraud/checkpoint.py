@@ -198,7 +198,7 @@ def read_checkpoint(folder: str | Path) -> Lineage:
         if not (folder / name).is_file():
             raise DataError(f"{folder}: no {name}; a checkpoint is a folder such as outputs/run/checkpoint-100")
     lineage = read_task_file(folder / TASK_FILE) or Lineage()
-    lineage.checkpoint = folder.name
+    lineage.checkpoint = folder.resolve().name  # "." has none, and would read as an untuned model
     try:
         sha256 = file_sha256(folder / ADAPTER_FILE)
     except OSError as error:
@@ -223,6 +223,8 @@ def read_task_file(path: Path) -> Lineage | None:
             calibration["target"] = calibration.pop("wish")
         known = {field.name: saved[field.name] for field in dataclasses.fields(Lineage) if field.name in saved}
         return Lineage(**{**known, "task": task, "decision": decision, "calibration": calibration})
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a task file of this project ({error})") from None
 
@@ -294,7 +296,13 @@ def rotate_checkpoints(output: str | Path, newest: Path, best: str | None, limit
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Deletes a checkpoint, its list of files first: deleted by half, it is no complete one."""
+    """Deletes a checkpoint, its list of files first: deleted by half, it is no complete one.
+
+    Of one that was moved elsewhere and is linked to, only the link goes.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+        return
     (folder / TASK_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -309,7 +317,8 @@ def _is_sealed(folder: Path) -> bool:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint meant by `path`: itself, or the best one of a training run's output folder.
 
-    What a killed run left half written is passed over, unless there is nothing else.
+    What a killed run left half written is passed over, unless there is nothing else. A run of another program, whose
+    Trainer names its best checkpoint too, seals none.
     """
     path = Path(path)
     if not path.is_dir():
@@ -317,15 +326,14 @@ def find_checkpoint(path: str | Path) -> Path:
     folders = checkpoints_in(path)
     if (path / ADAPTER_FILE).is_file() or not folders:
         return path
-    for newest in reversed(folders):
+    for newest in reversed(list(filter(_is_sealed, folders)) or folders):
         try:
             state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
             # Not ``best_global_step``: where evaluations come more often than checkpoints, it may have none.
             best = in_folder(path, state["best_model_checkpoint"] or newest.name)
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        if _is_sealed(newest):
-            return best if _is_whole(best) else newest
+        return best if _is_whole(best) else newest
     return folders[-1]
 
 

@@ -75,6 +75,8 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str = "nf4
     torch.backends.cuda.enable_cudnn_sdp(False)
     folder = locate_model(model_path, with_code=trust_remote_code)
     require_model_files(folder, with_code=trust_remote_code)
+    if quantization == "none":
+        _refuse_quantised(folder)
     dtype = compute_dtype(device)
     four_bit = None if quantization == "none" else BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_use_double_quant=double_quantization,
@@ -138,6 +140,14 @@ def _require_causal_config(folder: Path, with_code: bool) -> None:
     if architectures and not with_code and not any(kind in name for name in architectures for kind in CAUSAL_HEADS):
         raise DataError(f"{folder}: {architectures[0]} is not a causal language model (its config.json, architectures);"
                         " name one such as Qwen2ForCausalLM")
+
+
+def _refuse_quantised(folder: str | Path) -> None:
+    """Refuses weights in few bits where 16 are asked for: transformers would take them for damaged ones."""
+    if json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
+        raise DataError(f"{folder}: is quantised already (its config.json, quantization_config), so its weights cannot "
+                        "be loaded without quantization; leave --quantization none out, or name the 16-bit model that "
+                        "it was made from")
 
 
 def _weight_files(folder: Path) -> list[Path]:

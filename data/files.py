@@ -4,7 +4,6 @@ import codecs
 import contextlib
 import json
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -12,10 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-
-from .normalise import SPEAKER
-
-SUBTITLES = (".srt", ".vtt", ".lrc")
 
 
 class DataError(ValueError):
@@ -33,14 +28,6 @@ def refuse_lfs_pointer(path: str | Path) -> None:
         if file.read(40).startswith(b"version https://git-lfs.github.com/spec"):
             folder = shlex.quote(str(Path(path).parent))
             raise DataError(f"{path}: is a git-lfs pointer, not the file itself; fetch it: git -C {folder} lfs pull")
-
-
-def refuse_transcript(path: str | Path, text: str) -> None:
-    """Refuses a text that is no table, but the lines of one dialogue."""
-    suffix, first = Path(path).suffix.lower(), text.lstrip().split("\n", 1)[0]
-    if suffix in SUBTITLES or suffix == ".txt" and (SPEAKER.match(first) or first and not re.search("[,;|\t]", first)):
-        raise DataError(f"{path}: is the transcript of one dialogue, not a table; \"Transcripts\" in docs/data.md "
-                        "makes JSON Lines of a folder of them")
 
 
 def how_to_read(path: str | Path) -> str:
@@ -160,6 +147,8 @@ def write_together(contents: Mapping[str | Path, bytes]) -> None:
 def refuse_existing(output: str | Path) -> None:
     """Refuses an output that is there already, unless it is an empty folder, and one that cannot be made."""
     output = Path(output)
+    if output.is_dir() and output.samefile("."):  # empty, too: a finished folder takes its place
+        raise DataError(f"{output}: is the folder you are in, and cannot be replaced; name one in it with --output")
     if output.is_symlink() or output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise DataError(f"{output}: already there; name a new or an empty folder with --output")
     _require_writable_folder(output)

@@ -15,16 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import command
-from .files import DataError, how_to_read, refuse_transcript, require_paths
+from .files import DataError, how_to_read, require_paths
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
 from .records import Dialogue, dialogue_rows, dialogues_of, record_rows, write_dialogues, write_records
-from .sources import TABLE_SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_archive, short, workbook_sheets
+from .sources import SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_transcript, short, workbook_sheets
 
 ENCODINGS = ("utf-8", "gb18030")
 SHOWN_ROWS, SHOWN_PROBLEMS, SHOWN_CHARACTERS = 10, 20, 100
 SAMPLE_ROWS = 1000  # that the layout and the columns are told from
-SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl")
 
 
 def inspect(path: str | Path, given: dict | None = None) -> dict:
@@ -131,7 +130,6 @@ def _first_refused(path: str | Path) -> str:
 def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[dict]]:
     """(the reading that fits a file, its source, the rows that it was told from); what is `given` stays."""
     content = read_bytes(path)
-    refuse_archive(path, content[:8])
     if content.startswith(WORKBOOK):
         given = {"sheet": _sheet(path, content), **given}
     else:

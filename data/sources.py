@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .files import DataError, how_to_read, one_line, refuse_lfs_pointer, require_input
+from .normalise import SPEAKER
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
+SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl")
+SUBTITLES = (".srt", ".vtt", ".lrc")
 WORKBOOK = b"PK\x03\x04"  # a zip archive, as any .xlsx is
 BLANK = re.compile("[\\s\ufeff]*")  # files that were joined have byte-order marks inside
 
@@ -33,9 +36,11 @@ def read_bytes(path: str | Path) -> bytes:
     require_input(path)
     refuse_lfs_pointer(path)
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
+    refuse_archive(path, content[:8])
+    return content
 
 
 def refuse_archive(path: str | Path, head: bytes) -> None:
@@ -73,6 +78,14 @@ def refuse_other(path: str | Path) -> None:
         raise DataError(f"{path}: seems to be a table with the columns {short(names)}, {remedy}")
 
 
+def refuse_transcript(path: str | Path, text: str) -> None:
+    """Refuses a text that is no table, but the lines of one dialogue."""
+    suffix, first = Path(path).suffix.lower(), text.lstrip().split("\n", 1)[0]
+    if suffix in SUBTITLES or suffix == ".txt" and (SPEAKER.match(first) or first and not re.search("[,;|\t]", first)):
+        raise DataError(f"{path}: is the transcript of one dialogue, not a table; \"Transcripts\" in docs/data.md "
+                        "makes JSON Lines of a folder of them")
+
+
 def _is_utf8(content: bytes) -> bool:
     try:
         return content.decode("utf-8") is not None
@@ -87,7 +100,6 @@ def open_source(path: str | Path, *, encoding: str = "utf-8", delimiter: str = "
         DataError: it cannot be read as a whole; a row that cannot be read is an error among the rows.
     """
     content = read_bytes(path)
-    refuse_archive(path, content[:8])
     if content.startswith(WORKBOOK):
         return Source("Excel workbook", _table_rows(path, _sheet_cells(path, content, sheet), pad=True))
     try:

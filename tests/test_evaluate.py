@@ -348,8 +348,9 @@ def test_a_report_that_the_disk_does_not_take_is_on_the_screen(loaded, eval_file
 
 @pytest.mark.parametrize("options", [["--threshold", "60"], ["--threshold", "nan"], ["--output", "{tmp}"],
                                      ["--output", "{tmp}/reports/"], ["--output", "{tmp}/r.csv"],
-                                     ["--output", "{data}/under/report.json"], ["--train", "{tmp}/none"],
-                                     ["--ordinary", "{data}"], ["--peer", "x"], ["--eval", "{tmp}/none"]])
+                                     ["--output", "{tmp}/r.TSV"], ["--output", "{data}/under/report.json"],
+                                     ["--train", "{tmp}/none"], ["--ordinary", "{data}"], ["--peer", "x"],
+                                     ["--eval", "{tmp}/none"]])
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(options, eval_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_module, "load_model", None)
     options = [option.format(tmp=tmp_path, data=eval_file) for option in options]

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from data.files import DataError
+from data.normalise import is_blank
 from data.prompt import PromptEncoder, Task
 from data.sources import load_json
 from data.windows import Window
@@ -159,6 +160,8 @@ def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str
     for place, dialogue in enumerate(dialogues):
         if not isinstance(dialogue, str):
             raise DataError(f"dialogues[{place}] is no text but {type(dialogue).__name__}; leave out what is missing")
+        if is_blank(dialogue):  # it would get the score of the question alone
+            raise DataError(f"dialogues[{place}] is empty; leave it out")
     lineage = lineage_of(model)
     readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), dialogues, line_aware=lineage.decision.line_aware)
     return predict_readings(model, readings, progress=progress)
@@ -173,7 +176,7 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
         dialogues: texts as in a record's ``input``, lines of ``speaker: what is said``.
 
     Raises:
-        DataError: `dialogues` is a text or a table, or holds what is no text.
+        DataError: `dialogues` is a text or a table, or holds what is no text or an empty one.
         FloatingPointError: a score is not finite.
     """
     return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])

@@ -66,7 +66,7 @@ def export(model_path: str, checkpoint_path: str, output: str | Path, *, merge_i
     base_folder = locate_model(model_path, with_code=trust_remote_code)
     report = read_report(report_path, lineage) if report_path else None
     if gguf:
-        require_gguf_support(AutoConfig.from_pretrained(base_folder, trust_remote_code=trust_remote_code))
+        require_gguf_support(_config(base_folder, trust_remote_code))
     reference, dialogues = None, []
     if data_path:
         dialogues = _dialogues(data_path, rows)
@@ -77,7 +77,7 @@ def export(model_path: str, checkpoint_path: str, output: str | Path, *, merge_i
     to_dtype(model, DTYPES[dtype])
     lineage.base = model.lineage.base
     facts = {"base": {**lineage.base, "hub_id": base_id or _hub_id(model_path)},
-             "adapter": {"checkpoint": folder.name, "sha256": lineage.adapter_sha256},
+             "adapter": {"checkpoint": lineage.checkpoint, "sha256": lineage.adapter_sha256},
              "trained_over": _quantization(lineage), "merged_into": merge_into, "dtype": dtype,
              "gguf": f"model-{dtype}.gguf" if gguf else None, "comparison": None, "versions": versions()}
     with complete_or_absent(output) as unfinished:
@@ -169,6 +169,13 @@ def _release(value):
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return value
+
+
+def _config(folder: str, trust_remote_code: bool):
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as `load_base` says it, where no GGUF file is asked for
+        raise DataError(f"{folder}: not a causal language model that loads: {one_line(error)}") from error
 
 
 def _hub_id(model_path: str) -> str | None:

@@ -14,6 +14,7 @@ from antifraud.checkpoint import (
     find_checkpoint,
     newest_complete_checkpoint,
     read_checkpoint,
+    remove_checkpoint,
     require_complete,
     rotate_checkpoints,
     save_calibration,
@@ -103,6 +104,20 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest_complete_one(run):
     adapter = run / "checkpoint-80" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:-100])
     assert find_checkpoint(run) == run / "checkpoint-120"
+
+
+def test_of_a_run_of_another_program_the_best_checkpoint_is_found_if_it_is_there(run):
+    for folder in checkpoints_in(run):
+        (folder / "fraud_task.json").unlink()  # what Trainer and PEFT write alone
+    newest = run / "checkpoint-80" / "trainer_state.json"
+    state = json.loads(newest.read_text())
+    newest.write_text(json.dumps({**state, "best_model_checkpoint": "D:\\\\runs\\\\checkpoint-40"}))
+    assert find_checkpoint(run) == run / "checkpoint-40"
+    for best in ("out/checkpoint-60", None):
+        newest.write_text(json.dumps({**state, "best_model_checkpoint": best}))
+        assert find_checkpoint(run) == run / "checkpoint-80"
+    newest.write_text("[]")
+    assert find_checkpoint(run) == run / "checkpoint-40"  # which said that it was the best when it was written
 
 
 def as_of_acf9a58(folder: Path) -> None:
@@ -199,6 +214,28 @@ def test_rotation_takes_unfinished_checkpoints_first_then_the_oldest_and_never_t
     assert kept(4) == [40, 80, 120, 200]
     assert kept(3) == [40, 120, 200]
     assert kept(1) == [40, 120]
+
+
+def test_of_a_checkpoint_that_is_linked_to_only_the_link_is_deleted(run, tmp_path):
+    kept = (run / "checkpoint-80").rename(tmp_path / "archive")
+    before = files_of(kept)
+    (run / "checkpoint-80").symlink_to(kept)
+    remove_checkpoint(run / "checkpoint-80")
+    assert checkpoints_in(run) == [run / "checkpoint-40"] and files_of(kept) == before
+
+
+def test_a_checkpoint_that_one_stands_in_has_its_name(run, monkeypatch):
+    monkeypatch.chdir(run / "checkpoint-80")
+    assert read_checkpoint(find_checkpoint(".")).checkpoint == "checkpoint-80"
+
+
+def test_a_task_file_that_is_not_readable_for_all_is_named_in_one_line(run, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError, match="fraud_task.json: Permission denied"):
+        read_checkpoint(run / "checkpoint-80")
 
 
 def test_a_sealed_checkpoint_is_readable_for_others(run_folder):

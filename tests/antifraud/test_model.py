@@ -176,6 +176,15 @@ def test_without_quantisation_the_weights_stay_as_they_are(base):
     assert "int4" in refusal(base, quantization="int4")
 
 
+def test_a_base_that_is_quantised_already_is_taken_as_it_is_and_not_without_quantisation(base, tmp_path):
+    model, tokenizer = load_base(base, "cpu")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_base(str(tmp_path), "cpu")[0].lineage.quantization == {"type": "nf4", "double": False}
+    said = refusal(str(tmp_path), quantization="none")
+    assert "quantised already" in said and "leave --quantization none out" in said
+
+
 # ---------------------------------------------------------------------------------------------- devices
 
 

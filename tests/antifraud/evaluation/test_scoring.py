@@ -77,6 +77,13 @@ def test_a_column_is_a_list_and_a_table_or_a_missing_dialogue_is_refused(loaded)
             predict(*loaded, [*DIALOGUES, missing])
 
 
+@pytest.mark.parametrize("empty", ["", " \n\t", "\u200b\ufeff"])
+def test_an_empty_dialogue_is_refused_as_the_command_refuses_it(loaded, empty):
+    for ask in (predict, predict_details):
+        with pytest.raises(DataError, match=r"dialogues\[1\] is empty"):
+            ask(*loaded, [DIALOGUES[0], empty])
+
+
 def test_threads_that_share_a_model_get_the_scores_of_one(loaded):
     expected = predict(*loaded, DIALOGUES)
 

@@ -185,6 +185,21 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path):
     refuse_existing(tmp_path / "new")
 
 
+def test_the_folder_that_one_stands_in_is_refused_before_anything_is_merged_if_it_is_empty_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for here in (".", tmp_path):
+        with pytest.raises(DataError, match="the folder you are in"):
+            export("no-model", "no-checkpoint", here)
+
+
+def test_a_base_whose_configuration_is_cut_short_is_refused_in_one_line_with_gguf_too(base, checkpoint, tmp_path):
+    broken = Path(shutil.copytree(base, tmp_path / "broken"))
+    (broken / "config.json").write_text("{")
+    for gguf in (False, True):
+        with pytest.raises(DataError, match=f"^{broken}.*not a "):
+            export(str(broken), checkpoint, tmp_path / "merged", gguf=gguf)
+
+
 def test_an_export_that_fails_leaves_nothing(base, checkpoint, tmp_path, monkeypatch):
     def full(*args):
         assert any(path.name.startswith(".merged.") for path in tmp_path.iterdir())  # written beside
