@@ -89,7 +89,7 @@ def rows_that_repeat_most_of(texts: Sequence[str], others: Sequence[str]) -> lis
     for number, other in enumerate(others):
         runs = _runs(other, RUN)
         sizes.append(len(runs))
-        for run in sorted(runs, key=lambda run: (frequency[run], run))[:len(runs) // 2 + 1]:  # half hold one of these
+        for run in sorted(runs, key=frequency.__getitem__)[:len(runs) // 2 + 1]:  # half hold one of these
             index[run].append(number)
     runs_of = _remembered(others, RUN)
 
@@ -100,6 +100,12 @@ def rows_that_repeat_most_of(texts: Sequence[str], others: Sequence[str]) -> lis
 
     found = {text: repeats(text) for text in set(texts)}
     return [found[text] for text in texts]
+
+
+def rows_that_repeat(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
+    """For each text, whether it nearly repeats some other text, or holds half of its runs of 20 characters or more."""
+    nearly, most = near_duplicates(texts, others), rows_that_repeat_most_of(texts, others)
+    return [either or half for either, half in zip(nearly, most, strict=True)]
 
 
 def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list[bool]:

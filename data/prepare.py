@@ -56,7 +56,7 @@ class Settings:
         shares: of the dialogues, for train, eval and test.
         negatives_per_positive: in train; None keeps everything. See `rebalance`.
         augment: share of the train records that get a second copy with ASR noise, every fifth of these with a line that
-            dictates a verdict; see `data.noise`.
+            dictates a verdict, save copies that repeat what is judged on; see `data.noise`.
         labels: which segments of a scam are fraud, one of `LABELS`; see `cut_dialogue`.
         held_out: JSONL files of other records to be judged on: what they were cut from is in no split; see `leave_out`.
         train_only: folders of CSVs, or CSV files, of more dialogues of any label, for train alone.
@@ -103,7 +103,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         splits[part] = splits.get(part, []) + records
     cut = {name: len(records) for name, records in splits.items()}
     removed = remove_repeats(splits)
-    balance = _make_train(splits, settings)
+    balance = _make_train(splits, held_out, settings)
     _refuse_one_label(splits, source, dialogues, removed)
     leakage = leakage_report(splits, seed=settings.seed)
     shared = [f"{leak['rows_with_half_their_runs']:.1%} of the rows of {pair} hold mostly words of the latter: the "
@@ -148,7 +148,7 @@ def _dictated(record: dict, seed: int) -> dict:
     return {**record, "input": text, **({"line_labels": [*labels[:at], False, *labels[at:]]} if labels else {})}
 
 
-def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:
+def _make_train(splits: dict[str, list[dict]], held_out: Sequence[dict], settings: Settings) -> dict:
     """Rebalances and augments train in place, shuffles every part; returns what there was and what was kept."""
     train = splits["train"]
     kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
@@ -156,7 +156,11 @@ def _make_train(splits: dict[str, list[dict]], settings: Settings) -> dict:
     if len({record["label"] for record in kept}) < len({record["label"] for record in train}):
         raise DataError(f"--negatives-per-positive {settings.negatives_per_positive:g}: no segment of one label would "
                         f"be left of the {len(train)} of train; give a ratio nearer to 1, or all")
-    splits["train"] = augment(kept, settings.augment, seed=settings.seed)
+    # Noise may make a copy nearly the same as a segment that its original only resembles.
+    judged_on = [record for name, records in splits.items() if name != "train" for record in records]
+    copies = {"train": augment(kept, settings.augment, seed=settings.seed)[len(kept):], "test": [*judged_on, *held_out]}
+    remove_repeats(copies)
+    splits["train"] = [*kept, *copies["train"]]
     for records in splits.values():
         random.Random(settings.seed).shuffle(records)
     before, after = _by_kind(train), _by_kind(kept)

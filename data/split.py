@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from fractions import Fraction
 
-from .leakage import near_duplicates, rows_sharing_a_line, rows_that_repeat_most_of
+from .leakage import rows_sharing_a_line, rows_that_repeat
 from .records import Dialogue
 from .segments import SEGMENT_LENGTHS, cut_dialogue
 
@@ -60,7 +60,7 @@ def deal(dialogues: Sequence[Dialogue], shares: Sequence[float], rng: random.Ran
 
 def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: Sequence[int] = SEGMENT_LENGTHS
               ) -> list[Dialogue]:
-    """The dialogues of which no segment shares a line with a held-out record or nearly repeats one.
+    """The dialogues of which no segment shares a line with a held-out record or repeats one; see `remove_repeats`.
 
     A category that would be gone altogether (of a few long meetings, say) stays, for segments that do neither.
     """
@@ -73,36 +73,32 @@ def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: 
 
 def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
               labels: str = "lines") -> list[dict]:
-    """The segments of `dialogues` that share no line with a held-out record and nearly repeat none."""
+    """The segments of `dialogues` that share no line with a held-out record and repeat none; see `remove_repeats`."""
     segments = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths, labels)]
     repeated = _repeats(segments, held_out)
     return [record for record, repeats in zip(segments, repeated, strict=True) if not repeats]
 
 
 def _repeats(segments: Sequence[dict], held_out: Sequence[dict]) -> list[bool]:
-    """For each segment, whether it shares a whole line with some held-out record, or nearly repeats it."""
+    """For each segment, whether it shares a whole line with some held-out record, or repeats one."""
     if not held_out:
         return [False] * len(segments)
-    nearly = near_duplicates([segment["input"] for segment in segments], [record["input"] for record in held_out])
-    return [either or line for either, line in zip(nearly, rows_sharing_a_line(segments, held_out), strict=True)]
+    repeats = rows_that_repeat([segment["input"] for segment in segments], [record["input"] for record in held_out])
+    return [either or line for either, line in zip(repeats, rows_sharing_a_line(segments, held_out), strict=True)]
 
 
 def remove_repeats(splits: dict[str, list[dict]]) -> dict[str, int]:
     """Removes, in place, segments that repeat one of a dearer part (`DEARER`); returns how many each part lost.
 
-    A segment repeats another by near-duplication; one of train also where it holds half of the other's runs of 20
-    characters.
+    A segment repeats another by near-duplication, and where it holds half of the other's runs of 20 characters: a call
+    that was cut elsewhere.
     """
     removed = dict.fromkeys(splits, 0)
     for name, dearer in DEARER.items():
         others = [record["input"] for other in dearer for record in splits.get(other, ())]
         if name not in splits or not others:
             continue
-        texts = [record["input"] for record in splits[name]]
-        repeats = near_duplicates(texts, others)
-        if name == "train":
-            most = rows_that_repeat_most_of(texts, others)
-            repeats = [either or run for either, run in zip(repeats, most, strict=True)]
+        repeats = rows_that_repeat([record["input"] for record in splits[name]], others)
         splits[name] = [record for record, repeated in zip(splits[name], repeats, strict=True) if not repeated]
         removed[name] = sum(repeats)
     return removed

@@ -10,6 +10,9 @@ import pytest
 from corpora import dialogue, read_splits, write_corpus
 
 from data.files import DataError
+from data.leakage import near_duplicates
+from data.noise import add_asr_noise
+from data.ordinary import OrdinarySettings
 from data.prepare import Settings, augment, describe, main, prepare
 from data.records import Skipped, read_dialogues, read_records, write_dialogues, write_records
 
@@ -101,6 +104,25 @@ def test_noise_goes_into_train_alone(tmp_path):
     copies = [r for r in noisy["train"] if r not in plain["train"]]
     assert len(noisy["train"]) == 1.5 * len(plain["train"])
     assert report["balance"]["asr_noise_copies"] == len(plain["train"]) / 2 >= len(copies) > 0
+
+
+@pytest.mark.parametrize("judged_on", ["held_out", "ordinary"])
+def test_a_noisy_copy_that_repeats_what_is_judged_on_is_dropped_and_its_original_stays(tmp_path, judged_on):
+    said = "".join(f"{chr(0x5000 + i)}的验证码在银行做吗" for i in range(20))
+    noisy = add_asr_noise(f"甲: {said}")
+    assert near_duplicates([f"甲: {said}"], [noisy]) == [False]
+    write_corpus(tmp_path / "corpus")
+    for name, text in (("甲", said), ("乙", noisy.removeprefix("甲: "))):
+        write_dialogues(tmp_path / f"{name}.csv", [dialogue(("甲", text, False), case=name, category=name)])
+    write_records(tmp_path / "held_out.jsonl", [{"input": noisy, "label": False}])
+    elsewhere = {"held_out": {"held_out": [tmp_path / "held_out.jsonl"]},
+                 "ordinary": {"ordinary": OrdinarySettings(judge_sources=[tmp_path / "乙.csv"])}}[judged_on]
+    report = prepare(tmp_path / "corpus", tmp_path / "out", Settings(
+        lengths=[300], augment=1.0, negatives_per_positive=None, train_only=[tmp_path / "甲.csv"], **elsewhere))
+    train = read_splits(tmp_path / "out")["train"]
+    assert [record["input"] for record in train if record["category"] == "甲"] == [f"甲: {said}"]
+    kept = sum(kind["kept"] for name, kind in report["balance"].items() if name != "asr_noise_copies")
+    assert report["balance"]["asr_noise_copies"] == kept - 1 == len(train) - kept
 
 
 def test_a_dialogue_that_repeats_one_of_another_split_is_removed_and_counted(tmp_path):

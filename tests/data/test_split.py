@@ -136,13 +136,24 @@ def test_all_ordinary_talk_may_stay_beside_the_negatives_of_the_corpus():
     assert kept(8, 2, 3) == [5, 2, 3]  # fewer negatives than frauds: three frauds go
 
 
-def test_a_train_segment_that_holds_half_of_a_held_out_one_leaves():
-    said = "".join(chr(0x4E00 + i) for i in range(24))
-    more = "".join(chr(0x5E00 + i) for i in range(200))
-    splits = {"train": [record(f"甲: {more}{said[:22]}"), record(f"甲: {more}{said[:21]}")],
-              "eval": [record(f"乙: {said}")], "test": []}
-    assert remove_repeats(splits) == {"train": 1, "eval": 0, "test": 0}
-    assert splits["train"] == [record(f"甲: {more}{said[:21]}")]
+SAID = "".join(chr(0x4E00 + i) for i in range(24))  # five runs of 20 characters
+MORE = "".join(chr(0x5E00 + i) for i in range(200))
+HALF, LESS = MORE + SAID[:22], MORE + SAID[:21]  # three of them, and two
+
+
+@pytest.mark.parametrize("part, dearer", [("train", "eval"), ("train", "test"), ("eval", "test"),
+                                          ("ordinary_eval", "ordinary")])
+def test_a_segment_that_holds_half_of_one_of_a_dearer_part_leaves(part, dearer):
+    splits = {part: [record(f"甲: {HALF}"), record(f"甲: {LESS}")], dearer: [record(f"乙: {SAID}")]}
+    assert remove_repeats(splits) == {part: 1, dearer: 0}
+    assert splits == {part: [record(f"甲: {LESS}")], dearer: [record(f"乙: {SAID}")]}
+
+
+def test_a_dialogue_that_holds_half_of_a_held_out_record_is_left_out():
+    half, less = (dialogue(("甲", said, True), case=said, category="退款") for said in (HALF, LESS))
+    held_out = [record(f"乙: {SAID}")]
+    assert leave_out([half, less], held_out, [300]) == [less]
+    assert [segment["input"] for segment in cut_apart([half, less], [300], held_out)] == [f"甲: {LESS}"]
 
 
 def test_what_is_dropped_depends_on_the_seed():
