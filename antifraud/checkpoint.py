@@ -175,8 +175,8 @@ def require_complete(folder: str | Path) -> None:
     folder = Path(folder)
     read_checkpoint(folder)
     try:
-        files = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+        files = dict(json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{folder}: no list of its files in {TASK_FILE}; its writing was not finished") from None
     for name, sha256 in files.items():
         if not (folder / name).is_file():
@@ -222,11 +222,27 @@ def read_task_file(path: Path) -> Lineage | None:
         if "wish" in calibration:  # what the target was called until November 2026
             calibration["target"] = calibration.pop("wish")
         known = {field.name: saved[field.name] for field in dataclasses.fields(Lineage) if field.name in saved}
-        return Lineage(**{**known, "task": task, "decision": decision, "calibration": calibration})
+        lineage = Lineage(**{**known, "task": task, "decision": decision, "calibration": calibration})
+        _require_usable(lineage)
+        return lineage
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a task file of this project ({error})") from None
+
+
+def _require_usable(lineage: Lineage) -> None:
+    """Raises DataError for what an edit by hand may have left in a task file, and what would fail much later."""
+    for field in dataclasses.fields(Lineage):
+        value, kind = getattr(lineage, field.name), type(getattr(Lineage(), field.name))
+        if not isinstance(value, kind):
+            raise DataError(f"{field.name} must be a {kind.__name__}, not {value!r}")
+    if not isinstance(lineage.base.get("fingerprint", ""), (str, type(None))):
+        raise DataError(f"fingerprint of base must be a str, not {lineage.base['fingerprint']!r}")
+    quantization = lineage.quantization
+    known = isinstance(quantization.get("type"), str) and isinstance(quantization.get("double"), bool)
+    if quantization and not known:
+        raise DataError(f"quantization must have a type and say whether it is double, not {quantization}")
 
 
 def _task_and_decision(saved: dict) -> tuple[Task, Decision]:

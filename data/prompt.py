@@ -50,6 +50,9 @@ class Task:
         object.__setattr__(self, "answers", tuple(self.answers))  # JSON gives a list back
         if len(self.answers) != 2 or not all(isinstance(answer, str) for answer in self.answers):
             raise DataError(f"answers must be two texts, fraud's first, not {self.answers}")
+        if not isinstance(self.instruction, str) or not isinstance(self.max_length, int):
+            raise DataError(f"instruction must be a text and max_length a whole number, not {self.instruction!r} and "
+                            f"{self.max_length!r}")
         if self.normaliser not in (0, NORMALISER):
             raise DataError(f"normaliser must be 0 (none) or {NORMALISER}, not {self.normaliser}; a checkpoint with a "
                             "later one needs a later version of this project")

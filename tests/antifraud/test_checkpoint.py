@@ -176,6 +176,24 @@ def test_a_decision_that_decides_nothing_is_refused_in_memory_and_in_a_task_file
         read_checkpoint(path.parent)
 
 
+@pytest.mark.parametrize("field, value", [
+    ("base", None), ("base", {"fingerprint": 1}), ("adapter_sha256", None), ("adapter_sha256", 7), ("averaged", None),
+    ("quantization", None), ("quantization", {"type": "nf4"}), ("quantization", {"type": None, "double": False}),
+    ("train_data", []), ("task", {**vars(Task()), "max_length": None}), ("task", {**vars(Task()), "instruction": 7})])
+def test_a_task_file_damaged_by_an_edit_is_refused_in_one_line_that_names_it(run, field, value):
+    path = run / "checkpoint-80" / "fraud_task.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(DataError, match=f"^{path}: not a task file") as caught:
+        read_checkpoint(path.parent)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_files_that_is_none_proves_nothing(run):
+    path = run / "checkpoint-80" / "fraud_task.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": None}))
+    assert newest_complete_checkpoint(run)[0] == run / "checkpoint-40"
+
+
 def test_of_a_line_aware_checkpoint_of_november_2026_one_line_counts_as_much_as_the_answer(run):
     path = run / "checkpoint-80" / "fraud_task.json"
     saved = json.loads(path.read_text())
