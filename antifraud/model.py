@@ -20,6 +20,7 @@ from data.prompt import Task
 
 from .checkpoint import (
     ADAPTER_CONFIG,
+    ADAPTER_FILE,
     TASK_FILE,
     Lineage,
     checkpoints_in,
@@ -34,7 +35,7 @@ from .provenance import describe_base
 
 with compiling_put_off():
     from bitsandbytes.nn import Linear4bit
-    from peft import PeftModel
+    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 QUANTIZATIONS = ("nf4", "fp4", "none")
@@ -357,18 +358,31 @@ def load_tuned(model_path: str, checkpoint_path: str = "", device: str = "cuda",
     lineage = dataclasses.replace(lineage, task=task or lineage.task, base=model.lineage.base,
                                   quantization=model.lineage.quantization)
     if folder:
-        model = _with_adapter(model, folder, model_path)
+        model = with_adapter(model, folder, model_path)
     model.lineage = lineage
     return _for_many(model) if fast else model.eval(), tokenizer
 
 
-def _with_adapter(base, folder: Path, model_path: str) -> PeftModel:
+def with_adapter(base, folder: str | Path, model_path: str | Path) -> PeftModel:
+    """`base` with the adapter of a checkpoint on it, all of it.
+
+    Raises:
+        DataError: the adapter, its settings and `base` do not fit together.
+    """
+    path = Path(folder) / ADAPTER_FILE
     try:
         with warnings.catch_warnings():  # PEFT only warns of an adapter that lacks layers
             warnings.filterwarnings("error", ".*missing adapter keys")
-            return PeftModel.from_pretrained(base, str(folder))
+            model = PeftModel.from_pretrained(base, str(folder))
+        # And it drops what the settings name no place for, which only this function tells.
+        dropped = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu")).unexpected_keys
     except (ValueError, KeyError, RuntimeError, TypeError, UserWarning) as error:
-        raise DataError(f"{folder}: adapter does not fit {model_path}: {one_line(error)}") from None
+        sizes = (line.strip() for line in str(error).splitlines() if "size mismatch" in line)  # after a title
+        raise DataError(f"{path}: adapter does not fit {model_path}: {next(sizes, one_line(error))}") from None
+    if dropped:
+        raise DataError(f"{path}: adapter does not fit {model_path} with its {ADAPTER_CONFIG}, which has no place for "
+                        f"{_listed(sorted(dropped))}; copy both files again")
+    return model
 
 
 def _for_many(model):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig
 
 from data.command import command
@@ -27,7 +26,7 @@ from data.records import Skipped, read_records
 
 from ..checkpoint import TASK_FILE, Lineage, find_checkpoint, read_checkpoint, require_same_base
 from ..evaluation.scoring import predict
-from ..model import default_device, load_base, load_tuned, locate_model
+from ..model import default_device, load_base, load_tuned, locate_model, with_adapter
 from ..provenance import anonymous, describe_base, describe_data, versions
 from .gguf_writer import require_gguf_support, write_gguf
 from .model_card import read_report, render_card
@@ -110,9 +109,9 @@ def merge(base_folder: str | Path, checkpoint: str | Path, merge_into: str = "de
     if saved["type"] != "none":
         base = base.dequantize()
     try:
-        model = PeftModel.from_pretrained(base, str(checkpoint)).merge_and_unload(safe_merge=True)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise DataError(f"{checkpoint}: adapter does not fit {base_folder}: {one_line(error)}") from None
+        model = with_adapter(base, checkpoint, base_folder).merge_and_unload(safe_merge=True)
+    except (KeyError, RuntimeError) as error:
+        raise DataError(f"{checkpoint}: adapter cannot be merged into {base_folder}: {one_line(error)}") from None
     return model.eval(), tokenizer
 
 

@@ -19,6 +19,7 @@ from antifraud import model as models
 from antifraud.compiling import compiling_put_off
 from antifraud.evaluation.scoring import inference, predict
 from antifraud.model import compute_dtype, load_base, load_tuned, locate_model, pick_device
+from antifraud.serving.export import merge
 from data.files import DataError
 from data.prompt import Task
 
@@ -268,6 +269,24 @@ def test_an_adapter_that_lacks_layers_is_refused(base, adapter_only):
     save_file({name: tensor for name, tensor in load_file(path).items() if ".layers.1." not in name}, path)
     with pytest.raises(DataError, match="layers.1"):
         load_tuned(base, str(adapter_only), "cpu")
+
+
+@pytest.mark.parametrize("changed", [{"target_modules": ["q_proj"]}, {"layers_to_transform": [0]}])
+def test_an_adapter_of_which_the_settings_have_a_place_for_a_part_alone_is_refused(base, adapter_only, changed):
+    path = adapter_only / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    for load in (lambda: load_tuned(base, str(adapter_only), "cpu"), lambda: merge(base, adapter_only)):
+        with pytest.raises(DataError, match=r"^\S+/adapter_model.safetensors: .* and \d+ more;") as caught:
+            load()
+        assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_another_size_is_refused_with_the_sizes(base, adapter_only):
+    path = adapter_only / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": 8}))
+    with pytest.raises(DataError, match=r"^\S+adapter_model.safetensors: .*lora_A.*\[16, 64\].*\[8, 64\]") as caught:
+        load_tuned(base, str(adapter_only), "cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_4_bit_weights_of_a_small_model_are_dequantised_for_scoring_to_the_same_scores(base, run_folder, monkeypatch):
