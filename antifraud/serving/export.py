@@ -57,6 +57,8 @@ def export(model_path: str, checkpoint_path: str, output: str | Path, *, merge_i
     Raises:
         DataError: `output` exists and is not empty, or model, checkpoint, report or data are not what they should be.
     """
+    if rows and not data_path:
+        raise DataError(f"--rows {rows} says on how many of --data to compare; give --data, too, or leave it out")
     refuse_existing(output)
     folder = find_checkpoint(checkpoint_path)
     lineage = read_checkpoint(folder)

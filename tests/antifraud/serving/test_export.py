@@ -115,6 +115,12 @@ def test_weights_that_a_type_cannot_hold_are_refused(base):
         to_dtype(model, torch.float16)
 
 
+def test_a_number_of_rows_without_the_rows_is_refused(base, checkpoint, tmp_path, capsys):
+    command = ["--model", base, "--checkpoint", checkpoint, "--output", str(tmp_path / "new"), "--rows", "9"]
+    assert export_module.main(command) == 2
+    assert "--data" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_the_comparison_is_of_probabilities_and_labels():
     found = compare(np.array([0.2, 0.6, 0.49, 0.5]), np.array([0.3, 0.6, 0.51, 0.5]), 0.5)
     assert found["max_probability_difference"] == pytest.approx(0.1)
