@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from data.files import DataError, require_paths
 from data.prompt import PromptEncoder
 from data.sources import TABLE_SUFFIXES
-from data.stamp import locked, require_same, write_stamp
+from data.stamp import locked, require_same, stamp_path, write_stamp
 
 from ..checkpoint import Lineage, lineage_of
 from ..evaluation.scoring import Reading, predict_readings, read_dialogues
@@ -113,6 +113,7 @@ def require_request(input_path: str | Path, output_path: str | Path, *, threshol
         DataError: no such input, an output that is a folder, a table or the input, or a number that makes no sense.
     """
     require_paths(input_path, output_path)
+    require_paths(input_path, stamp_path(output_path))  # which is written, too
     if Path(output_path).suffix.lower() in TABLE_SUFFIXES:
         raise DataError(f"{output_path}: predictions are JSON Lines; name a file that ends in .jsonl (for Excel, "
                         "afterwards: docs/operations.md)")
