@@ -23,7 +23,7 @@ from pathlib import Path
 gc.disable()  # looking for garbage among what imports bring takes seconds, and there is none
 
 from antifraud.evaluation.calibration import calibrate_checkpoint
-from antifraud.evaluation.inputs import METHODS, read_inputs
+from antifraud.evaluation.inputs import METHODS, input_files, read_inputs
 from antifraud.evaluation.metrics import figure_text
 from antifraud.evaluation.report import make_report, summary
 from antifraud.evaluation.scoring import predict
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         if args.predict is None and Path(args.output).suffix.lower() in (".png", *TABLE_SUFFIXES):
             parser.error("--output is the report, a JSON file; its picture goes beside it")
-        require_output(args.output, (args.data, args.train, args.eval, args.ordinary_eval, *args.ordinary))
+        require_output(args.output, input_files(args))
     return (_predict if args.predict is not None else _calibrate if args.calibrate else _evaluate)(args)
 
 

@@ -1,5 +1,6 @@
 """What a report is about: values and files, checked and read before any model is loaded."""
 
+import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,16 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
         [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
         [record for _, record in kept_for_choosing],
         _read_peers(peers, sets), with_text, progress)
+
+
+def input_files(args: argparse.Namespace) -> list[str | Path | None]:
+    """The files that the options of ``evaluate.py`` have it read."""
+    own = [args.data, args.train, args.eval, args.ordinary_eval, *args.ordinary]
+    of_peers = []
+    for place in (peer.partition("=")[2] for peer in args.peer):
+        in_folder = [Path(place) / Path(path).name for path in own if path]
+        of_peers += in_folder if Path(place).is_dir() else place.split(",")
+    return own + of_peers
 
 
 def _read_peers(peers: Sequence[str], sets: Mapping) -> dict[str, dict[str, np.ndarray]]:

@@ -82,3 +82,22 @@ def test_no_output_takes_the_place_of_an_input_or_of_its_own_picture(tmp_path, m
     assert capsys.readouterr().err == f"{given}: is the input; name another file for the output\n"
     with pytest.raises(SystemExit):
         main(["--model", "none", "--data", str(given), "--output", str(tmp_path / "report.png")])
+
+
+@pytest.mark.parametrize("peer", ["other=theirs/given.jsonl", "other=theirs/none.jsonl,theirs/given.jsonl",
+                                  "other=theirs"])
+def test_no_output_takes_the_place_of_another_classifiers_predictions(tmp_path, peer, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    for file in (tmp_path / "given.jsonl", tmp_path / "theirs" / "given.jsonl"):
+        file.write_text('{"input": "甲: 好", "label": true}\n', encoding="utf-8")
+    given = "theirs/given.jsonl"
+    assert main(["--model", "none", "--data", "given.jsonl", "--peer", peer, "--output", given]) == 2
+    assert capsys.readouterr().err == f"{given}: is the input; name another file for the output\n"
+
+
+def test_no_stamp_of_predictions_takes_the_place_of_what_is_predicted(tmp_path, capsys):
+    given = tmp_path / "out.jsonl.meta.json"
+    given.write_text('{"input": "甲: 好"}\n', encoding="utf-8")
+    assert main(["--model", "none", "--predict", str(given), "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert capsys.readouterr().err == f"{given}: is the input; name another file for the output\n"
