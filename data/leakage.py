@@ -13,6 +13,7 @@ from .speakers import split_lines
 LINE_OF_SOME_LENGTH = 10  # characters; everybody says 好的，谢谢, and it gives nothing away
 SHINGLE = 5  # characters
 RUN = 20  # characters
+KEPT = 2**17  # texts of which what is said is kept: of a preparation each is compared up to six times
 REMEMBERED = 4096  # texts whose runs are kept for the next comparison
 
 
@@ -41,21 +42,26 @@ def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], runs_
     # Two sets this alike differ in at most (1 - threshold) of the smaller one's shingles, so any larger
     # part of them has one in common: only the rarest shingles need their candidates looked up. What all calls
     # begin with is in none of these, or it is most of the text and the first candidate is a duplicate.
-    rarest = sorted(shingles, key=lambda shingle: (len(index.get(shingle, ())), shingle))
+    # Rarest of all are those that no other has: most texts have so many of these that no candidate is left.
+    shared = [shingle for shingle in shingles if shingle in index]
+    to_look_up = len(shared) - int(threshold * len(shingles)) + 1
+    if to_look_up < 1:
+        return False
     tried = set()
-    for shingle in rarest[:len(rarest) - int(threshold * len(rarest)) + 1]:
-        for number in index.get(shingle, ()):
+    for shingle in sorted(shared, key=lambda shingle: len(index[shingle]))[:to_look_up]:
+        for number in index[shingle]:
             if number in tried:
                 continue
             tried.add(number)
             smaller, larger = sorted((len(shingles), sizes[number]))
             if smaller / larger >= threshold:
-                shared = len(shingles & runs_of(number))
-                if shared / (smaller + larger - shared) >= threshold:
+                common = len(shingles & runs_of(number))
+                if common / (smaller + larger - common) >= threshold:
                     return True
     return False
 
 
+@functools.lru_cache(KEPT)
 def _said(text: str) -> str:
     return "".join(content for _, content in split_lines(normalise(text)))
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from data import leakage
 from data.leakage import (
     leakage_report,
     near_duplicates,
@@ -160,3 +161,12 @@ def test_the_shuffled_comparison_splits_the_same_segments_at_random():
     # Random(0) orders a list of six as 4 2 1 0 5 3: the shuffled eval set is c, which nobody repeats, and one of
     # the two b, whose twin stays on the other side.
     assert report["if_segments_were_shuffled"] == {"rows_sharing_a_line": 0.5}
+
+
+def test_a_text_is_normalised_once_however_often_it_is_compared(monkeypatch):
+    texts = [f"甲: 第{number}次您好，这里是客服中心，请问您找哪一位？" for number in range(3)]
+    read = []
+    monkeypatch.setattr(leakage, "normalise", lambda text: read.append(text) or text)
+    for _ in range(2):
+        leakage.rows_that_repeat(texts, texts[:1])
+    assert sorted(read) == texts
