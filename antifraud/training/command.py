@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import json
 import os
 import shlex
 import sys
@@ -151,6 +152,10 @@ def check_run(args: argparse.Namespace, train_args: TrainingArguments, lora_conf
     require_both_labels([record["label"] for record in train], args.train)
     if not held_out:
         raise DataError(f"{args.eval}: it has no records")
+    labels = {record["label"] for record in held_out}
+    if len(labels) < 2:
+        print(f"{args.eval}: all {len(held_out)} records have \"label\": {json.dumps(*labels)}; the best checkpoint "
+              "would be the one that says so most often; take records of both labels", file=sys.stderr)
     seen = {record["input"] for record in train}
     repeated = sum(record["input"] in seen for record in held_out)
     if repeated:
@@ -228,8 +233,10 @@ def stopping_explained(output: str) -> Iterator[None]:
         raise
     except (DataError, FloatingPointError):  # all processes meet them alike
         raise
-    except Exception:
+    except Exception as error:
         _let_it_be_heard()
+        if isinstance(error, OSError) and str(error.filename).startswith(output):  # a name too long, a quota
+            raise DataError(f"{output}: cannot be written ({error.strerror}); name another --output") from None
         raise
 
 

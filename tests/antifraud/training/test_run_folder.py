@@ -164,6 +164,22 @@ def test_eval_rows_that_are_in_train_are_counted(base, train_file, tmp_path, not
         assert repeated in said if repeated else " records are in " not in said
 
 
+def test_eval_rows_of_one_label_are_pointed_out(base, train_file, eval_file, tmp_path, not_loaded, capsys):
+    one_label = tmp_path / "eval.jsonl"
+    write_records(one_label, [{"input": f"甲: 别处的话{i}", "label": False} for i in range(2)])
+    for path, said in ((one_label, f'{one_label}: all 2 records have "label": false'), (eval_file, None)):
+        with pytest.raises(AssertionError, match="a model was loaded"):
+            trainer_module.main(arguments(base, train_file, path, tmp_path / "run"))
+        printed = capsys.readouterr().err
+        assert said in printed if said else "records have" not in printed
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(base, train_file, eval_file, tmp_path, capsys):
+    output = tmp_path / ("诈骗" * 50)  # 300 bytes; 255 is the most
+    assert trainer_module.main(arguments(base, train_file, eval_file, output)) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{output}: cannot be written (")
+
+
 def test_a_dataset_that_does_not_say_its_task_is_refused(base, train_file, eval_file, tmp_path):
     model, tokenizer = load_model(base, "cpu")
     train, held_out = load_dataset(train_file, eval_file, tokenizer)
