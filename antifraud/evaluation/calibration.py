@@ -221,14 +221,14 @@ def _widest(recalls: list[float] | None, false_positive_rates: list[float] | Non
 
 
 def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *, ordinary: Sequence[dict] = (),
-              of_ordinary: Sequence[float] = (), false_alarms: float = FALSE_ALARMS, **target: float | bool | None
+              ordinary_scores: Sequence[float] = (), false_alarms: float = FALSE_ALARMS, **target: float | bool | None
               ) -> tuple[Decision, dict]:
     """A decision with its temperature, and its threshold if there is a target, found on these rows; and how that went.
 
     Args:
         scores: [rows] before any calibration: ``score`` of `scoring.predict_details`.
-        ordinary, of_ordinary: records of ordinary calls and their scores, of which at most `false_alarms` in a hundred
-            may raise an alarm; see `quiet_above`.
+        ordinary, ordinary_scores: records of ordinary calls and their scores, of which at most `false_alarms` in a
+            hundred may raise an alarm; see `quiet_above`.
         target: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
             that no answer changes.
 
@@ -237,9 +237,10 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
     """
     target = {name: value for name, value in target.items() if value}
     temperature = fit_temperature(y_true, scores)
-    probabilities, of_ordinary = calibrated(scores, temperature), calibrated(np.asarray(of_ordinary), temperature)
+    probabilities = calibrated(scores, temperature)
+    ordinary_probabilities = calibrated(np.asarray(ordinary_scores), temperature)
     if target:
-        above = quiet_above(ordinary, of_ordinary, false_alarms)
+        above = quiet_above(ordinary, ordinary_probabilities, false_alarms)
         threshold = bounded_threshold(y_true, probabilities, above, **target)
     elif len(ordinary):
         raise DataError("a bound on false alarms needs a target, such as the best F1")
@@ -254,7 +255,7 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
     if len(ordinary):
         found["ordinary"] = {"at_most_per_hundred_calls": false_alarms,
                              "moved_threshold": threshold != choose_threshold(y_true, probabilities, **target),
-                             **ordinary_report(ordinary, of_ordinary, threshold)}
+                             **ordinary_report(ordinary, ordinary_probabilities, threshold)}
     return dataclasses.replace(decision, temperature=temperature, threshold=threshold), found
 
 
@@ -300,7 +301,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     def by_rule(rule: Decision) -> tuple[Decision, dict]:
         scores = scores_by(rule, readings, odds)
         return calibrate([record["label"] for record in records], scores[:len(records)], rule, ordinary=calls,
-                         of_ordinary=scores[len(records):], false_alarms=false_alarms, **target)
+                         ordinary_scores=scores[len(records):], false_alarms=false_alarms, **target)
 
     decision, found = _best(by_rule, rules, data_path)
     if calls:
