@@ -162,7 +162,7 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
 
 
 def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_path: str | None = None,
-                  false_alarms: Sequence[float] = FALSE_ALARMS, progress: bool = True) -> dict:
+                  false_alarms: Sequence[float] = FALSE_ALARMS) -> dict:
     """For each wanted rate of false alarms, the threshold found on eval and what it does there and on test.
 
     Args:
@@ -176,7 +176,7 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
         windows, being longer than the model reads at once, and how many the longest took (``most``). Why TF-IDF could
         not be fitted is in ``not_made``.
     """
-    scores = {name: score_growing(model, tokenizer, members, progress=name if progress else None)
+    scores = {name: score_growing(model, tokenizer, members, progress=name)
               for name, members in calls.items()}
     encoder = PromptEncoder(tokenizer, lineage_of(model).task)
     windows = {name: [len(of_call) for of_call in windows_of(encoder, [_text(call.lines) for call in members])]
