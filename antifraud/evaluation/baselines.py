@@ -90,7 +90,7 @@ class Length:
     """How long the dialogue is, in characters and in lines."""
 
     def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "Length":
-        scaler, classifier = StandardScaler(), _logistic_regression()
+        scaler, classifier = StandardScaler(), logistic_regression()
         classifier.fit(scaler.fit_transform(_lengths(texts)), labels)
         weights = classifier.coef_[0] / scaler.scale_
         return self.restore({"weights": weights, "bias": classifier.intercept_[0] - weights @ scaler.mean_})
@@ -114,7 +114,7 @@ class CharTfidf:
 
     def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "CharTfidf":
         self.vectorizer = char_tfidf((1, self.longest))
-        classifier = _logistic_regression().fit(self.vectorizer.fit_transform(self.view(texts)), labels)
+        classifier = logistic_regression().fit(self.vectorizer.fit_transform(self.view(texts)), labels)
         self.weights, self.bias = classifier.coef_[0], float(classifier.intercept_[0])
         return self
 
@@ -169,7 +169,7 @@ def build_baselines() -> dict:
 
 def build_tfidf() -> Pipeline:
     """The strongest of them as a pipeline of scikit-learn's, unfitted."""
-    return make_pipeline(FunctionTransformer(_neutral), char_tfidf((1, 4)), _logistic_regression())
+    return make_pipeline(FunctionTransformer(_neutral), char_tfidf((1, 4)), logistic_regression())
 
 
 def fit_baselines(train: Sequence[dict]) -> dict:
@@ -320,7 +320,7 @@ def char_tfidf(ngram_range: tuple[int, int], vocabulary: Sequence[str] | None = 
                            vocabulary=vocabulary)
 
 
-def _logistic_regression() -> LogisticRegression:
+def logistic_regression() -> LogisticRegression:
     return LogisticRegression(C=10.0, max_iter=1000)
 
 
