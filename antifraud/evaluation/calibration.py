@@ -23,7 +23,7 @@ from data.records import Skipped, read_numbered_records, read_records
 from ..checkpoint import Decision, find_checkpoint, lineage_of, require_calibratable, save_calibration
 from ..model import load_tuned
 from ..provenance import anonymous, describe_data
-from .calls import cases_apart, highest_by_call, ordinary_report, require_ordinary
+from .calls import alarms_allowed, cases_apart, highest_by_call, ordinary_report, require_ordinary
 from .metrics import (
     average_precision,
     bootstrap,
@@ -149,8 +149,7 @@ def quiet_above(records: Sequence[dict], scores: np.ndarray, false_alarms: float
     of_sources = [highest_by_call([records[row] for row in rows], scores[rows]) for rows in rows_of.values()]
     above = -math.inf
     for calls in (np.concatenate([[], *of_sources]), *(calls for calls in of_sources if len(calls) >= FEW_CALLS)):
-        may_alarm = math.floor(len(calls) * false_alarms / 100 + 1e-9)  # 7 of a hundred of 100 calls are 7, not 6
-        above = max([above, *np.sort(calls)[:len(calls) - may_alarm].tolist()])
+        above = max([above, *np.sort(calls)[:len(calls) - alarms_allowed(len(calls), false_alarms)].tolist()])
     return above
 
 

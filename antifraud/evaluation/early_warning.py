@@ -31,7 +31,7 @@ from data.split import is_fraud
 from ..checkpoint import lineage_of, provenance_of
 from ..model import default_device, load_tuned
 from ..provenance import file_sha256
-from .calls import require_ordinary
+from .calls import alarms_allowed, require_ordinary
 from .metrics import confidence_intervals
 from .scoring import calibrated, score_prompts, windows_of
 
@@ -107,7 +107,7 @@ def threshold_for(non_fraud: Sequence[np.ndarray], false_alarms: float) -> float
     if not non_fraud:
         raise DataError("no non-fraud calls to find a threshold on; give some with --ordinary-eval")
     highest = sorted((float(probabilities.max()) for probabilities in non_fraud), reverse=True)
-    allowed = math.floor(false_alarms * len(non_fraud) / 100 + 1e-9)  # 4.6 of a hundred of 1500 calls are 69, not 68
+    allowed = alarms_allowed(len(non_fraud), false_alarms)
     return 0.0 if allowed >= len(non_fraud) else math.nextafter(highest[allowed], math.inf)
 
 
