@@ -50,6 +50,12 @@ def style(axes, title: str, xlabel: str = "", ylabel: str = "", **limits) -> Non
     axes.set_axisbelow(True)
 
 
+def _levels(axes, lines: Mapping[str, float]) -> None:
+    """Named horizontal lines, told apart by their dashes."""
+    for (name, level), dashes in zip(lines.items(), ("--", ":", "-.")):
+        axes.axhline(level, color=GREY, linestyle=dashes, linewidth=1, label=name)
+
+
 # ------------------------------------------------------------------------------------------ training and its report
 
 
@@ -126,13 +132,13 @@ def _draw_reliability(axes, report: dict) -> None:
 
 
 def bars(values: Mapping[str, float], title: str, xlabel: str, *, intervals: Mapping[str, Sequence[float]] = {},
-         marked: Sequence[str] = (), form: str = ".3f") -> Picture:
+         marked: Sequence[str] = ()) -> Picture:
     """One horizontal bar a name, the first on top; black lines are `intervals`, orange bars those `marked`."""
-    said = ", ".join(f"{name} {value:{form}}" for name, value in values.items())
+    said = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
     picture = Picture(f"{title}: {said}.", height=0.25 + 0.1 * len(values))
     axes, names = picture.panels, list(values)
     style(axes, title, xlabel)
-    axes.barh([f"{name}  {value:{form}}" for name, value in values.items()], list(values.values()),
+    axes.barh([f"{name}  {value:.3f}" for name, value in values.items()], list(values.values()),
               color=[ORANGE if name in marked else BLUE for name in names])
     for name, ends in intervals.items():
         axes.plot(ends, [names.index(name)] * 2, color="black", linewidth=1.5, marker="|")
@@ -154,7 +160,7 @@ def grouped_bars(groups: Mapping[str, Mapping[str, float]], title: str, ylabel: 
                          [members[name] for members in groups.values()], width * 0.95, color=color, label=name)
         axes.bar_label(drawn, fmt=f"{{:{form}}}", fontsize=8)
     if line:
-        axes.axhline(line[1], color=GREY, linestyle="--", linewidth=1, label=line[0])
+        _levels(axes, dict([line]))
     axes.set_xticks(range(len(groups)), [group.replace(", ", ",\n") for group in groups])
     axes.margins(y=0.12)
     picture.legend_below(axes, 4)
@@ -196,8 +202,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title:
                   drawstyle="steps-post" if step else "default")
         if name in points:
             axes.plot(*points[name], "o", color=color, markersize=3 + 2 * _width(place, series))
-    for (name, level), pattern in zip(lines.items(), ("--", ":", "-.")):
-        axes.axhline(level, color=GREY, linestyle=pattern, linewidth=1, label=name)
+    _levels(axes, lines)
     picture.legend_below(axes)
     return picture
 
@@ -273,8 +278,7 @@ def growing_dialogue(calls: Mapping[str, Sequence[float]], title: str, *, shaded
         for number in shaded.get(name, ()):
             axes.axvspan(number - 0.5, number + 0.5, color=color, alpha=0.12, linewidth=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    for (name, level), pattern in zip(lines.items(), ("--", ":")):
-        axes.axhline(level, color=GREY, linestyle=pattern, linewidth=1, label=name)
+    _levels(axes, lines)
     picture.legend_below(axes, 3)
     return picture
 

@@ -26,6 +26,7 @@ from antifraud.training.recipes import CHECKPOINTING
 from data.files import DataError
 from trainer import build_loraconfig
 
+TRAIN = "--max-steps 1400 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350"  # README's
 ANSWER_TOKENS = 7  # with labels, at the end of a row
 WARM_UP, TIMED = 1, 3  # steps of a point
 GIB = 2**30

@@ -20,17 +20,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from antifraud.model import default_device, locate_model
 from antifraud.provenance import code_provenance, describe_base, device_name, file_sha256
-from benchmarks import execute, trainer_state
+from benchmarks import TRAIN, execute, trainer_state
 from data.command import command
 from data.files import DataError, require_input, write_json
 
 PREPARE = "--augment 0.5 --ordinary-share all"
-TRAIN = "--max-steps 1400 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350"
 FALSE_ALARMS = 5
 MORE = ("ordinary", "ordinary_eval", "ordinary_judge", "train_only")  # dialogues beside the source's
 FIGURES = ("precision", "recall", "f1", "average_precision", "threshold", "line_weight", "top_lines", "ordinary")
@@ -90,7 +89,7 @@ class Job:
     prepare: tuple[str, ...]
     train: tuple[str, ...]
     device: str
-    variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
+    variants: Mapping[str, Variant]
 
 
 def run(job: Job, names: Sequence[str], seeds: Sequence[int], output: str | Path) -> dict:
@@ -195,8 +194,9 @@ def merge(files: Sequence[str], output: str | Path) -> dict:
             if rows.setdefault(key, row) != row:
                 raise DataError(f"{path}: {key[0]} with seed {key[1]} is another row than the one merged before; "
                                 "leave one out, or name another --output")
-    write_json(output, {"rows": list(rows.values())})
-    return {"rows": list(rows.values())}
+    report = {"rows": list(rows.values())}
+    write_json(output, report)
+    return report
 
 
 def table(report: dict) -> str:
@@ -254,8 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--model and --data are needed, unless for --merge")
     own = dict(args.variant)
     names = [*((args.variants or ()) if own else args.variants or VARIANTS), *own]
-    job = Job(args.model, args.data, args.source, {option: getattr(args, option) for option in MORE},
-              tuple(shlex.split(args.prepare)), tuple(shlex.split(args.train)), args.device, {**VARIANTS, **own})
+    job = Job(model=args.model, data=args.data, source=args.source,
+              more={option: getattr(args, option) for option in MORE}, prepare=tuple(shlex.split(args.prepare)),
+              train=tuple(shlex.split(args.train)), device=args.device, variants={**VARIANTS, **own})
     if args.prepare_only:
         for seed in args.seeds:
             for name in names:

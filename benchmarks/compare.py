@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from antifraud.evaluation.inputs import read_probabilities
-from antifraud.evaluation.metrics import average_precision_of, bootstrap, confusion_counts, none_if_nan, rates
+from antifraud.evaluation.metrics import average_precision_of, confusion_counts, none_if_nan, rates, with_intervals
 from antifraud.provenance import code_provenance, file_sha256
 from data.command import command
 from data.files import write_json
@@ -49,23 +49,20 @@ def compare(seeds: Sequence[tuple[list[dict], list[np.ndarray]]],
     measures = [[_measure(records, of_one, threshold) for of_one, threshold in zip(scores, of_seed, strict=True)]
                 for (records, scores), of_seed in zip(seeds, thresholds, strict=True)]
 
-    def differences(weights: np.ndarray) -> dict[str, np.ndarray]:
+    def differences(weights: np.ndarray | None) -> dict[str, np.ndarray]:
         found = {}
         for seed, (first, second) in enumerate(measures):
-            part = weights[..., ends[seed]:ends[seed + 1]]
-            one, other = first(part), second(part)
+            of_seed = None if weights is None else weights[..., ends[seed]:ends[seed + 1]]
+            one, other = first(of_seed), second(of_seed)
             found |= {f"{name} {seed}": one[name] - other[name] for name in COMPARED}
         return {**found, **{name: np.mean([found[f"{name} {seed}"] for seed in range(len(measures))], axis=0)
                             for name in COMPARED}}
 
-    values = {name: float(value) for name, value in differences(np.ones(ends[-1])).items()}
-    intervals = bootstrap(differences, int(ends[-1]), groups)
-    ones = [np.ones(len(records)) for records, _ in seeds]
-    return {"seeds": [{"model": _plain(first(one)), "other": _plain(second(one)),
-                       "difference": {name: {"value": values[f"{name} {seed}"], "interval": intervals[f"{name} {seed}"]}
-                                      for name in COMPARED}}
-                      for seed, ((first, second), one) in enumerate(zip(measures, ones, strict=True))],
-            "mean_difference": {name: {"value": values[name], "interval": intervals[name]} for name in COMPARED}}
+    found = with_intervals(differences, int(ends[-1]), groups)
+    return {"seeds": [{"model": _plain(first(None)), "other": _plain(second(None)),
+                       "difference": {name: found[f"{name} {seed}"] for name in COMPARED}}
+                      for seed, (first, second) in enumerate(measures)],
+            "mean_difference": {name: found[name] for name in COMPARED}}
 
 
 def _measure(records: Sequence[dict], scores: np.ndarray, threshold: float):
@@ -76,7 +73,7 @@ def _measure(records: Sequence[dict], scores: np.ndarray, threshold: float):
 
 
 def _plain(figures: dict) -> dict:
-    return {name: none_if_nan(float(value)) for name, value in figures.items()}
+    return {name: none_if_nan(value) for name, value in figures.items()}
 
 
 def table(found: dict) -> str:

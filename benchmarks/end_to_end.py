@@ -22,11 +22,10 @@ from pathlib import Path
 from antifraud.compiling import kernels_kept
 from antifraud.model import default_device
 from antifraud.provenance import code_provenance, device_name, file_sha256
-from benchmarks import execute, seconds_a_step, trainer_state
+from benchmarks import TRAIN, execute, seconds_a_step, trainer_state
 from data.command import command
 from data.files import require_input, write_json
 
-TRAIN = "--max-steps 1400 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350"
 LOGGING_STEPS = 10
 COMMANDS = {"evaluate": "evaluate", "full": "evaluate --full", "full_again": "evaluate --full, baselines kept"}
 

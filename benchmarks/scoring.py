@@ -35,7 +35,7 @@ from antifraud.logits import replaced
 from antifraud.model import compute_dtype, default_device
 from antifraud.provenance import code_provenance, device_name
 from antifraud.serving.predict import predict_file
-from benchmarks import folder_with_weights, free_memory
+from benchmarks import GIB, folder_with_weights, free_memory
 from benchmarks.training import whole_rows
 from data.command import command
 from data.files import write_json
@@ -166,7 +166,7 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
                     plain = scores if plain is None else plain
                     found.update(agreement(scores, plain))
             if device != "cpu":
-                found["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+                found["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / GIB
             report["methods"][method] = found
             del loaded
             write_json(output, report)
@@ -176,11 +176,12 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
 def agreement(scores: np.ndarray, plain: np.ndarray) -> dict:
     """How far probabilities lie apart, and how many labels differ that are no borderline cases in `plain`."""
     difference = np.abs(scores - plain)
+    flipped = (scores >= 0.5) != (plain >= 0.5)
     clear = (plain < BORDERLINE[0]) | (plain > BORDERLINE[1])
     return {"max_probability_difference": float(difference.max()),
             "p99_probability_difference": float(np.quantile(difference, 0.99)),
-            "labels_flipped": int(((scores >= 0.5) != (plain >= 0.5)).sum()),
-            "labels_flipped_beyond_borderline": int((((scores >= 0.5) != (plain >= 0.5)) & clear).sum())}
+            "labels_flipped": int(flipped.sum()),
+            "labels_flipped_beyond_borderline": int((flipped & clear).sum())}
 
 
 def table(report: dict) -> str:

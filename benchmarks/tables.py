@@ -99,7 +99,7 @@ def mean(values: Iterable[float | None], form: str = ".3f") -> str:
     return spread(values, form).partition(" ")[0]
 
 
-def rows_of(lines: Sequence[Sequence[str]], *head: str) -> str | None:
+def markdown(lines: Sequence[Sequence[str]], *head: str) -> str | None:
     """A Markdown table; None without rows."""
     if not lines:
         return None
@@ -123,7 +123,7 @@ def front() -> str | None:
                      *_alarms(under(reports.get("held_out", []), "ordinary"))])
     published = f"{rates(list(ARTICLE.values()))['f1']:.3f}"
     rows.append(["the article, as published", "-", *(published if name == "eval0819" else "-" for name in sets), *"--"])
-    return rows_of([row for row in rows if set(row[1:]) != {"-"}], "model", AP, *sets.values(), *ORDINARY_HEAD)
+    return markdown([row for row in rows if set(row[1:]) != {"-"}], "model", AP, *sets.values(), *ORDINARY_HEAD)
 
 
 def front_zh() -> str | None:
@@ -145,7 +145,7 @@ def results() -> str | None:
         rows += [[title, said, str(len(found)), *(spread(row[key] for row in found)
                                                   for key in ("precision", "recall", "f1", "average_precision"))]
                  for said, found in judged.items() if found]
-    made = rows_of(rows, "judged on", "model", "seeds", "precision", "recall", "F1", "average precision")
+    made = markdown(rows, "judged on", "model", "seeds", "precision", "recall", "F1", "average precision")
     return made and f"{made}\n\nThresholds: {'; '.join(sorted(rules))}."
 
 
@@ -164,7 +164,7 @@ def article() -> str | None:
             *([title, str(len(reports)), *(spread(report[key] for report in reports) for key in figures),
                spread((report["unparsed"] for report in reports), ".0f")]
               for title, _, reports in judged_on(ARTICLE_SETS))]
-    return rows_of(rows, "judged on", "seeds", "precision", "recall", "accuracy", "F1", "answers that are neither")
+    return markdown(rows, "judged on", "seeds", "precision", "recall", "accuracy", "F1", "answers that are neither")
 
 
 def leads() -> str | None:
@@ -176,8 +176,8 @@ def leads() -> str | None:
             if found:
                 rows.append([title, said, *(cell for figure in ("f1", "average_precision")
                                             for cell in _lead(under(found, f"model_{figure}_minus_this")))])
-    return rows_of(rows, "judged on", "minus", "F1", "better in", "worse in", "average precision", "better in",
-                   "worse in")
+    return markdown(rows, "judged on", "minus", "F1", "better in", "worse in", "average precision", "better in",
+                    "worse in")
 
 
 def _lead(found: Sequence[dict]) -> tuple[str, str, str]:
@@ -192,7 +192,7 @@ def seeds() -> str | None:
              f"{made['top_lines']}, {made['line_weight']:.0%}" if made.get("line_weight") else "-",
              *(_with_interval(report[key], report["intervals"][key]) for key in ("f1", "average_precision"))]
             for title, _, reports in judged_on(SETS) for report in reports for made in [report.get("provenance", {})]]
-    return rows_of(rows, "judged on", "seed", "threshold", "lines that count", "F1", "average precision")
+    return markdown(rows, "judged on", "seed", "threshold", "lines that count", "F1", "average precision")
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None, form: str = ".3f") -> str:
@@ -205,9 +205,9 @@ def line_rules() -> str | None:
     """F1 on eval by each rule that calibrating tried, at the threshold that was found with it."""
     found = [(title, report["seed"], tried) for title, _, reports in judged_on(CALIBRATED) for report in reports
              for tried in under([report], "calibration", "fitted_on", "line_rules")]
-    return rows_of([[title, seed, *(f"{rule['f1']:.3f}" for rule in tried)] for title, seed, tried in found],
-                   "calibrated for", "seed", *(f"{rule['top_lines']}, {rule['line_weight']:.0%}"
-                                               for _, _, tried in found[:1] for rule in tried))
+    return markdown([[title, seed, *(f"{rule['f1']:.3f}" for rule in tried)] for title, seed, tried in found],
+                    "calibrated for", "seed", *(f"{rule['top_lines']}, {rule['line_weight']:.0%}"
+                                                for _, _, tried in found[:1] for rule in tried))
 
 
 def differences() -> str | None:
@@ -216,7 +216,7 @@ def differences() -> str | None:
                                             for figure in ("f1", "average_precision"))]
             for title, _, reports in judged_on(SETS) for key, said in PEERS.items()
             for report in reports for found in baseline([report], key)]
-    return rows_of(rows, "judged on", "minus", "seed", "F1", "average precision")
+    return markdown(rows, "judged on", "minus", "seed", "F1", "average precision")
 
 
 def _difference(found: dict | None) -> str:
@@ -238,8 +238,8 @@ def ordinary() -> str | None:
                     rows.append([SOURCES.get(source, source), mean((row["calls"] for row in of_source), ".0f"), said,
                                  *(mean((row[f"false_alarms_per_hundred_{what}"] for row in of_source), ".1f")
                                    for what in ("calls", "segments")), "; ".join(by_seed)])
-    return rows_of(rows, "source", "calls", "model", "alarms per 100 calls", "per 100 segments",
-                   "per 100 calls, seed by seed")
+    return markdown(rows, "source", "calls", "model", "alarms per 100 calls", "per 100 segments",
+                    "per 100 calls, seed by seed")
 
 
 def calls() -> str | None:
@@ -257,8 +257,8 @@ def calls() -> str | None:
                              *(spread(row["recall"] for row in under(found, "at_false_alarms_per_hundred", alarms))
                                for alarms in ("1", "5")),
                              "-" if found is of_model else f"{better}, {worse}"])
-    made = rows_of(rows, "model", "precision", "recall", "average precision", "recall at 1 false alarm per 100",
-                   "at 5", "average precision of ours better, worse in")
+    made = markdown(rows, "model", "precision", "recall", "average precision", "recall at 1 false alarm per 100",
+                    "at 5", "average precision of ours better, worse in")
     return made and f"{made}\n\n{_counted(counted)}"
 
 
@@ -282,8 +282,8 @@ def early_warning() -> str | None:
                              spread((row["false_alarms_per_hundred"] for row in under(of_seeds, "ordinary")), ".1f"),
                              spread(row["recall"] for row in test),
                              spread((quartiles[1] for quartiles in under(test, "share_of_dialogue")), ".0%")])
-    return rows_of(rows, "false alarms per 100 wanted", "model", "seeds", "false alarms per 100 on test",
-                   "in ordinary calls", "recall", "half of those found by")
+    return markdown(rows, "false alarms per 100 wanted", "model", "seeds", "false alarms per 100 on test",
+                    "in ordinary calls", "recall", "half of those found by")
 
 
 def probes() -> str | None:
@@ -295,7 +295,7 @@ def probes() -> str | None:
             rows.append([name, spread(row["recall"] for row in found),
                          *(spread((row["value"] for row in under(found, of, figure)), "+.3f")
                            for of in ("change", "change_of_tfidf") for figure in ("recall", "f1"))])
-    return rows_of(rows, "held-out dialogues, changed", "recall", "its change", "of F1", "TF-IDF: of recall", "of F1")
+    return markdown(rows, "held-out dialogues, changed", "recall", "its change", "of F1", "TF-IDF: of recall", "of F1")
 
 
 def normaliser() -> str | None:
@@ -308,8 +308,8 @@ def normaliser() -> str | None:
             if without:
                 rows.append([said, *(spread(row["accuracy"] for row in found) for found in
                                      (reports, under(reports, "probes", "formatting"), without))])
-    return rows_of(rows, "written with", "accuracy as it was", "all changes, with the normaliser",
-                   "this change, without it")
+    return markdown(rows, "written with", "accuracy as it was", "all changes, with the normaliser",
+                    "this change, without it")
 
 
 def _speed(name: str, table: Callable[[dict], str]) -> Callable[[], str | None]:
@@ -332,16 +332,16 @@ def measured_on(report: dict) -> str:
 
 
 def quantization_table(report: dict) -> str:
-    return rows_of([[name, f"{row['bits_per_weight']:.2f}", f"{row['relative_error']:.1%}", f"{row['weights_gib']:.2f}",
-                     f"{row['load_seconds']:.1f}", *_step(row)]
-                    for name, row in report["quantization"].items()],
-                   "base weights", "bits a weight", "error", "weights, GiB", "load, s", "peak of a step, GiB", "s")
+    return markdown([[name, f"{row['bits_per_weight']:.2f}", f"{row['relative_error']:.1%}",
+                      f"{row['weights_gib']:.2f}", f"{row['load_seconds']:.1f}", *_step(row)]
+                     for name, row in report["quantization"].items()],
+                    "base weights", "bits a weight", "error", "weights, GiB", "load, s", "peak of a step, GiB", "s")
 
 
 def lengths_table(report: dict) -> str:
-    return rows_of([[tokens, *_step(row.get("all_logits")), *_step(row.get("label_positions"))]
-                    for tokens, row in report["lengths"].items()],
-                   "tokens a row", "all logits, GiB", "s", "label positions, GiB", "s")
+    return markdown([[tokens, *_step(row.get("all_logits")), *_step(row.get("label_positions"))]
+                     for tokens, row in report["lengths"].items()],
+                    "tokens a row", "all logits, GiB", "s", "label positions, GiB", "s")
 
 
 def _step(step: dict | None) -> list[str]:

@@ -36,22 +36,20 @@ from antifraud import logits
 from antifraud.model import default_device
 from antifraud.provenance import code_provenance, device_name
 from antifraud.training.loss import label_position_loss
-from benchmarks import (
-    GIB,
-    all_logits_loss,
-    folder_with_weights,
-    free_memory,
-    measure_step,
-    wait_for,
-    with_adapters,
-)
+from benchmarks import GIB, all_logits_loss, folder_with_weights, free_memory, measure_step, wait_for, with_adapters
 from data.command import command
 from data.files import DataError, write_json
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
-ROWS_A_STEP = 16
+ROWS_A_STEP = 16  # the article's batch
 WARM_UP_STEPS, EPOCHS_TIMED = 4, 2  # of what is not captured, and of what is
 COLUMNS = ["input_ids", "labels"]
+
+
+def plain_trainer(model, tokenizer, args, rows: Dataset) -> Trainer:
+    """transformers' Trainer as it is: padding with a mask, logits for every token."""
+    return Trainer(model=model, args=args, train_dataset=rows.select_columns(COLUMNS),
+                   data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True))
 
 
 # Each of these makes a trainer of a model's folder, arguments and rows.
@@ -67,8 +65,7 @@ def article_trainer(folder: str, args, rows: Dataset, device: str) -> Trainer:
     model, tokenizer = load_model(folder, device)
     model = get_peft_model(model, build_loraconfig())
     model.enable_input_require_grads()
-    return Trainer(model=model, args=args, train_dataset=rows.select_columns(COLUMNS),
-                   data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True))
+    return plain_trainer(model, tokenizer, args, rows)
 
 
 def unsloth_trainer(folder: str, args, rows: Dataset, device: str, checkpointing: str | bool = "unsloth") -> Trainer:
@@ -81,8 +78,7 @@ def unsloth_trainer(folder: str, args, rows: Dataset, device: str, checkpointing
     model = FastLanguageModel.get_peft_model(
         model, r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=0, bias="none",
         target_modules=list(lora.target_modules), use_gradient_checkpointing=checkpointing, random_state=args.seed)
-    return Trainer(model=model, args=args, train_dataset=rows.select_columns(COLUMNS),
-                   data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True))
+    return plain_trainer(model, tokenizer, args, rows)
 
 
 def trl_trainer(folder: str, args, rows: Dataset, device: str) -> Trainer:
@@ -280,12 +276,12 @@ QUANTIZATIONS = {  # what `load_model` is told
     "nf4": {"quantization": "nf4"},
     "nf4_double": {"quantization": "nf4", "double_quantization": True},
 }
-ROWS, TOKENS = 16, 176  # the article's batch, the mean of the data
+TOKENS = 176  # the mean of the data
 LENGTHS = (64, 128, 256, 512, 1024)
 ALL_LOGITS_UP_TO = 512  # tokens a row; the logits of 16 rows of 1,024 are 5 GiB in 16 bit, and several copies of it
 
 
-def study_quantization(folder: str, device: str, rows: int = ROWS, tokens: int = TOKENS) -> dict[str, dict]:
+def study_quantization(folder: str, device: str, rows: int = ROWS_A_STEP, tokens: int = TOKENS) -> dict[str, dict]:
     """Load time, size, error and a step of LoRA training for each way to store the base weights."""
     return {name: study_one(folder, device, rows, tokens, options) for name, options in QUANTIZATIONS.items()}
 
@@ -333,7 +329,8 @@ def storage_of_linear_weights(model: nn.Module, folder: str) -> dict[str, float]
     return {"relative_error": (error / power) ** 0.5, "bits_per_weight": 8 * n_bytes / n_weights}
 
 
-def study_lengths(folder: str, device: str, rows: int = ROWS, lengths: Sequence[int] = LENGTHS) -> dict[str, dict]:
+def study_lengths(folder: str, device: str, rows: int = ROWS_A_STEP,
+                  lengths: Sequence[int] = LENGTHS) -> dict[str, dict]:
     """A step by tokens a row: with logits at every token, and at those with labels only."""
     model = with_adapters(load_model(folder, device)[0])
     return {str(tokens): {name: measure_step(model, loss, rows, tokens)
@@ -348,7 +345,7 @@ def study(model: str, device: str, output: str) -> dict:
         torch.manual_seed(0)
         report = {"quantization": study_quantization(folder, device), "lengths": study_lengths(folder, device),
                   "device": device_name(device),
-                  "provenance": {"model": Path(model).name, "rows": ROWS, "tokens": TOKENS, **code_provenance()}}
+                  "provenance": {"model": Path(model).name, "rows": ROWS_A_STEP, "tokens": TOKENS, **code_provenance()}}
     write_json(output, report)
     return report
 

@@ -66,7 +66,7 @@ def build_tokenizer(turns: Sequence[tuple[str, str]]) -> PreTrainedTokenizerFast
                                    model_max_length=SHAPE["max_position_embeddings"])
 
 
-def build_model(tokenizer, *, seed: int = 0) -> Qwen2ForCausalLM:
+def build_model(tokenizer, *, seed: int) -> Qwen2ForCausalLM:
     """The tiny Qwen2 with random weights."""
     torch.manual_seed(seed)
     config = Qwen2Config(vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
@@ -103,11 +103,10 @@ def lm_loss(model, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def pretrain(model, tokenizer, turns: Sequence[tuple[str, str]], *, steps: int, learning_rate: float = 3e-3,
-             device: str = "cpu", seed: int = 0) -> None:
+def pretrain(model, tokenizer, turns: Sequence[tuple[str, str]], *, steps: int, device: str, seed: int) -> None:
     """Trains in place to predict the next token."""
     model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     stream = batches(encode(tokenizer, turns), tokenizer.pad_token_id, random.Random(seed))
     for _, (ids, weights) in zip(progress := tqdm(range(steps), desc="pretraining"), stream):
@@ -121,7 +120,7 @@ def pretrain(model, tokenizer, turns: Sequence[tuple[str, str]], *, steps: int, 
 
 
 @torch.no_grad()
-def refresh_unread(model, tokenizer, turns: Sequence[tuple[str, str]], *, seed: int = 0) -> None:
+def refresh_unread(model, tokenizer, turns: Sequence[tuple[str, str]], *, seed: int) -> None:
     """Gives tokens that were never read (the fraud task's instruction and answers) embeddings like those of the others.
 
     Pretraining only ever pushes them down together, until they are so alike that no adapter could choose one.

@@ -90,7 +90,7 @@ class Length:
     """How long the dialogue is, in characters and in lines."""
 
     def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "Length":
-        scaler, classifier = StandardScaler(), _logistic_regression()
+        scaler, classifier = StandardScaler(), logistic_regression()
         classifier.fit(scaler.fit_transform(_lengths(texts)), labels)
         weights = classifier.coef_[0] / scaler.scale_
         return self.restore({"weights": weights, "bias": classifier.intercept_[0] - weights @ scaler.mean_})
@@ -114,7 +114,7 @@ class CharTfidf:
 
     def fit(self, texts: Sequence[str], labels: Sequence[bool]) -> "CharTfidf":
         self.vectorizer = char_tfidf((1, self.longest))
-        classifier = _logistic_regression().fit(self.vectorizer.fit_transform(self.view(texts)), labels)
+        classifier = logistic_regression().fit(self.vectorizer.fit_transform(self.view(texts)), labels)
         self.weights, self.bias = classifier.coef_[0], float(classifier.intercept_[0])
         return self
 
@@ -138,22 +138,22 @@ class TfidfLineLabels:
     What a model trained with the auxiliary line loss has to beat: it was told which lines are fraud, TF-IDF alone not.
     """
 
-    def __init__(self, of_dialogues, of_lines) -> None:
-        self.of_dialogues, self.of_lines = of_dialogues, of_lines
+    def __init__(self, dialogue_tfidf: CharTfidf, line_tfidf: CharTfidf) -> None:
+        self.dialogue_tfidf, self.line_tfidf = dialogue_tfidf, line_tfidf
 
-    def probabilities(self, texts: Sequence[str], of_dialogues: np.ndarray | None = None) -> np.ndarray:
-        """[texts]; `of_dialogues`: what TF-IDF of whole dialogues says of them, where it was asked already."""
-        if of_dialogues is None:
-            of_dialogues = fraud_probability(self.of_dialogues, texts)
-        suspicious = [of_lines.max() for of_lines in self.score_single_lines(texts)]
-        return expit(logit(np.array([suspicious, of_dialogues]).clip(1e-6, 1 - 1e-6)).mean(0))
+    def probabilities(self, texts: Sequence[str], by_dialogue: np.ndarray | None = None) -> np.ndarray:
+        """[texts]; `by_dialogue`: what TF-IDF of whole dialogues says of them, where it was asked already."""
+        if by_dialogue is None:
+            by_dialogue = self.dialogue_tfidf.probabilities(texts)
+        by_line = [of_lines.max() for of_lines in self.score_single_lines(texts)]
+        return expit(logit(np.array([by_line, by_dialogue]).clip(1e-6, 1 - 1e-6)).mean(0))
 
     def score_single_lines(self, texts: Sequence[str]) -> list[np.ndarray]:
         """For each dialogue, [lines] the probability that a line is part of a fraud, by its own words alone."""
         lines = [_said(text) for text in texts]
         distinct = {line: number for number, line in
                     enumerate(dict.fromkeys(line for of_dialogue in lines for line in of_dialogue))}
-        scores = fraud_probability(self.of_lines, list(distinct))
+        scores = self.line_tfidf.probabilities(list(distinct))
         return [scores[[distinct[line] for line in of_dialogue]] for of_dialogue in lines]
 
 
@@ -169,7 +169,7 @@ def build_baselines() -> dict:
 
 def build_tfidf() -> Pipeline:
     """The strongest of them as a pipeline of scikit-learn's, unfitted."""
-    return make_pipeline(FunctionTransformer(_neutral), char_tfidf((1, 4)), _logistic_regression())
+    return make_pipeline(FunctionTransformer(_neutral), char_tfidf((1, 4)), logistic_regression())
 
 
 def fit_baselines(train: Sequence[dict]) -> dict:
@@ -183,16 +183,16 @@ def fit_baselines(train: Sequence[dict]) -> dict:
         raise DataError(f"all {len(labels)} train records have the label {str(labels[0]).lower()}")
     fitted = {}
     with ThreadPoolExecutor(1) as beside:
-        begun = (os.cpu_count() or 1) >= CORES and beside.submit(call_in_process, __name__, "fit_lines", train)
+        lines_begun = (os.cpu_count() or 1) >= CORES and beside.submit(call_in_process, __name__, "fit_lines", train)
         for name, classifier in build_baselines().items():
             try:
                 fitted[name] = classifier.fit(texts, labels)
             except ValueError as error:  # so few records that no n-gram is frequent enough
                 if name == "tfidf":
                     raise DataError(f"{len(train)} train records are too few for TF-IDF: {one_line(error)}") from None
-    of_lines = begun.result() if begun else fit_lines(train)
-    if of_lines is not None:
-        fitted["tfidf_line_labels"] = TfidfLineLabels(fitted["tfidf"], of_lines)
+    line_tfidf = lines_begun.result() if lines_begun else fit_lines(train)
+    if line_tfidf is not None:
+        fitted["tfidf_line_labels"] = TfidfLineLabels(fitted["tfidf"], line_tfidf)
     return fitted
 
 
@@ -225,19 +225,20 @@ def kept_baselines(train_path: str | Path) -> tuple[dict, "Shelf"]:
     kept = shelf.read("fitted")
     if kept is None:
         fitted = fit_baselines(read_records(train_path, Skipped()))
-        of_lines = fitted.pop("tfidf_line_labels", None)
-        states = {**fitted, **({"lines": of_lines.of_lines} if of_lines else {})}
-        shelf.write("fitted", {f"{name}/{key}": value for name, classifier in states.items()
+        parts = {name: classifier for name, classifier in fitted.items() if name != "tfidf_line_labels"}
+        if "tfidf_line_labels" in fitted:
+            parts["lines"] = fitted["tfidf_line_labels"].line_tfidf
+        shelf.write("fitted", {f"{name}/{key}": value for name, classifier in parts.items()
                                for key, value in classifier.state().items()})
-    else:
-        states = {}
-        for name, classifier in {**build_baselines(), "lines": CharTfidf(_neutral, 4)}.items():
-            state = {key.removeprefix(f"{name}/"): value for key, value in kept.items() if key.startswith(f"{name}/")}
-            if state:
-                states[name] = classifier.restore(state)
-    if "lines" in states:
-        states["tfidf_line_labels"] = TfidfLineLabels(states["tfidf"], states.pop("lines"))
-    return states, shelf
+        return fitted, shelf
+    restored = {}
+    for name, classifier in {**build_baselines(), "lines": CharTfidf(_neutral, 4)}.items():
+        state = {key.removeprefix(f"{name}/"): value for key, value in kept.items() if key.startswith(f"{name}/")}
+        if state:
+            restored[name] = classifier.restore(state)
+    if "lines" in restored:
+        restored["tfidf_line_labels"] = TfidfLineLabels(restored["tfidf"], restored.pop("lines"))
+    return restored, shelf
 
 
 class Shelf:
@@ -320,7 +321,7 @@ def char_tfidf(ngram_range: tuple[int, int], vocabulary: Sequence[str] | None = 
                            vocabulary=vocabulary)
 
 
-def _logistic_regression() -> LogisticRegression:
+def logistic_regression() -> LogisticRegression:
     return LogisticRegression(C=10.0, max_iter=1000)
 
 

@@ -23,7 +23,7 @@ from data.records import Skipped, read_numbered_records, read_records
 from ..checkpoint import Decision, find_checkpoint, lineage_of, require_calibratable, save_calibration
 from ..model import load_tuned
 from ..provenance import anonymous, describe_data
-from .calls import cases_apart, highest_by_call, ordinary_report, require_ordinary
+from .calls import alarms_allowed, cases_apart, highest_by_call, ordinary_report, require_ordinary
 from .metrics import (
     average_precision,
     bootstrap,
@@ -149,8 +149,7 @@ def quiet_above(records: Sequence[dict], scores: np.ndarray, false_alarms: float
     of_sources = [highest_by_call([records[row] for row in rows], scores[rows]) for rows in rows_of.values()]
     above = -math.inf
     for calls in (np.concatenate([[], *of_sources]), *(calls for calls in of_sources if len(calls) >= FEW_CALLS)):
-        may_alarm = math.floor(len(calls) * false_alarms / 100 + 1e-9)  # 7 of a hundred of 100 calls are 7, not 6
-        above = max([above, *np.sort(calls)[:len(calls) - may_alarm].tolist()])
+        above = max([above, *np.sort(calls)[:len(calls) - alarms_allowed(len(calls), false_alarms)].tolist()])
     return above
 
 
@@ -221,14 +220,14 @@ def _widest(recalls: list[float] | None, false_positive_rates: list[float] | Non
 
 
 def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *, ordinary: Sequence[dict] = (),
-              of_ordinary: Sequence[float] = (), false_alarms: float = FALSE_ALARMS, **target: float | bool | None
+              ordinary_scores: Sequence[float] = (), false_alarms: float = FALSE_ALARMS, **target: float | bool | None
               ) -> tuple[Decision, dict]:
     """A decision with its temperature, and its threshold if there is a target, found on these rows; and how that went.
 
     Args:
         scores: [rows] before any calibration: ``score`` of `scoring.predict_details`.
-        ordinary, of_ordinary: records of ordinary calls and their scores, of which at most `false_alarms` in a hundred
-            may raise an alarm; see `quiet_above`.
+        ordinary, ordinary_scores: records of ordinary calls and their scores, of which at most `false_alarms` in a
+            hundred may raise an alarm; see `quiet_above`.
         target: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
             that no answer changes.
 
@@ -237,9 +236,10 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
     """
     target = {name: value for name, value in target.items() if value}
     temperature = fit_temperature(y_true, scores)
-    probabilities, of_ordinary = calibrated(scores, temperature), calibrated(np.asarray(of_ordinary), temperature)
+    probabilities = calibrated(scores, temperature)
+    ordinary_probabilities = calibrated(np.asarray(ordinary_scores), temperature)
     if target:
-        above = quiet_above(ordinary, of_ordinary, false_alarms)
+        above = quiet_above(ordinary, ordinary_probabilities, false_alarms)
         threshold = bounded_threshold(y_true, probabilities, above, **target)
     elif len(ordinary):
         raise DataError("a bound on false alarms needs a target, such as the best F1")
@@ -254,7 +254,7 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
     if len(ordinary):
         found["ordinary"] = {"at_most_per_hundred_calls": false_alarms,
                              "moved_threshold": threshold != choose_threshold(y_true, probabilities, **target),
-                             **ordinary_report(ordinary, of_ordinary, threshold)}
+                             **ordinary_report(ordinary, ordinary_probabilities, threshold)}
     return dataclasses.replace(decision, temperature=temperature, threshold=threshold), found
 
 
@@ -300,7 +300,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     def by_rule(rule: Decision) -> tuple[Decision, dict]:
         scores = scores_by(rule, readings, odds)
         return calibrate([record["label"] for record in records], scores[:len(records)], rule, ordinary=calls,
-                         of_ordinary=scores[len(records):], false_alarms=false_alarms, **target)
+                         ordinary_scores=scores[len(records):], false_alarms=false_alarms, **target)
 
     decision, found = _best(by_rule, rules, data_path)
     if calls:

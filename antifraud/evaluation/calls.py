@@ -1,5 +1,6 @@
 """Whole calls, which is what a user has: a call raises an alarm if any of its segments does."""
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -107,6 +108,11 @@ def _cases(records: Sequence[dict]) -> np.ndarray:
 def cases_apart(records: Sequence[dict], path: str) -> list[dict]:
     """The records of one of several files, which number their cases independently."""
     return [{**record, "case": f"{path}\n{record['case']}"} if record.get("case") else record for record in records]
+
+
+def alarms_allowed(n_calls: int, per_hundred: float) -> int:
+    """How many of so many calls may raise an alarm."""
+    return math.floor(n_calls * per_hundred / 100 + 1e-9)  # 4.6 of a hundred of 1500 calls are 69, not 68
 
 
 def require_ordinary(records: Sequence[tuple[int, dict]], path: str) -> None:

@@ -31,7 +31,7 @@ from data.split import is_fraud
 from ..checkpoint import lineage_of, provenance_of
 from ..model import default_device, load_tuned
 from ..provenance import file_sha256
-from .calls import require_ordinary
+from .calls import alarms_allowed, require_ordinary
 from .metrics import confidence_intervals
 from .scoring import calibrated, score_prompts, windows_of
 
@@ -107,7 +107,7 @@ def threshold_for(non_fraud: Sequence[np.ndarray], false_alarms: float) -> float
     if not non_fraud:
         raise DataError("no non-fraud calls to find a threshold on; give some with --ordinary-eval")
     highest = sorted((float(probabilities.max()) for probabilities in non_fraud), reverse=True)
-    allowed = math.floor(false_alarms * len(non_fraud) / 100 + 1e-9)  # 4.6 of a hundred of 1500 calls are 69, not 68
+    allowed = alarms_allowed(len(non_fraud), false_alarms)
     return 0.0 if allowed >= len(non_fraud) else math.nextafter(highest[allowed], math.inf)
 
 
@@ -162,7 +162,7 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
 
 
 def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_path: str | None = None,
-                  false_alarms: Sequence[float] = FALSE_ALARMS, progress: bool = True) -> dict:
+                  false_alarms: Sequence[float] = FALSE_ALARMS) -> dict:
     """For each wanted rate of false alarms, the threshold found on eval and what it does there and on test.
 
     Args:
@@ -176,7 +176,7 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
         windows, being longer than the model reads at once, and how many the longest took (``most``). Why TF-IDF could
         not be fitted is in ``not_made``.
     """
-    scores = {name: score_growing(model, tokenizer, members, progress=name if progress else None)
+    scores = {name: score_growing(model, tokenizer, members, progress=name)
               for name, members in calls.items()}
     encoder = PromptEncoder(tokenizer, lineage_of(model).task)
     windows = {name: [len(of_call) for of_call in windows_of(encoder, [_text(call.lines) for call in members])]

@@ -41,7 +41,7 @@ class Inputs:
 
     @cached_property
     def records(self) -> list[dict]:
-        return [record for _, record in self.numbered]
+        return _records(self.numbered)
 
     @property
     def texts(self) -> dict[str, list[str]]:
@@ -102,12 +102,16 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
             "ordinary": ((ordinary or [None])[0], [row for rows in ordinary_rows.values() for row in rows]),
             "ordinary_eval": (ordinary_eval, kept_for_choosing)}
     return Inputs(
-        path, numbered, skipped_rows, full, method,
-        batch, threshold, train_path, [record for _, record in eval_split],
-        [record for file, rows in ordinary_rows.items() for record in cases_apart([row for _, row in rows], file)],
-        [anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
-        [record for _, record in kept_for_choosing],
-        _read_peers(peers, sets), with_text, progress)
+        path=path, numbered=numbered, skipped=skipped_rows, full=full, method=method, batch=batch, threshold=threshold,
+        train_path=train_path, eval_split=_records(eval_split),
+        ordinary=[record for file, rows in ordinary_rows.items() for record in cases_apart(_records(rows), file)],
+        ordinary_files=[anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
+        ordinary_eval=_records(kept_for_choosing), peers=_read_peers(peers, sets), with_text=with_text,
+        progress=progress)
+
+
+def _records(numbered: Sequence[tuple[int, dict]]) -> list[dict]:
+    return [record for _, record in numbered]
 
 
 def input_files(args: argparse.Namespace) -> list[str | Path | None]:

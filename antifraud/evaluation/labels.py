@@ -73,9 +73,10 @@ def out_of_fold_probabilities(records: Sequence[dict], groups: np.ndarray) -> np
     The classifier is `baselines.build_tfidf`, with the n-grams counted once for all folds.
     """
     from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer  # slow to import
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
+
+    from .baselines import logistic_regression
 
     y_true = np.array([record["label"] for record in records])
     counts = CountVectorizer(analyzer="char", ngram_range=(1, 4), dtype=np.float32).fit_transform(
@@ -87,7 +88,7 @@ def out_of_fold_probabilities(records: Sequence[dict], groups: np.ndarray) -> np
             probabilities[fold] = 0.5
             continue
         frequent = np.bincount(counts[rest].indices, minlength=counts.shape[1]) >= 2
-        classifier = make_pipeline(TfidfTransformer(sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000))
+        classifier = make_pipeline(TfidfTransformer(sublinear_tf=True), logistic_regression())
         classifier.fit(counts[rest][:, frequent], y_true[rest])
         probabilities[fold] = classifier.predict_proba(counts[fold][:, frequent])[:, 1]
     return probabilities

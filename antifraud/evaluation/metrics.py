@@ -42,9 +42,9 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)[()]
 
 
-def average_precision(y_true: Sequence[bool], y_score: Sequence[float], weights: np.ndarray | None = None) -> float:
+def average_precision(y_true: Sequence[bool], y_score: Sequence[float]) -> float:
     """Area under the precision-recall curve; NaN where there is nothing to find."""
-    return average_precision_of(y_true, y_score)(weights)
+    return average_precision_of(y_true, y_score)(None)
 
 
 def average_precision_of(y_true: Sequence[bool], y_score: Sequence[float]
@@ -52,7 +52,7 @@ def average_precision_of(y_true: Sequence[bool], y_score: Sequence[float]
     """`average_precision` as a function of the weights: the rows are sorted once, not anew in every resample."""
     curve = alarm_curve(y_true, y_score)
 
-    def area(weights: np.ndarray | None = None) -> np.ndarray:
+    def area(weights: np.ndarray | None) -> np.ndarray:
         alarms, hits = curve(weights)
         if not hits.shape[-1]:
             return np.full(hits.shape[:-1], np.nan)[()]
@@ -70,7 +70,7 @@ def recall_at_false_alarms_of(y_true: Sequence[bool], y_score: Sequence[float], 
     """
     curve = alarm_curve(y_true, y_score)
 
-    def recall(weights: np.ndarray | None = None) -> np.ndarray:
+    def recall(weights: np.ndarray | None) -> np.ndarray:
         alarms, hits = curve(weights)
         if not hits.shape[-1]:
             return np.full(hits.shape[:-1], np.nan)[()]
@@ -89,7 +89,7 @@ def alarm_curve(y_true: Sequence[bool], y_score: Sequence[float]
     ends = np.flatnonzero(np.diff(y_score[order], append=np.nan) != 0)  # rows of one score are found together
     y_true = y_true[order]
 
-    def curve(weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def curve(weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         weights = np.ones(len(order)) if weights is None else np.asarray(weights)[..., order]
         return np.cumsum(weights, -1)[..., ends], np.cumsum(weights * y_true, -1)[..., ends]
 
@@ -207,15 +207,15 @@ def against_scores(y_true: Sequence[bool], answers: Sequence[bool], scores: np.n
         counts, rates, ``average_precision``, ``model_f1_minus_this``, ``model_average_precision_minus_this`` (None
         without scores), and ``at_threshold``: ``threshold``, counts, rates and ``model_f1_minus_this`` there, or None.
     """
-    chosen = None if threshold is None else {
-        "threshold": threshold, **classification_metrics(y_true, other >= threshold),
-        "model_f1_minus_this": f1_difference(y_true, answers, other >= threshold, groups)}
+    def at(level: float, y_score: np.ndarray | None = None) -> dict:
+        return {**classification_metrics(y_true, other >= level, y_score),
+                "model_f1_minus_this": f1_difference(y_true, answers, other >= level, groups)}
+
     return {
-        **classification_metrics(y_true, other >= 0.5, other),
-        "model_f1_minus_this": f1_difference(y_true, answers, other >= 0.5, groups),
+        **at(0.5, other),
         "model_average_precision_minus_this":
             None if scores is None else average_precision_difference(y_true, scores, other, groups),
-        "at_threshold": chosen,
+        "at_threshold": None if threshold is None else {"threshold": threshold, **at(threshold)},
     }
 
 

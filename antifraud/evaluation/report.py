@@ -1,4 +1,4 @@
-"""The report on a model: a core that takes seconds, and side dishes that are made when they are asked for.
+"""The report on a model: a core that takes seconds, and optional parts that are made when they are asked for.
 
 What was not asked for, or failed, is None in the report and named with the reason in its ``not_made``: a baseline that
 cannot be fitted on six records costs the baselines and nothing else.
@@ -7,7 +7,7 @@ cannot be fitted on six records costs the baselines and nothing else.
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,7 @@ from .calibration import at_prevalence, bounded_threshold, quiet_above, reliabil
 from .calls import call_report, ordinary_report, paired_by_call
 from .errors import error_report
 from .inputs import Inputs
+from .labels import audit_labels
 from .lines import line_report
 from .metrics import (
     against_scores,
@@ -51,7 +52,7 @@ class Scored:
         odds: log-odds at each place of their rows.
         answers: [records] None where a generated answer was not readable.
         scores: [records] calibrated probabilities.
-        of_ordinary: the same of the ordinary dialogues.
+        ordinary_scores: the same of the ordinary dialogues.
         threshold: probability from which on a dialogue is fraud.
     """
 
@@ -60,7 +61,7 @@ class Scored:
     odds: dict[Row, np.ndarray]
     answers: list[bool | None]
     scores: np.ndarray
-    of_ordinary: np.ndarray
+    ordinary_scores: np.ndarray
     threshold: float
 
 
@@ -79,16 +80,17 @@ def make_report(model, tokenizer, inputs: Inputs) -> dict:
 
 def _report(model, encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, beside: Mapping[str, Future]) -> dict:
     threshold = lineage.decision.threshold if inputs.threshold is None else inputs.threshold
-    readings, of_ordinary = (read_dialogues(encoder, [record["input"] for record in rows],
-                                            line_aware=lineage.decision.line_aware)
-                             for rows in (inputs.records, inputs.ordinary))
+    readings, ordinary = (read_dialogues(encoder, [record["input"] for record in rows],
+                                         line_aware=lineage.decision.line_aware)
+                          for rows in (inputs.records, inputs.ordinary))
     odds: dict[Row, np.ndarray] = {}
     started = time.perf_counter()
-    predictions = predict_readings(model, [*readings, *of_ordinary], odds_of=odds,
+    predictions = predict_readings(model, [*readings, *ordinary], odds_of=odds,
                                    progress="scoring" if inputs.progress else None)
     rows_per_second = len(predictions) / (time.perf_counter() - started)
     judged = predictions[:len(readings)]
-    raw, scores = (np.array([getattr(one, name) for one in judged]) for name in ("score", "probability"))
+    scores, ordinary_scores = (np.array([one.probability for one in part])
+                               for part in (judged, predictions[len(readings):]))
     answers: list[bool | None] = (scores >= threshold).tolist()
     agreement, truncated = None, 0  # scores are of windows, which read all; generating reads what fits into one
     if inputs.method == "generate":
@@ -97,41 +99,47 @@ def _report(model, encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, bes
         truncated = sum(prompts.truncated)
         answers, agreement = _generated(model, encoder, prompts, inputs, answers)
         rows_per_second = len(judged) / (time.perf_counter() - started)
-    scored = Scored(encoder, readings, odds, answers, scores,
-                    np.array([one.probability for one in predictions[len(readings):]]), threshold)
+    scored = Scored(encoder=encoder, readings=readings, odds=odds, answers=answers, scores=scores,
+                    ordinary_scores=ordinary_scores, threshold=threshold)
 
     return {
-        **_core(inputs, answers, raw, scores, threshold, lineage),
+        **_core(inputs, scored, np.array([one.score for one in judged]), lineage),
         "method": inputs.method,
         "agreement_of_methods": agreement,
         "in_windows": sum(one.windows > 1 for one in judged),
         "truncated": truncated,
         **error_report(inputs.numbered, answers, scores, [sum(len(row.ids) for row in one.rows) for one in readings],
                        with_text=inputs.with_text),
-        **_side_dishes(model, inputs, scored, beside),
+        **_optional_parts(model, inputs, scored, beside),
         "rows_per_second": rows_per_second,
         "provenance": {**provenance_of(model, inputs.path, len(judged)), "ordinary": inputs.ordinary_files},
     }
 
 
-def _generated(model, encoder: PromptEncoder, prompts, inputs: Inputs, scored: Sequence[bool]
+def _generated(model, encoder: PromptEncoder, prompts, inputs: Inputs, by_score: Sequence[bool]
                ) -> tuple[list[bool | None], dict]:
     """The generated answers, and how often they agree with those by score."""
     texts = generate_answers(model, encoder, prompts, tokens_a_batch=None if inputs.batch else 1,
                              progress="generating" if inputs.progress else None)
     answers = [parse_answer(text, encoder.task) for text in texts]
-    both = [(one, other) for one, other in zip(answers, scored) if one is not None]
+    both = [(one, other) for one, other in zip(answers, by_score) if one is not None]
     same = sum(one == other for one, other in both)
     return answers, {"rows": len(both), "agree": same, "share": same / len(both) if both else None}
 
 
-def _core(inputs: Inputs, answers: Sequence[bool | None], raw: np.ndarray, scores: np.ndarray, threshold: float,
-          lineage: Lineage) -> dict:
-    """Metrics and intervals over the rows that were answered (others are ``unparsed``), threshold and calibration."""
+def _answered(records: Sequence[dict], answers: Sequence[bool | None]
+              ) -> tuple[list[int], list[bool], list[bool], Sequence[Hashable] | None]:
+    """(rows, labels, answers, dialogues) of the records that were answered."""
     rows = [row for row, answer in enumerate(answers) if answer is not None]
-    answered = [inputs.records[row] for row in rows]
-    y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
-    groups, labels = groups_of(answered), [record["label"] for record in inputs.records]
+    answered = [records[row] for row in rows]
+    return rows, [record["label"] for record in answered], [answers[row] for row in rows], groups_of(answered)
+
+
+def _core(inputs: Inputs, scored: Scored, uncalibrated: np.ndarray, lineage: Lineage) -> dict:
+    """Metrics and intervals over the rows that were answered (others are ``unparsed``), threshold and calibration."""
+    answers, scores = scored.answers, scored.scores
+    rows, y_true, y_pred, groups = _answered(inputs.records, answers)
+    labels = [record["label"] for record in inputs.records]
     return {
         "n": len(answers),
         "unparsed": len(answers) - len(rows),
@@ -139,16 +147,16 @@ def _core(inputs: Inputs, answers: Sequence[bool | None], raw: np.ndarray, score
         "intervals": {**confidence_intervals(y_true, y_pred, scores[rows], groups),
                       "resampled": "rows" if groups is None else "dialogues"},
         "at_prevalence": at_prevalence(y_true, y_pred, groups),
-        "threshold": threshold,
+        "threshold": scored.threshold,
         "temperature": lineage.decision.temperature,
-        "calibration": {"before": reliability(labels, raw), "after": reliability(labels, scores),
+        "calibration": {"before": reliability(labels, uncalibrated), "after": reliability(labels, scores),
                         "fitted_on": lineage.calibration or None},
         "thresholds": threshold_table(labels, scores),
         "skipped": inputs.skipped,
     }
 
 
-# ------------------------------------------------------------------------------------------------- the side dishes
+# ------------------------------------------------------------------------------------------------ optional parts
 
 
 def _attempt(not_made: dict, name: str, make: Callable[[], object], unless: str | None = None) -> object | None:
@@ -162,41 +170,41 @@ def _attempt(not_made: dict, name: str, make: Callable[[], object], unless: str 
     return made
 
 
-def _side_dishes(model, inputs: Inputs, scored: Scored, beside: Mapping[str, Future]) -> dict:
+def _optional_parts(model, inputs: Inputs, scored: Scored, beside: Mapping[str, Future]) -> dict:
     """What a report holds besides its core; what is not wanted or fails is None, and named in ``not_made``."""
-    records, answers, scores, threshold = inputs.records, scored.answers, scored.scores, scored.threshold
+    records = inputs.records
     not_made: dict[str, str] = {}
     not_full = None if inputs.full else NOT_ASKED
 
     # The model's work first; the processes go on meanwhile.
     probes = _attempt(not_made, "probes", lambda: probe_report(
-        model, scored.encoder, records, scored.readings, scores, texts=beside["probed"].result(), threshold=threshold,
-        groups=groups_of(records), progress="probing" if inputs.progress else None), not_full)
+        model, scored.encoder, records, scored.readings, scored.scores, texts=beside["probed"].result(),
+        threshold=scored.threshold, groups=groups_of(records),
+        progress="probing" if inputs.progress else None), not_full)
     untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(model, scored.readings), not_full)
-    fitted = _attempt(not_made, "tfidf", lambda: beside["answers"].result(), not_full) or {
+    baselines = _attempt(not_made, "tfidf", lambda: beside["answers"].result(), not_full) or {
         "probabilities": {}, "rule": None, "lines": None, "note": None}
-    if fitted["note"]:
-        not_made["kept_baselines"] = fitted["note"]
-    others = {**_by_classifier(fitted["probabilities"]), **inputs.peers}
-    if untuned is not None:
-        others["untuned"] = {"data": untuned}
-    thresholds = {name: _attempt(not_made, f"threshold of {name}",
-                                 functools.partial(_threshold, inputs, sets, lineage_of(model).calibration))
-                  for name, sets in others.items() if "eval" in sets}
-    thresholds = {name: chosen for name, chosen in thresholds.items() if chosen is not None}
+    if baselines["note"]:
+        not_made["kept_baselines"] = baselines["note"]
+    others = {**_by_classifier(baselines["probabilities"]), **inputs.peers,
+              **({} if untuned is None else {"untuned": {"data": untuned}})}
+    calibration = lineage_of(model).calibration
+    thresholds = {name: chosen for name, sets in others.items() if "eval" in sets and (chosen := _attempt(
+        not_made, f"threshold of {name}", functools.partial(_threshold, inputs, sets, calibration))) is not None}
     opinion = _attempt(not_made, "label_audit", lambda: beside["opinion"].result(), not_full)
     return {
-        "probes": probes and _with_tfidf(probes, records, fitted["probabilities"]),
+        "probes": probes and _with_tfidf(probes, records, baselines["probabilities"]),
         "speakers_renamed": probes and {name: value for name, value in probes["speakers_renamed"].items()
                                         if not isinstance(value, dict)},  # the changes are under ``probes``
         "baselines": _attempt(not_made, "baselines", lambda: _compared(
-            records, answers, scores, others, thresholds, fitted["rule"]), None if others else not_made.get("tfidf")),
-        "label_audit": opinion and _label_audit(records, answers, *opinion),
+            records, scored, others, thresholds, baselines["rule"]), None if others else not_made.get("tfidf")),
+        "label_audit": opinion and audit_labels(records, scored.answers, *opinion),
         "overlap_with_train": _attempt(not_made, "overlap_with_train", lambda: beside["overlap"].result(), not_full),
         "lines": _attempt(not_made, "lines", lambda: line_report(
-            records, _line_scores(scored), fitted["lines"], task=scored.encoder.task), _why_no_lines(model, records)),
-        "ordinary": _attempt(not_made, "ordinary", lambda: _ordinary(
-            inputs.ordinary, scored.of_ordinary, threshold, others, thresholds),
+            records, _line_scores(scored), baselines["lines"], task=scored.encoder.task),
+            _why_no_lines(model, records)),
+        "ordinary": _attempt(
+            not_made, "ordinary", lambda: _ordinary(inputs, scored, others, thresholds),
             None if inputs.ordinary else "no file of ordinary dialogues given; name one with --ordinary"),
         "calls": _attempt(not_made, "calls", lambda: _calls(inputs, scored, others, thresholds),
                           None if groups_of(records) else "the records do not say which dialogue they are from"),
@@ -254,49 +262,37 @@ def _with_tfidf(probes: Mapping[str, dict], records: Sequence[dict], probabiliti
     return {name: {**probe, "change_of_tfidf": change(name)} for name, probe in probes.items()}
 
 
-def _label_audit(records: Sequence[dict], answers: Sequence[bool | None], opinion: np.ndarray, grouped_by: str) -> dict:
-    from .labels import audit_labels
-
-    return audit_labels(records, answers, opinion, grouped_by)
-
-
-def _compared(records: Sequence[dict], answers: Sequence[bool | None], scores: np.ndarray, others: Mapping,
-              thresholds: Mapping[str, float], rule: str | None) -> dict | None:
+def _compared(records: Sequence[dict], scored: Scored, others: Mapping, thresholds: Mapping[str, float],
+              rule: str | None) -> dict | None:
     """Each other classifier beside the model, on the rows that were answered."""
-    rows = [row for row, answer in enumerate(answers) if answer is not None]
+    rows, y_true, y_pred, groups = _answered(records, scored.answers)
     if not rows:
         return None
-    answered = [records[row] for row in rows]
-    y_true, y_pred = [record["label"] for record in answered], [answers[row] for row in rows]
-    compared = {name: against_scores(y_true, y_pred, scores[rows], sets["data"][rows], groups_of(answered),
+    compared = {name: against_scores(y_true, y_pred, scored.scores[rows], sets["data"][rows], groups,
                                      threshold=thresholds.get(name)) for name, sets in others.items()}
     if "one_word" in compared:
         compared["one_word"]["rule"] = rule
     return compared
 
 
-def _ordinary(records: Sequence[dict], scores: np.ndarray, threshold: float, others: Mapping,
-              thresholds: Mapping[str, float]) -> dict:
+def _ordinary(inputs: Inputs, scored: Scored, others: Mapping, thresholds: Mapping[str, float]) -> dict:
     """False alarms of the model at its threshold and, under ``baselines``, of others at 0.5 and at their own."""
-    def of_other(name: str, probabilities: np.ndarray) -> dict:
-        chosen = thresholds.get(name)
-        return {**ordinary_report(records, probabilities, 0.5),
-                "at_threshold": None if chosen is None else ordinary_report(records, probabilities, chosen)}
-
-    return {**ordinary_report(records, scores, threshold),
-            "baselines": {name: of_other(name, sets["ordinary"]) for name, sets in others.items()
-                          if "ordinary" in sets}}
+    of = functools.partial(ordinary_report, inputs.ordinary)
+    return {**of(scored.ordinary_scores, scored.threshold),
+            "baselines": {name: {**of(sets["ordinary"], 0.5), "at_threshold":
+                                 of(sets["ordinary"], thresholds[name]) if name in thresholds else None}
+                          for name, sets in others.items() if "ordinary" in sets}}
 
 
 def _calls(inputs: Inputs, scored: Scored, others: Mapping, thresholds: Mapping[str, float]) -> dict:
     """The model by call, and others under ``baselines``, at their threshold from the eval split or at 0.5."""
     records = inputs.records
 
-    def of(scores: np.ndarray, of_ordinary: np.ndarray | None, threshold: float) -> dict:
+    def of(scores: np.ndarray, ordinary_scores: np.ndarray | None, threshold: float) -> dict:
         return call_report(records, scores, threshold,
-                           None if of_ordinary is None else (inputs.ordinary, of_ordinary))
+                           None if ordinary_scores is None else (inputs.ordinary, ordinary_scores))
 
-    return {**of(scored.scores, scored.of_ordinary, scored.threshold),
+    return {**of(scored.scores, scored.ordinary_scores, scored.threshold),
             "baselines": {name: {**of(sets["data"], sets.get("ordinary"), thresholds.get(name, 0.5)),
                                  "model_average_precision_minus_this": paired_by_call(records, scored.scores,
                                                                                       sets["data"])}

@@ -197,19 +197,19 @@ def score_of_log_odds(odds: Sequence[float], decision: Decision) -> float:
     return float(expit(decision.log_odds(of_answer, of_lines))) if np.isfinite(odds).all() else math.nan
 
 
-def score_single_lines(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *,
-                       progress: str | None = None) -> list[np.ndarray]:
+def score_single_lines(model, encoder: PromptEncoder, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """For each prompt, [lines] the probability that a line is part of a fraud, by what was said up to its end.
 
     For a model trained with the auxiliary line loss.
     """
     rows = [Row(tuple(prompt[:len(prompt) - len(encoder.tail)]),  # the answer's turn is not needed
                 tuple(encoder.line_ends(prompt)), encoder.label_ids, tuple(encoder.head)) for prompt in prompts]
-    odds = _log_odds(model, rows, None, progress)
+    odds = _log_odds(model, rows)
     return [expit(odds[row]) for row in rows]
 
 
-def _log_odds(model, rows: Sequence[Row], budget: int | None, progress: str | None) -> dict[Row, np.ndarray]:
+def _log_odds(model, rows: Sequence[Row], budget: int | None = None, progress: str | None = None
+              ) -> dict[Row, np.ndarray]:
     """By row, [places] the log-odds of "fraud" against "not fraud" as what follows the tokens at its places."""
     found, rows = {}, list(dict.fromkeys(rows))
     with inference(model), tqdm(total=len(rows), desc=progress, unit=" rows", disable=progress is None) as bar:
@@ -227,7 +227,7 @@ def _log_odds(model, rows: Sequence[Row], budget: int | None, progress: str | No
     return found
 
 
-def _batches(model, rows: Sequence[Row], budget: int | None = None) -> Iterator:
+def _batches(model, rows: Sequence[Row], budget: int | None) -> Iterator[tuple[list[Row], dict, list[int], int]]:
     """(rows, inputs, last, head), those of one prompt from short to long, as many at a time as fit `budget` tokens.
 
     `inputs` are what the model is called with; `last` are the numbers of the rows' last tokens, counted without the
@@ -293,7 +293,7 @@ def parse_answer(text: str, task: Task) -> bool | None:
     An answer may be spaced differently as JSON and may stand in a code fence; nothing else is guessed at.
     """
     text = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
-    for label, answer in ((True, task.answers[0]), (False, task.answers[1])):
+    for label, answer in zip((True, False), task.answers, strict=True):
         if text == answer.strip():
             return label
         with contextlib.suppress(ValueError):

@@ -145,17 +145,17 @@ def test_a_target_that_the_bound_leaves_out_of_reach_says_what_is_left():
 
 def test_a_calibration_keeps_the_bound_after_its_temperature_and_says_what_it_did():
     y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.3, 0.65])  # F1 is highest above 0.1
-    records, of_ordinary = ordinary_calls(chat=[0.05] * 48 + [0.72, 0.95], bank=[0.05] * 19)
+    records, ordinary_scores = ordinary_calls(chat=[0.05] * 48 + [0.72, 0.95], bank=[0.05] * 19)
     for bound, raised in ((2.0, True), (4.0, False)):
-        decision, found = calibrate(y_true, scores, Decision(), ordinary=records, of_ordinary=of_ordinary,
+        decision, found = calibrate(y_true, scores, Decision(), ordinary=records, ordinary_scores=ordinary_scores,
                                     false_alarms=bound, best_f1=True)
         assert found["temperature"] > 1.2 and found["ordinary"]["moved_threshold"] is raised
         assert found["ordinary"]["at_most_per_hundred_calls"] == bound
         alarmed = found["ordinary"]["all"]["alarmed_calls"], found["ordinary"]["by_source"]["chat"]["alarmed_calls"]
         assert alarmed == ((1, 1) if raised else (2, 2)) and found["ordinary"]["by_source"]["bank"]["calls"] == 19
-        assert ((calibrated(of_ordinary, decision.temperature) >= decision.threshold).sum()) == alarmed[0]
+        assert ((calibrated(ordinary_scores, decision.temperature) >= decision.threshold).sum()) == alarmed[0]
     with pytest.raises(DataError, match="needs a target"):
-        calibrate(y_true, scores, Decision(), ordinary=records, of_ordinary=of_ordinary)
+        calibrate(y_true, scores, Decision(), ordinary=records, ordinary_scores=ordinary_scores)
 
 
 def test_without_a_target_the_threshold_moves_with_the_temperature_and_no_answer_changes():

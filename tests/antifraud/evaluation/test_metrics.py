@@ -8,6 +8,7 @@ from antifraud.evaluation.metrics import (
     against_scores,
     average_precision,
     average_precision_difference,
+    average_precision_of,
     bootstrap,
     classification_metrics,
     confidence_intervals,
@@ -49,7 +50,7 @@ def test_weights_count_a_row_that_often():
     expected = confusion_counts([TRUE[i] for i in repeated], [PRED[i] for i in repeated])
     assert confusion_counts(TRUE, PRED, weights).tolist() == expected.tolist()
     scores = np.array([0.9, 0.8, 0.1, 0.7, 0.2])
-    assert average_precision(TRUE, scores, weights) == pytest.approx(
+    assert average_precision_of(TRUE, scores)(weights) == pytest.approx(
         average_precision([TRUE[i] for i in repeated], scores[repeated]))
 
 
@@ -104,9 +105,9 @@ def test_average_precision_is_scikit_learns_with_ties_and_weights():
     y_true, weights = rng.random(200) < 0.3, rng.integers(0, 4, 200)
     for y_score in (rng.random(200), rng.integers(0, 8, 200) / 8, np.zeros(200)):
         assert average_precision(y_true, y_score) == pytest.approx(average_precision_score(y_true, y_score))
-        assert average_precision(y_true, y_score, weights) == pytest.approx(
+        assert average_precision_of(y_true, y_score)(weights) == pytest.approx(
             average_precision_score(y_true, y_score, sample_weight=weights))
-    assert np.isnan(average_precision(y_true, y_score, np.where(y_true, 0, weights)))
+    assert np.isnan(average_precision_of(y_true, y_score)(np.where(y_true, 0, weights)))
 
 
 def test_average_precision_difference_is_paired_and_resampled_by_dialogue():
@@ -143,8 +144,8 @@ def test_resamples_at_once_are_those_one_by_one():
     for row, alone in enumerate(weights):
         for name, value in rates(confusion_counts(y_true, y_pred, alone)).items():
             assert together[name][row] == pytest.approx(value)
-        assert average_precision(y_true, y_score, weights)[row] == pytest.approx(
-            average_precision(y_true, y_score, alone))
+        assert average_precision_of(y_true, y_score)(weights)[row] == pytest.approx(
+            average_precision_of(y_true, y_score)(alone))
 
 
 def test_recall_where_false_alarms_are_rare_by_hand():
