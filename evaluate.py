@@ -2,7 +2,7 @@
 
     python evaluate.py --model MODEL --checkpoint DIR --data F [--full] [--output report.json]
     python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--best-f1]
-                       [--ordinary ordinary_eval.jsonl --false-alarms 2]
+                       [--ordinary ordinary_eval.jsonl --false-alarms 5]
     python evaluate.py --model MODEL --checkpoint DIR --predict IN.jsonl --output OUT.jsonl [--restart]
 
 One forward pass a dialogue compares the two words that continue the answer to "fraud" and to "not fraud", which gives
@@ -207,7 +207,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     print(f"temperature {found['temperature']:.4f}{unsure}: calibration error {found['ece_before']:.4f} before, "
           f"{found['ece_after']:.4f} after")
     print(f"threshold {found['threshold']:.6f}: precision {figure_text(found['precision'])}, recall "
-          f"{figure_text(found['recall'])} on the {found['data']['rows']} dialogues they were found on")
+          f"{figure_text(found['recall'])} on the {found['data']['rows']} rows they were found on")
     if found["line_weight"]:
         print(f"most suspicious lines that count: {found['top_lines']}, for {found['line_weight']:.0%} of the score")
     if args.ordinary:

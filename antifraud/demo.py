@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="outputs/demo", help="default: %(default)s")
     parser.add_argument("--dialogues", type=int, default=DIALOGUES, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and of the training (default: %(default)s)")
     args = parser.parse_args(argv)
     output = Path(args.output).resolve()
     reports = run(output, dialogues=args.dialogues, seed=args.seed)

@@ -170,7 +170,7 @@ def _remedy(missing: str, row: dict) -> str:
     other = next((name for name in SYNONYMS.get(missing, ()) if name in row), None)
     if other:
         return f"if another column holds it: --columns {missing}={other}"
-    return f"if another column holds it: --columns {missing}=NAME; the first row of a table names its columns"
+    return f"if another column holds it: --columns {missing}=NAME; in a table, the first row names the columns"
 
 
 def record_of(row: dict, reading: Reading, is_table: bool) -> dict:
@@ -256,14 +256,16 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
 
 # These two only suggest options: what is read follows the options alone.
 SYNONYMS = {
-    "input": ("text", "content", "dialogue", "文本", "对话", "内容", "对话内容", "通话内容", "转写文本"),
-    "label": ("is_fraud", "labels", "fraud", "output", "target", "class", "y", "标签", "类别", "是否诈骗", "是否欺诈"),
+    "input": ("text", "content", "dialogue", "conversation", "transcript", "文本", "对话", "内容", "对话内容",
+              "通话内容", "转写文本", "通话文本", "对话文本", "聊天记录", "通话记录"),
+    "label": ("is_fraud", "labels", "fraud", "is_scam", "output", "target", "class", "y", "标签", "类别",
+              "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
     "messages": ("conversations", "conversation", "dialogue"),
     "case": ("case_id", "dialogue_id", "session_id", "call_id", "conversation_id", "id", "会话", "会话编号", "案例",
-             "案例编号", "编号", "对话编号", "通话编号", "录音编号"),
+             "案例编号", "编号", "对话编号", "通话编号", "录音编号", "dialog_id", "会话ID", "通话ID", "对话ID"),
     "speaker": ("role", "name", "from", "说话人", "发言人", "角色", "姓名"),
     "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容", "转写文本"),
-    "is_fraud": ("label", "fraud", "标签", "是否诈骗", "是否欺诈"),
+    "is_fraud": ("label", "fraud", "is_scam", "标签", "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
 }
 PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),
          ("yes", "no"), ("fraud", "normal"), ("诈骗", "非诈骗"), ("欺诈", "正常"), ("有风险", "无风险"), ("Y", "N"),

@@ -258,16 +258,18 @@ def describe(report: dict) -> str:
                                           repr(reading.delimiter)))
     if reading.sheet:
         how.append(f"sheet {reading.sheet}")
+    nothing = "none needed, it is of the format of this project" if report["read"] else "none found"
     lines = [f"{report['path']}: {', '.join(how)}",
              f"  keys or columns: {short(', '.join(report['columns']), 200) or 'none'}",
              f"  becomes: {report['becomes']}, layout {reading.layout}",
-             f"  options: {shlex.join(report['options']) or 'none needed, it is of the format of this project'}"]
+             f"  options: {shlex.join(report['options']) or nothing}"]
     if report["refused"]:
         lines.append(f"  without them: {report['refused']}")
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
     if reading.layout in ("records", "texts") and {"speaker", "说话人", "发言人", "角色"} & set(report["columns"]):
-        lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues")
+        lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues; "
+                     "without labels: \"From lines to whole dialogues\" in docs/data.md")
     lines += _numbers(report)
     lines += [f"  {i}. {_row_text(row)}" for i, row in enumerate(report["first"], start=1)]
     for name in ("skipped", "problems"):
@@ -377,7 +379,8 @@ def _files(path: str) -> list[Path]:
     there = sorted(file for file in Path(path).iterdir() if not file.name.startswith((".", "~$")))
     files = [file for file in there if file.suffix.lower() in SUFFIXES and file.is_file()]
     if not files:
-        raise DataError(f"{path}: a folder without files that end in {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: a folder without files that end in {', '.join(SUFFIXES)}; for a folder of "
+                        "transcripts: \"Transcripts\" in docs/data.md")
     if len(files) < len(there):
         others = ", ".join(file.name for file in there if file not in files)
         print(f"{path}: passed over {short(others, 200)}; a file of another suffix is inspected if it is named itself")

@@ -254,7 +254,7 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
                    if file.suffix.lower() in suffixes and not file.name.startswith((".", "~$")))  # Excel's lock files
     if not files:
         raise DataError(f"{path}: no {' '.join(f'*{suffix}' for suffix in suffixes)} files in this folder; expected "
-                        f"columns {', '.join(CSV_COLUMNS)}")
+                        f"columns {', '.join(CSV_COLUMNS)}; to look at other files: {how_to_read(path)}")
     for file in sorted(path.iterdir()):
         other = file.suffix.lower() in (*TABLE_SUFFIXES, ".xls") or file.is_dir() and any(file.glob("*.csv"))
         if other and file not in files and not file.name.startswith((".", "~$")):

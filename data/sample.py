@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="instead, so many dialogues of each kind in folders by use: ordinary talk and scams for "
                              "training, ordinary talk of other kinds for choosing the threshold, and ordinary talk and "
                              "scams of yet other kinds for judging")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other dialogues (default: %(default)s)")
     args = parser.parse_args(argv)
     output = shlex.quote(args.output)
     if args.sets is not None:

@@ -289,7 +289,8 @@ def _table_row(place: str, names: Sequence[str], row: Sequence[str]) -> dict | D
     index = {"Unnamed: 0": row[0]} if not names[0] and row[0].strip() else {}  # of pandas, which calls it so
     unnamed = next((cell for name, cell in zip(names[1:], row[1:]) if not name and cell.strip()), None)
     if unnamed is not None:
-        return DataError(f"{place}: {shown(unnamed)} stands in a column without a name; name it in the first row")
+        return DataError(f"{place}: {shown(unnamed)} stands in a column without a name; the first row must "
+                         "name it (remove a title above the names)")
     return index | {name: cell for name, cell in zip(names, row) if name}
 
 

@@ -1,7 +1,7 @@
 """From a score to a probability that means what it says, and to a threshold that somebody chose.
 
     python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--best-f1]
-                       [--ordinary ordinary_eval.jsonl --false-alarms 2]
+                       [--ordinary ordinary_eval.jsonl --false-alarms 5]
 
 Temperature and threshold, and how much the most suspicious lines count, are found on eval dialogues, kept with the
 checkpoint, and used from then on: by every report, ``--predict``, the page, the export. Nothing here is ever fitted on

@@ -252,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder, a Hugging Face hub id, or modelscope:ID")
     parser.add_argument("--checkpoint", default="", help="checkpoint-N, or a run's folder for its best one")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.add_argument("--device", default=default_device(), help="default: the GPU if there is one")
     return parser
 

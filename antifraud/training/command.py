@@ -83,13 +83,15 @@ def parser() -> Parser:
     main.add_argument("--recipe", choices=("auto", *RECIPES), default="auto", help="how to compute the steps: plain "
                       "(any GPU), small (bf16; 3 GiB for Qwen2-1.5B), fast (14 GiB); default: by the free memory")
     main.add_argument("--device", default=default_device(), help="cuda, cuda:N or cpu (default: the GPU if any)")
-    main.add_argument("--quantization", choices=QUANTIZATIONS, default="nf4")
-    main.add_argument("--double-quantization", action="store_true")
+    main.add_argument("--quantization", choices=QUANTIZATIONS, default="nf4",
+                      help="of the base model (default: %(default)s)")
+    main.add_argument("--double-quantization", action="store_true",
+                      help="quantise the scales, too: a little less memory, the same precision")
     main.add_argument("--dequantize", action="store_true",
                       help="keep the 4-bit values in 16 bit: the same results, more memory")
-    main.add_argument("--lora-r", type=int, default=16)
-    main.add_argument("--lora-alpha", type=int, default=32)
-    main.add_argument("--lora-dropout", type=float, default=0.2)
+    main.add_argument("--lora-r", type=int, default=16, help="rank of the adapters (default: %(default)s)")
+    main.add_argument("--lora-alpha", type=int, default=32, help="their scale is alpha / r (default: %(default)s)")
+    main.add_argument("--lora-dropout", type=float, default=0.2, help="default: %(default)s")
     main.add_argument("--early-stopping-patience", type=int, default=5, help="evaluations; 0 never stops early")
     main.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     add_task_options(made)

@@ -352,3 +352,28 @@ def test_prepare_reads_its_source_as_asked(tmp_path):
     assert main(["--source", str(path), "--output", str(tmp_path / "out"), *options]) == 0
     records = [record for name in ("train", "eval", "test") for record in read_records(tmp_path / f"out/{name}.jsonl")]
     assert {record["label"] for record in records if "转账" in record["input"]} == {True}
+
+
+def test_columns_that_a_call_centre_exports_are_known_and_a_file_of_which_nothing_is_read_is_not_native(tmp_path):
+    lines = written(tmp_path, "lines.csv", "会话ID,说话人,内容,标注\n1,客服,转账,是\n1,用户,好,否\n", "gb18030")
+    assert inspect(lines)["reading"].columns == {
+        "case": "会话ID", "speaker": "说话人", "content": "内容", "is_fraud": "标注"}
+    calls = written(tmp_path, "calls.jsonl", '{"conversation": "A: 转账", "is_scam": 1}\n')
+    assert inspect(calls)["read"] == [{"input": "A: 转账", "label": True}]
+    unknown = describe(inspect(written(tmp_path, "unknown.jsonl", '{"a": "转账", "b": 1}\n')))
+    assert "options: none found" in unknown and "format of this project" not in unknown
+
+
+def test_lines_that_the_page_joins_are_whole_dialogues_and_its_split_leaves_none_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    join, split = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1:]
+    written(tmp_path, "通话.csv", "录音编号,角色,内容\n" + "".join(
+        f"0{call},坐席,您好\n0{call},客户,再见\n" for call in range(10)), "gb18030")
+    exec(re.sub(r'pandas.read_excel.*# or ', "", join), {})
+    report = inspect("rows.jsonl")
+    assert report["read"][0] == {"input": "坐席: 您好\n客户: 再见", "id": "00"} and len(report["read"]) == 10
+    Path("rows.jsonl").rename("calls.jsonl")
+    exec(split, {})
+    parts = [Path(f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in ("train", "eval", "test")]
+    assert [len(part) for part in parts] == [8, 1, 1]
+    assert sorted(row for part in parts for row in part) == sorted(Path("calls.jsonl").read_text("utf-8").splitlines())
