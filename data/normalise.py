@@ -53,16 +53,23 @@ _TIME = (r"(?:(?:凌晨|清晨|早上|上午|中午|下午|傍晚|晚上) ?)?"
 _STAMP = rf"(?:(?:{_DATE}|{_SHORT_DATE})(?:[T,， ]{{0,2}}{_DAY})?[T,， ]{{0,2}}{_TIME}|{_DATE}(?: ?{_DAY})?|{_TIME})"
 _RANGE = rf"{_STAMP}(?: ?(?:-->|->|→|-|–|—|~|至) ?{_STAMP})?"
 _SECONDS = r"\d+(?:\.\d+)?s(?: ?(?:-->|->|-|~) ?\d+(?:\.\d+)?s)?"  # as Whisper's programs write them
+_SPAN = r"(?:\d+:)?\d+:\d+\.\d+,(?:\d+:)?\d+:\d+\.\d+"  # from and to, as Tencent's recogniser writes them
 _EPOCH = r"1[4-9]\d{8}(?:\d{3}|\.\d{1,6})?(?!\d)"  # seconds or milliseconds since 1970
 _OPEN, _CLOSE = r"[\[(（【<〔]", r"[\])）】>〕]"
-_FRONT = re.compile(rf"(?:(?>{_OPEN} ?(?:{_RANGE}|{_SECONDS}|{_EPOCH}) ?{_CLOSE}|{_EPOCH}(?=[ ,，])|"
+_FRONT = re.compile(rf"(?:(?>{_OPEN} ?(?:{_RANGE}|{_SECONDS}|{_EPOCH}|{_SPAN}) ?{_CLOSE}|{_EPOCH}(?=[ ,，])|"
                     rf"{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
 _EXPLICIT = re.compile(rf"{_OPEN}|.*\d[:：]\d\d[:：]\d\d|.*-->")  # a stamp, whatever follows it
 _NAME = r"(?P<name>[^:：，。！？；,!?;\n]{1,40}?)"
 _BEHIND = re.compile(rf"{_NAME}(?> ?{_OPEN} ?{_RANGE} ?{_CLOSE}| {_RANGE})+ ?[:：](?!\d\d) ?")
+_SPAN_OF = re.compile(rf"\[{_SPAN},(\d{{1,3}})\] ?")  # and the speaker's number
+_NAME_AND_TIME = re.compile(r"[\[【] ?([^\[\]()（）【】<>〔〕:：，。！？；,!?;]{1,40}?)[ ,，]{1,2}(?=[^\]】]*\d[:：]\d)"
+                            rf"{_RANGE} ?[\]】] ?[:：]? ?")
+_TO_ALL = re.compile("(?:From|来自|从|自) ([^:：]{1,40}?) (?:to|至|到|发送至|发送给) "  # Zoom's chat
+                     r"(?:(?:Everyone|所有人|每个人|大家|me|我)(?:[ (（][^:：]{0,30})?|"
+                     r"[^:：]{1,40}[(（](?:Direct Message|Privately|私聊|私信)[)）]) ?[:：]", re.IGNORECASE)
 _TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
-_NAME_FIRST = re.compile(rf"{_NAME}(?:[,，]? ?{_OPEN} ?| |[:：] (?={_SHORT_DATE} {_TIME}$)(?=.*[:：]\d\d[:：]))"
-                         rf"{_RANGE} ?{_CLOSE}?")
+_NAME_FIRST = re.compile(r"(?:[\[【](?=[^\]】]*[\]】]$))?" + _NAME + rf"(?:[,，]? ?{_OPEN} ?| |"
+                         rf"[:：] (?={_SHORT_DATE} {_TIME}$)(?=.*[:：]\d\d[:：])){_RANGE} ?{_CLOSE}?")
 _STAMP_FIRST = re.compile(rf"{_OPEN}?(?:{_DATE}|{_SHORT_DATE})[T,， ]{{0,2}}(?:{_DAY} )?{_TIME}{_CLOSE}? {_NAME}"
                           r"(?: ?[(（<][^()（）<>]{4,40}[)）>])?")
 _EXACT = re.compile(r".*(?:\d[:：]\d\d[:：]\d\d|\d{4}[-/.年]\d)")  # seconds or a year: no person writes them often
@@ -70,6 +77,15 @@ _EXACT = re.compile(r".*(?:\d[:：]\d\d[:：]\d\d|\d{4}[-/.年]\d)")  # seconds 
 _WORDS = re.compile("[我你您他她咱们这哪是在到了吗呢吧啊呀请把给去没不要见转点等改]|[今明昨后前每]天|[上中下]午|"
                     "[早晚]上|(?:周|星期)[一二三四五六日天末]| [a-z]")
 _LONG_NAME = 24  # bytes, eight Chinese characters
+# A line or a beginning without marks that can be a name, what is short and none, and what is hardly anything else.
+_LONE = re.compile(r"[^\W\d_][\w ·.*()（）-]{0,19}")
+_REPLY = re.compile("[好嗯哦噢喔啊对行喂诶哎唉啥可没有不是真多怎什为谁那然因所但如收]|谢谢|知道|明白|同意|哈哈|再见|早|"
+                    r"(?:ok|okay|yes|no|hi|hello|hey|thanks|well|right)\b", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:说话人|发言人|讲话人|角色|Speaker|spk)[ _]?(?:\d{1,3}|[A-Z])", re.IGNORECASE)
+_PERSON = re.compile(
+    "[王李张刘陈杨赵黄周吴徐孙朱郭罗宋郑韩唐冯董萧曹袁邓傅沈彭吕苏卢蒋蔡贾丁魏薛叶阎潘杜戴夏钟汪姜姚谭廖邹熊陆郝崔邱秦侯邵孟汤尹黎贺赖龚]"
+    "[\u4e00-\u9fff]{1,2}|.{1,4}(?:先生|女士|小姐|经理|老师|警官|医生|主任)|客服|坐席|客户|用户|顾客|主持人|嘉宾|骗子|受害者")
+_CLOCK = re.compile(rf"{_OPEN}?0?0[:：]|.*\d[:：]\d\d[:：]\d\d")  # that of a recording, or one with seconds
 MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{9}|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what any of the above holds
 _VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
 _NOT_CUE = re.compile(r"WEBVTT\b|NOTE(?: |$)")
@@ -77,6 +93,7 @@ _CUE_NAME = re.compile(r"\d+|[0-9a-f-]{36}/[\d-]+")  # counted, or as Teams writ
 _MARKUP = re.compile(r"</?(?:[biuc]|font|ruby|rt|lang)(?:[. ][^<>]*)?>|</v>|<[\d:.]+>|\{\\[^{}]*\}", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d{1,4})(?:[.)）] |[.)）](?![\d ])|、) ?(?=\S)")
 _COLUMN = re.compile(r"\s*([^\t|｜:：，。！？；,!?;]{1,40}?) ?[\t|｜]\s*(?=[^\s|｜])")  # a speaker, then a tab or a bar
+_DASHED = re.compile(r"([^—–|｜:：，。！？；,!?;]{1,40}?)(?: ?—{1,2} ?| [-–] )(?=[^\s—–-])")
 _BRACKETED = re.compile(r"[\[(（【「『〈《<〔]"
                         r"(?P<name>[^\[\]()（）【】「」『』〈〉《》<>〔〕]{1,38})[\])）】」』〉》>〕]")
 _BRACKETED_TURN = re.compile(_BRACKETED.pattern + r" ?(?=[^ :：])")
@@ -127,12 +144,12 @@ def _normalise_once(text: str) -> tuple[list[str], list[tuple[int, int]]]:
             if part := part.strip():
                 lines.append(part)
                 origin.append((number, number))
-    lines = _unnumbered(lines)
-    if MAY_BE_STAMPED.search(text) or "WEBVTT" in text or "<v " in text:
+    lines = _without_dashes(_unnumbered(lines))
+    if MAY_BE_STAMPED.search(text) or "WEBVTT" in text or "<v " in text or _lone_names(lines):
         turns, origin = _merge_headers(lines, origin)
     else:
         turns = [_spoken(line) for line in lines]
-    turns = _bracketed_turns(turns)
+    turns, origin = _filled(_bracketed_turns(turns), origin)
     return [_joined(name, said) for name, said in turns] or [""], origin or [(0, max(0, text.count("\n")))]
 
 
@@ -173,6 +190,17 @@ def _unnumbered(lines: list[str]) -> list[str]:
     return [line[number.end():] for line, number in zip(lines, numbers)]
 
 
+def _without_dashes(lines: list[str]) -> list[str]:
+    """Lines with a colon behind their speakers, where each has a dash there."""
+    if len(lines) < 2 or not _DASHED.match(lines[0]):
+        return lines
+    dashes = [_DASHED.match(line) for line in lines]
+    names = [dash[1] for dash in dashes if dash]
+    if None in dashes or not _are_names(names, sure=all(map(_PERSON.fullmatch, names))):
+        return lines
+    return [f"{name}: {line[dash.end():]}" for line, dash, name in zip(lines, dashes, names)]
+
+
 def _merge_headers(lines: list[str], origin: list[tuple[int, int]]
                    ) -> tuple[list[tuple[str | None, str]], list[tuple[int, int]]]:
     """(speaker, words) of each line that says something, and its origin, that of its header included."""
@@ -187,8 +215,14 @@ def _merge_headers(lines: list[str], origin: list[tuple[int, int]]
         if voice := _VOICE.fullmatch(line):
             header, line = voice[1], voice[2].strip()
         turn = (_plain_name(header), line) if header else _turn(line)
+        first = place[0] if first is None else first
+        if turn[0] and not turn[1] and turn != _spoken(line):  # 张三 (10:00):
+            following = "" if index + 1 in headers else "".join(cues[index + 1:index + 2])
+            if following and not _is_stamp(following) and _turn(following)[0] is None:
+                header = turn[0]
+                continue
         turns.append(turn)
-        places.append((place[0] if first is None else first, place[1]))
+        places.append((first, place[1]))
         header = first = None
     return (turns, places) if turns or not lines else ([(None, line) for line in lines], origin)
 
@@ -223,7 +257,9 @@ def _headers(lines: list[str]) -> dict[int, str]:
         if (":" in line or "：" in line) and (match := _NAME_FIRST.fullmatch(line) or _STAMP_FIRST.fullmatch(line)):
             if not _FRONT.fullmatch(line):  # 昨天 20:15
                 found[place] = match
-    if not found or 3 * len(found) > 2 * sum(map(bool, lines)):
+    if not found:
+        return _timed_names(lines) or _lone_names(lines)
+    if 3 * len(found) > 2 * sum(map(bool, lines)):
         return {}
     times = Counter(match["name"] for match in found.values())
     returning = {name for name, count in times.items() if count > 1}
@@ -246,11 +282,57 @@ def _headers(lines: list[str]) -> dict[int, str]:
     return {place: match["name"] for place, match in found.items() if is_header(place, is_chat)}
 
 
+def _timed_names(lines: list[str]) -> dict[int, str]:
+    """Who speaks next, by the place of each line that is a name behind a time, on the same line or the one before."""
+    inline, below, first = {}, {}, ""
+    for place, line in enumerate(lines):
+        stamp = line[:1] in "0123456789[(（【<〔" and _FRONT.match(line)
+        if stamp and re.search(r"\d[:：]\d", stamp[0]):
+            first = first or line
+            if _is_stamp(line):
+                below[place + 1] = "".join(lines[place + 1:place + 2])
+            elif not stamp[0][-1].isalnum():  # 12:30前
+                inline[place] = line[stamp.end():].strip()
+    found = inline or below
+    following = [lines[place + 1] if place + 1 < len(lines) and place + 1 not in found else "" for place in found]
+    is_said = all(line and not _is_stamp(line) for line in following)
+    return found if found and is_said and _are_names([*found.values()], sure=_CLOCK.match(first) is not None) else {}
+
+
+def _lone_names(lines: list[str]) -> dict[int, str]:
+    """Who speaks next, by the place of each line that is a name and nothing else: every second line, or as 说话人1."""
+    if len(lines) < 2 or not _LONE.fullmatch(lines[0]):
+        return {}
+    if _NUMBERED.fullmatch(lines[0]):
+        found = {place: line for place, line in enumerate(lines) if _NUMBERED.fullmatch(line)}
+        return found if len(lines) - 1 not in found and all(place + 1 not in found for place in found) else {}
+    names, said = lines[::2], lines[1::2]
+    if len(names) != len(said) or not {*names}.isdisjoint(said) or any(map(SPEAKER.match, said)):
+        return {}
+    return dict(zip(range(0, len(lines), 2), names)) if _are_names(names) else {}
+
+
+def _are_names(names: list[str], *, sure: bool = False) -> bool:
+    """Whether these are speakers and no words: counted ones, or all return; half of them, where they are `sure`."""
+    shaped = all(_LONE.fullmatch(name) and len(name.encode()) <= _LONG_NAME for name in names)
+    if not shaped or all(map(_NUMBERED.fullmatch, names)):
+        return shaped
+    if len(names) < 2 or any(_REPLY.match(name) or _WORDS.search(name) for name in names):
+        return False
+    counts = Counter(names)
+    persons = (sure or len(counts) < len(names)) and all(map(_PERSON.fullmatch, names))
+    return persons or len(counts) > 1 and (min(counts.values()) > 1 or sure and 2 * len(counts) <= len(names) + 1)
+
+
 def _turn(line: str) -> tuple[str | None, str]:
     """(speaker, words) of a line, without the time before or behind the speaker and brackets round the name."""
     if (stamp := _FRONT.match(line)) and (rest := line[stamp.end():].strip()):
         if _EXPLICIT.match(stamp[0]) or SPEAKER.match(rest) or _BEHIND.match(rest):
-            line = rest
+            line = f"{chat[1]}: {rest[chat.end():]}" if (chat := _TO_ALL.match(rest)) else rest
+    if match := _SPAN_OF.match(line):
+        return match[1], line[match.end():].strip()
+    if (match := _NAME_AND_TIME.match(line)) and len(match[1].encode()) <= _LONG_NAME and not _WORDS.search(match[1]):
+        return _plain_name(match[1]), line[match.end():].strip()
     if match := _BEHIND.match(line):
         return _plain_name(match["name"]), line[match.end():].strip()
     return _spoken(line)
@@ -279,6 +361,21 @@ def _bracketed_turns(turns: list[tuple[str | None, str]]) -> list[tuple[str | No
     if not all(found):
         return turns
     return [(_plain_name(safe_name(match["name"])), said[match.end():]) for match, (_, said) in zip(found, turns)]
+
+
+def _filled(turns: list[tuple[str | None, str]], origin: list[tuple[int, int]]
+            ) -> tuple[list[tuple[str | None, str]], list[tuple[int, int]]]:
+    """Turns where each speaker is alone on a line and says the next."""
+    if not turns or not turns[0][0] or turns[0][1] or any(name and said for name, said in turns) or (
+            not _are_names([name for name, _ in turns if name], sure=True)):
+        return turns, origin
+    filled = []
+    for (name, said), place in zip(turns, origin):
+        if name is None and not filled[-1][0][1]:
+            (name, _), (first, _) = filled.pop()
+            place = first, place[1]
+        filled.append(((name, said), place))
+    return [turn for turn, _ in filled], [place for _, place in filled]
 
 
 def _joined(name: str | None, said: str) -> str:

@@ -201,6 +201,72 @@ def test_without_the_times_of_subtitles_their_marks_are_words(text):
     assert normalise(text) == text
 
 
+# ------------------------------------------------------------------------------------------- transcripts
+
+TWO = "张三: 你好\n李四: 好的"
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("[0:0.020,0:2.380,0]  您好\n[0:2.380,1:4.0,1]  好的", "0: 您好\n1: 好的"),
+    ("[00:00:00.020,00:00:02.380,0]  您好", "0: 您好"),
+    ("[0:0.020,0:2.380]  您好", "您好"),
+    ("[0:0.020,0:2.380]\n您好", "您好"),
+    ("张三(00:01:23):\n你好\n李四(00:01:25):\n好的", TWO),
+    ("小鸟(00:01:23):\n你好", "小鸟: 你好"),
+    ("张三:\n你好\n\n李四：\n好的", TWO),
+    ("10:01:22 From 张三 to Everyone:\n\t你好\n10:01:25 From  李四  to  Everyone : 好的", TWO),
+    ("10:01:22 From 张三 to 李四(Direct Message):\n你好", "张三: 你好"),
+    ("10:01:22 来自 张三 到 所有人：\n你好", "张三: 你好"),
+    ("【客服 10:00】您好", "客服: 您好"),
+    ("[张三 2024-05-01 10:00:01]: 你好\n[李四 10:00] 好的", TWO),
+    ("【张三 2024-05-01 10:00】\n你好", "张三: 你好"),
+    ("客服——您好\n王女士——好的", "客服: 您好\n王女士: 好的"),
+    ("小鸟 - 您好\n老王 – 好的\n小鸟 — 嗯\n老王 - 行", "小鸟: 您好\n老王: 好的\n小鸟: 嗯\n老王: 行"),
+    ("说话人1\n您好\n我是客服\n说话人2\n好", "说话人1: 您好\n我是客服\n说话人2: 好"),
+    ("张三\n你好，听得到吗？\n李四\n请12:30到\n张三\n好", "张三: 你好，听得到吗？\n李四: 请12:30到\n张三: 好"),
+    ("小鸟\n在吗？\n老王\n在\n小鸟\n那好\n老王\n嗯", "小鸟: 在吗？\n老王: 在\n小鸟: 那好\n老王: 嗯"),
+])
+def test_a_transcript_is_read_as_its_program_writes_it(text, expected):
+    assert normalise(text) == expected
+
+
+@pytest.mark.parametrize("header", ["00:01:2{} {}\n", "[00:01:2{}] {}\n", "00:01:2{}\n{}\n", "00:0{} {}\n",
+                                    "00:0{}\n\n{}\n\n", "00:00:0{}.120 {}\n", "10:00:0{} {}\n"])
+def test_a_name_behind_a_time_announces_what_follows(header):
+    for names in (("张三", "李四"), ("说话人1", "说话人 2"), ("小鸟", "老王", "小鸟"), ("说话人1",)):
+        text = "\n".join(f"{header.format(*turn)}三点见，12:30前到\n账号：622" for turn in enumerate(names))
+        assert normalise(text) == "\n".join(f"{name}: 三点见，12:30前到\n账号: 622" for name in names)
+
+
+def test_a_name_behind_a_time_counts_with_its_message():
+    assert normalise_lines("00:01\n张三\n你好\n嗯\n00:05 \n李四\n好的")[1] == [(1, 2), (3, 3), (5, 6)]
+    assert normalise_lines("张三:\n你好\n嗯\n李四:\n好的")[1] == [(0, 1), (2, 2), (3, 4)]
+    assert normalise_lines("张三(00:01):\n你好\n嗯")[1] == [(0, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("text", [
+    "8:30 王府井\n集合\n10:00 黄山\n解散", "12:30 李村站\n见", "8:30 我家\n集合\n9:00 学校\n到了\n9:30 我家\n好",
+    "好的\n多少钱\n好的\n三块\n嗯\n便宜\n嗯\n行", "多少钱\n三块\n太贵\n两块\n多少钱\n一块", "张三\n你好\n李四\n好的",
+    "[图片]\n看\n[图片]\n看看\n[表情]\n嗯\n[表情]\n哦", "说话人1\n说话人2\n好",
+    "小鸟\n在\n老王\n小鸟\n小鸟\n好\n老王\n嗯",
+    "北京——上海\n上海——广州\n北京——广州", "我——不知道\n你——再说\n我——好\n你——嗯", "客服 - 您好\n好的", "客服——您好",
+    "【周三 10:00】开会", "【公告 2024-05-01】停电", "（会议室 10:00）见", "甲: \n乙: 好",
+    "案例一: \n有人转账\n案例二: \n又有人", "From 张三 to Everyone: 好", "甲: [0:0.020,0:2.380,0] 您好",
+])
+def test_what_only_resembles_a_transcript_stays(text):
+    assert normalise(text) == text
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("00:00:01 好的\n我是客服\n00:00:05 好的\n嗯嗯", "好的\n我是客服\n好的\n嗯嗯"),
+    ("00:00:01 早上好\n我是客服\n00:00:05 请讲\n嗯", "早上好\n我是客服\n请讲\n嗯"),
+    ("10:00:11 从 北京 到 上海 高铁：快", "从 北京 到 上海 高铁: 快"),
+    ("15:30\n好的\n我来了", "好的\n我来了"),
+])
+def test_words_behind_a_time_are_no_names(text, expected):
+    assert normalise(text) == expected
+
+
 # ------------------------------------------------------------------------------------------------ line labels
 
 
@@ -254,7 +320,8 @@ def test_no_mixture_of_variations_changes_the_tokens(encoder, turns, seed):
 
 
 TRICKY = st.lists(st.sampled_from([*"甲A1:： \n\r，,/!?([)]-【】<>😀\u200b\u3000", "10:00", "2024-05-01 ", "10:00:11 ",
-                                   "-->", "张三 ", "00:01,000 --> 00:02,000", "\\n", "<br>", "<v 甲>", "\u0301", "好"]),
+                                   "-->", "张三 ", "00:01,000 --> 00:02,000", "\\n", "<br>", "<v 甲>", "\u0301", "好",
+                                   "\n张三\n", "\n00:01 李四\n", "[0:0.02,0:1.5,1]", " - ", "【客服 10:00】"]),
                   max_size=25)
 
 
