@@ -129,7 +129,7 @@ CLAIMS = {
         for name in tables.SETS for resampled in judged_on(name, "intervals", "resampled")),
     "no_line_to_remember": lambda: all(
         shared["rows_sharing_a_line"] == shared["near_duplicates"] == 0
-        and 0.11 < shared["rows_with_half_their_runs"] < 0.15
+        and 0.06 < shared["rows_with_half_their_runs"] < 0.08
         for shared in judged_on("eval0819_apart", "overlap_with_train")),
     "encoder_level_on_new_dialogues_in_two": lambda: all(sum(
         found["interval"][0] <= 0 <= found["interval"][1]
@@ -172,6 +172,9 @@ CLAIMS = {
         any(probes[name]["change"]["recall"]["value"] < -0.03 for name in INJECTIONS)
         for probes in held_out("probes")) == 1,
     "preamble_costs_most": lambda: recall_lost("benign_preamble") == max(map(recall_lost, held_out("probes")[0])),
+    "calls_read_whole_lose_little": lambda: all(
+        probes[name]["change"]["recall"]["value"] >= most for probes in judged_on("held_out_calls", "probes")
+        for most, names in ((0, ["benign_preamble"]), (-0.01, INJECTIONS)) for name in names),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
