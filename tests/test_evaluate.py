@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import evaluate as evaluate_module
 from antifraud.evaluation.inputs import read_inputs
 from antifraud.evaluation.scoring import generate_answers, parse_answer, score_prompts
+from antifraud.figures import report_figure
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import write_records
@@ -432,6 +433,22 @@ def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_
     report = json.loads(output.read_text())
     assert report["n"] == 20 and f"precision: {report['precision']}, " in capsys.readouterr().out
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_baselines_at_their_thresholds_as_the_summary_does(report):
+    def drawn(at_threshold):
+        baselines = {name: {**report["baselines"][name], "f1": 0.25, "at_threshold": None}
+                     for name in ("tfidf", "untuned")}
+        baselines["tfidf"]["at_threshold"] = at_threshold
+        axes = report_figure({**report, "baselines": baselines}).panels[0]
+        lengths = {label.get_text(): bar.get_width() for label, bar in zip(axes.get_yticklabels(), axes.patches)}
+        return axes.get_title().split("\n")[1], lengths
+
+    rule, lengths = drawn({"threshold": 0.4, "f1": 0.75})
+    assert rule == "baselines at thresholds from eval"
+    assert lengths["tfidf"] == 0.75 and lengths["untuned at 0.5"] == 0.25
+    rule, lengths = drawn(None)
+    assert rule == "baselines at 0.5" and lengths["tfidf"] == lengths["untuned"] == 0.25
 
 
 def test_figures_on_what_was_trained_on_say_so(loaded, train_file, eval_file, capsys):
