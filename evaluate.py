@@ -22,7 +22,7 @@ from pathlib import Path
 
 gc.disable()  # looking for garbage among what imports bring takes seconds, and there is none
 
-from antifraud.evaluation.calibration import calibrate_checkpoint
+from antifraud.evaluation.calibration import TARGETS, calibrate_checkpoint
 from antifraud.evaluation.inputs import METHODS, input_files, read_inputs
 from antifraud.evaluation.metrics import figure_text
 from antifraud.evaluation.report import make_report, summary
@@ -40,7 +40,6 @@ from data.sources import TABLE_SUFFIXES
 gc.enable()
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
-TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")
 OF_REPORT = ("full", "show_text", "train", "eval", "ordinary_eval", "peer")
 
 

@@ -106,7 +106,7 @@ def build_train_arguments(output_path: str, *, recipe: str = "auto", **overrides
     overrides = {name_now(name): value for name, value in overrides.items()}
     on_gpu = torch.cuda.is_available() and not overrides.get("use_cpu", False)
     dtype = compute_dtype("cuda" if on_gpu else "cpu")
-    chosen = (choose_recipe(recipe, dtype, overrides.get("compile_layers")) if on_gpu
+    chosen = (choose_recipe(recipe, dtype, **overrides) if on_gpu
               else shardable({"optim": "paged_adamw_32bit"}))
     settings = {
         "output_dir": str(output_path),

@@ -91,10 +91,14 @@ def report_figure(report: dict) -> Picture:
 
 
 def _draw_f1(axes, report: dict) -> None:
-    style(axes, f"F1 on {report['n']} rows of {report['provenance']['data']['name']}", "F1")
+    others = report["baselines"] or {}
+    chosen = {name: row["at_threshold"] for name, row in others.items() if row.get("at_threshold")}
+    rule = f"\nbaselines at {'thresholds from eval' if chosen else '0.5'}" if others else ""
+    style(axes, f"F1 on {report['n']} rows of {report['provenance']['data']['name']}{rule}", "F1")
     f1 = report["f1"] or 0.0
     low, high = report["intervals"]["f1"] or (f1, f1)
-    rows = [(name.replace("_", " "), row["f1"] or 0.0, GREY) for name, row in (report["baselines"] or {}).items()]
+    rows = [(name.replace("_", " ") + (" at 0.5" if chosen and name not in chosen else ""),
+             chosen.get(name, row)["f1"] or 0.0, GREY) for name, row in others.items()]
     rows = sorted(rows, key=lambda row: row[1]) + [("this model", f1, BLUE)]
     names, values, colors = zip(*rows, strict=True)
     axes.barh(names, values, color=colors)

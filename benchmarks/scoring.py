@@ -23,7 +23,7 @@ import torch
 import torch._dynamo
 import torch._inductor.config
 from datasets import disable_progress_bars
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from tqdm.auto import tqdm
 
 from antifraud import model as models
@@ -32,7 +32,7 @@ from antifraud.compiling import compile_layers
 from antifraud.evaluation import scoring
 from antifraud.evaluation.scoring import generate_answers, score_prompts
 from antifraud.logits import replaced
-from antifraud.model import compute_dtype, default_device
+from antifraud.model import compute_dtype, default_device, with_adapter
 from antifraud.provenance import code_provenance, device_name
 from antifraud.serving.predict import predict_file
 from benchmarks import GIB, folder_with_weights, free_memory
@@ -76,7 +76,7 @@ def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = Fal
     """
     base, tokenizer = load_model(folder, device, dequantize=dequantize)
     if checkpoint:
-        model = PeftModel.from_pretrained(base, checkpoint)
+        model = with_adapter(base, checkpoint, folder)
         task = read_checkpoint(Path(checkpoint)).task
     else:
         torch.manual_seed(0)

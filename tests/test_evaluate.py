@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate as evaluate_module
 from antifraud.evaluation.inputs import read_inputs
+from antifraud.evaluation.metrics import figure_text
+from antifraud.evaluation.report import summary
 from antifraud.evaluation.scoring import generate_answers, parse_answer, score_prompts
+from antifraud.figures import report_figure
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import write_records
@@ -432,6 +435,32 @@ def test_the_command_writes_report_and_picture(base, run_folder, eval_file, tmp_
     report = json.loads(output.read_text())
     assert report["n"] == 20 and f"precision: {report['precision']}, " in capsys.readouterr().out
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_baselines_at_their_thresholds_as_the_summary_does(report):
+    def drawn(at_threshold):
+        baselines = {name: {**report["baselines"][name], "f1": 0.25, "at_threshold": None}
+                     for name in ("tfidf", "untuned")}
+        baselines["tfidf"]["at_threshold"] = at_threshold
+        axes = report_figure({**report, "baselines": baselines}).panels[0]
+        lengths = {label.get_text(): bar.get_width() for label, bar in zip(axes.get_yticklabels(), axes.patches)}
+        return axes.get_title().split("\n")[1], lengths
+
+    rule, lengths = drawn({"threshold": 0.4, "f1": 0.75})
+    assert rule == "baselines at thresholds from eval"
+    assert lengths["tfidf"] == 0.75 and lengths["untuned at 0.5"] == 0.25
+    rule, lengths = drawn(None)
+    assert rule == "baselines at 0.5" and lengths["tfidf"] == lengths["untuned"] == 0.25
+
+
+@pytest.mark.parametrize("others, said", [
+    (15, ""), (50, "; recall 0.5000 at 5 false alarms per hundred of 50 non-fraud calls"),
+    (100, "; recall 0.2500 at 1 false alarm per hundred, 0.5000 at 5 false alarms per hundred of 100 non-fraud calls")])
+def test_the_summary_leaves_out_what_so_few_calls_cannot_show(report, others, said):
+    calls = {**report["calls"], "n": 20, "recall": 1.0, "precision": None, "non_fraud_calls": others,
+             "at_false_alarms_per_hundred": {"1": {"recall": 0.25}, "5": {"recall": 0.5}}}
+    lines = [line for line in summary({**report, "calls": calls}) if line.startswith("by call")]
+    assert lines == [f"by call: recall 1.0000, precision {figure_text(None)} on 20 calls{said}"]
 
 
 def test_figures_on_what_was_trained_on_say_so(loaded, train_file, eval_file, capsys):

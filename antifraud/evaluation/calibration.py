@@ -41,6 +41,7 @@ FALSE_ALARMS = 2.0  # in a hundred ordinary calls
 FEW_CALLS = 20  # of a source; with fewer it counts with the others only
 SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
 TEMPERATURES = (0.05, 20.0)
+TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")  # of `choose_threshold`
 # (line_weight, top_lines) that are tried. What alarms in an ordinary call is mostly one line, and a scam has several,
 # but a short one may have a single line that says it all; see docs/results.md.
 LINE_RULES = ((0.5, 1), (0.5, 2), (0.5, 3), (0.4, 3), (0.3, 1), (0.3, 2), (0.3, 3), (0.2, 3))
@@ -234,7 +235,7 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
     Raises:
         DataError: see `fit_temperature` and `choose_threshold`.
     """
-    target = {name: value for name, value in target.items() if value}
+    target = _given(target)
     temperature = fit_temperature(y_true, scores)
     probabilities = calibrated(scores, temperature)
     ordinary_probabilities = calibrated(np.asarray(ordinary_scores), temperature)
@@ -258,6 +259,13 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
     return dataclasses.replace(decision, temperature=temperature, threshold=threshold), found
 
 
+def _given(target: dict) -> dict:
+    """The target that has a value; a misspelt one without would be as good as none, and is an error, too."""
+    for name in target.keys() - set(TARGETS):
+        raise TypeError(f"{name!r} is no target; those are {', '.join(TARGETS)}")
+    return {name: value for name, value in target.items() if value}
+
+
 def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, device: str = "cuda", *,
                          quantization: str | None = None, trust_remote_code: bool = False, progress: bool = True,
                          ordinary: Sequence[str] = (), false_alarms: float = FALSE_ALARMS,
@@ -279,6 +287,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     Raises:
         DataError: the checkpoint or the data is not fit for it, or the target cannot be met.
     """
+    target = _given(target)  # or a misspelt one would be told after minutes
     records, calls, files = _read(data_path, ordinary)
     folder = find_checkpoint(checkpoint_path)
     require_calibratable(folder)
@@ -293,7 +302,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     odds: dict[Row, np.ndarray] = {}
     predict_readings(model, readings, odds_of=odds, progress="scoring" if progress else None)
     rules = [lineage.decision]
-    if lineage.decision.line_aware and any(target.values()):
+    if lineage.decision.line_aware and target:
         rules = [dataclasses.replace(lineage.decision, line_weight=weight, top_lines=lines)
                  for weight, lines in LINE_RULES]
 

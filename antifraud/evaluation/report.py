@@ -22,7 +22,7 @@ from data.records import groups_of
 from ..checkpoint import Lineage, lineage_of, provenance_of
 from .beside import on_free_cores, start_cpu_work
 from .calibration import at_prevalence, bounded_threshold, quiet_above, reliability
-from .calls import call_report, ordinary_report, paired_by_call
+from .calls import alarms_allowed, call_report, ordinary_report, paired_by_call
 from .errors import error_report
 from .inputs import Inputs
 from .labels import audit_labels
@@ -317,11 +317,12 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
         lines.append(f"{name:<19}{figure_text(report[name]):<12}{interval_text(report['intervals'][name]):<20}"
                      + (figure_text(other[name]) if tfidf else ""))
     if calls := report["calls"]:
+        others = calls["non_fraud_calls"]
+        rare = ", ".join(f"{figure_text(row['recall'])} at {alarms} false alarm{'s' * (alarms != '1')} per hundred"
+                         for alarms, row in calls["at_false_alarms_per_hundred"].items()
+                         if alarms_allowed(others, int(alarms)))  # one in a hundred cannot be seen in fewer calls
         lines.append(f"by call: recall {figure_text(calls['recall'])}, precision {figure_text(calls['precision'])} on "
-                     f"{calls['n']} calls; recall " + ", ".join(
-                         f"{figure_text(row['recall'])} at {alarms} false alarms per hundred"
-                         for alarms, row in calls["at_false_alarms_per_hundred"].items())
-                     + f" of {calls['non_fraud_calls']} non-fraud calls")
+                     f"{calls['n']} calls" + (f"; recall {rare} of {others} non-fraud calls" if rare else ""))
     if ordinary := report["ordinary"]:
         lines += [f"ordinary dialogues, {name}: {row['false_alarms_per_hundred_calls']:.1f} of 100 calls raise a false "
                   f"alarm ({row['calls']} calls)" for name, row in

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from data.files import DataError, require_paths
 from data.prompt import PromptEncoder
 from data.sources import TABLE_SUFFIXES
-from data.stamp import locked, require_same, stamp_path, write_stamp
+from data.stamp import locked, read_stamp, require_same, stamp_path, write_stamp
 
 from ..checkpoint import Lineage, lineage_of
 from ..evaluation.scoring import Reading, predict_readings, read_dialogues
@@ -226,6 +226,16 @@ def _verdict(probability: float, threshold: float) -> dict:
 # --------------------------------------------------------------------------------------------------- the output
 
 
+def _require_same_job(path: Path, job: dict) -> None:
+    """As `require_same`, which would name each of our fields that a calibration sets, and not what was done."""
+    saved = read_stamp(path) or {}
+    calibrated_anew = saved.get("decision", job["decision"]) != job["decision"]
+    changed = ("decision", "threshold") if calibrated_anew else ()
+    require_same(path, {**job, **{name: saved.get(name) for name in changed}}, RESTART)
+    if calibrated_anew:
+        raise DataError(f"{path}: the checkpoint was calibrated anew since this was begun; {RESTART}")
+
+
 class Output:
     """The growing output file, what is in it, and the stamp beside it that says what it was made from."""
 
@@ -257,7 +267,7 @@ class Output:
             if restart:
                 self.file.truncate(0)
             if self.path.stat().st_size:
-                require_same(self.path, job, RESTART)
+                _require_same_job(self.path, job)
             else:  # the stamp comes first: there is never a row that nothing is known about
                 write_stamp(self.path, job)
             whole = self._read(chunks)

@@ -76,12 +76,13 @@ def name_now(name: str) -> str:
     return LATE_NAMES[name] if LATE_NAMES.get(name) in ARGUMENT_NAMES else name
 
 
-def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None = None) -> dict:
-    """The settings of `recipe`, or those for the memory that is free; says so in a line.
+def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None = None, **given) -> dict:
+    """The settings of `recipe`, or those for the memory that is free; says in a line what will be computed with.
 
     Args:
         compile_layers: whether layers are to be compiled, which selective recomputation needs; default: where that is
             possible.
+        given: fields of TrainingArguments that somebody chose, which count instead of the recipe's.
     """
     compiles = can_compile() if compile_layers is None else compile_layers
     if recipe not in ("auto", *RECIPES):
@@ -94,6 +95,7 @@ def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None =
     settings = shardable(settings)
     if not compiles:
         settings = {name: value for name, value in settings.items() if name != "selective_recomputation"}
+    settings = {name: given.get(name, value) for name, value in settings.items()}
     if is_first_local_process():
         said = [f"{name} {value}" for name, value in settings.items()]
         if settings.get("cuda_graphs") and compile_layers is None and not compiles:

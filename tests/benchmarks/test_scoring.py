@@ -1,12 +1,15 @@
 """The scoring benchmark compares every method with the plain one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import scoring
+from data.files import DataError
 
 
 def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, run_folder, eval_file, tmp_path):
@@ -20,6 +23,16 @@ def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, ru
     assert report["methods"]["score_whole_rows"]["max_probability_difference"] < 1e-5
     assert report["methods"]["score_dequantized"]["max_probability_difference"] < 1e-6
     assert 0 < report["methods"]["score_merged"]["max_probability_difference"] < 1e-3
+
+
+def test_an_adapter_that_lacks_a_layer_is_refused_as_everywhere(base, run_folder, eval_file, tmp_path):
+    checkpoint = shutil.copytree(f"{run_folder}/checkpoint-80", tmp_path / "checkpoint")
+    weights = load_file(checkpoint / "adapter_model.safetensors")
+    weights.popitem()
+    save_file(weights, checkpoint / "adapter_model.safetensors")
+    with pytest.raises(DataError, match="adapter does not fit"):  # else the speed of another model would be measured
+        scoring.run(base, str(checkpoint), eval_file, methods=["score"], device="cpu", rows=2,
+                    output=str(tmp_path / "scoring.json"))
 
 
 def test_predicting_a_file_is_timed_over_as_many_rows_as_are_asked_for(base, eval_file, tmp_path, monkeypatch):

@@ -158,6 +158,14 @@ def test_a_calibration_keeps_the_bound_after_its_temperature_and_says_what_it_di
         calibrate(y_true, scores, Decision(), ordinary=records, ordinary_scores=ordinary_scores)
 
 
+@pytest.mark.parametrize("misspelt", [{"bestf1": True}, {"wanted_precison": None}])
+def test_a_keyword_that_is_no_target_is_refused_before_anything_is_read(misspelt):
+    with pytest.raises(TypeError, match=f"'{[*misspelt][0]}' is no target; .*best_f1"):
+        calibrate(TRUE, SCORES, Decision(), **misspelt)
+    with pytest.raises(TypeError, match="is no target"):
+        calibrate_checkpoint("no model", "no checkpoint", "no data", **misspelt)
+
+
 def test_without_a_target_the_threshold_moves_with_the_temperature_and_no_answer_changes():
     y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.02, 0.97])
     before = Decision(threshold=0.65)

@@ -18,7 +18,7 @@ from predicting import read_lines, run, stubbed, write_lines
 from processes import run_together
 from tqdm.auto import tqdm
 
-from antifraud.checkpoint import Lineage
+from antifraud.checkpoint import Decision, Lineage
 from antifraud.serving import predict
 from antifraud.serving.predict import predict_file
 from data.files import DataError
@@ -198,6 +198,19 @@ def test_an_output_of_another_job_is_refused_until_restart_is_asked_for(job, mon
     assert run(job.model, job.source, job.target, restart=True, **options)["resumed_at"] == 0
     assert len(read_lines(job.target)) == 50
     assert run(job.model, job.source, job.target, **options)["resumed_at"] == 50
+
+
+def test_a_checkpoint_calibrated_anew_is_said_in_these_words_and_another_one_by_its_name(job):
+    run(job.model, job.source, job.target, batch_rows=7)
+    decision = Decision(threshold=0.7, temperature=1.5, line_weight=0.3)
+    for adapter, said in (("", "the checkpoint was calibrated anew since this was begun"),
+                          ("0" * 64, r"was begun with another adapter \([^)]*\)")):  # which has its own calibration
+        lineage = Lineage(base={"fingerprint": "stub"}, adapter_sha256=adapter, decision=decision)
+        job.model = SimpleNamespace(lineage=lineage, device=job.model.device)
+        with pytest.raises(DataError, match=f"out.jsonl: {said}; add --restart to start over$"):
+            run(job.model, job.source, job.target, batch_rows=7)
+    assert run(job.model, job.source, job.target, batch_rows=7, restart=True)["resumed_at"] == 0
+    assert run(job.model, job.source, job.target, batch_rows=7)["resumed_at"] == 50
 
 
 @pytest.mark.parametrize("sidecar", [None, "", "[]", "\x00"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from antifraud import compiling
 from antifraud.compiling import compile_layers, selective_recomputation
 from antifraud.training import guard, micro_batches, recipes
 from antifraud.training.batches import RightPaddingCollator, RowsAfterPrefix
+from antifraud.training.command import parse
 from antifraud.training.cuda_graphs import CapturedMicroBatch, without_masks
 from antifraud.training.guard import TrainingDiverged
 from antifraud.training.loop import LabelPositionTrainer
@@ -315,6 +317,23 @@ def test_without_bf16_or_where_the_model_is_sharded_the_recipe_is_plain(monkeypa
     assert choose_recipe("auto", torch.bfloat16)["cuda_graphs"]  # each has the whole model
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert choose_recipe("auto", torch.bfloat16) == {**RECIPES["plain"], "optim": "adamw_torch"}
+
+
+@pytest.mark.parametrize("typed, said", [
+    ([], "activation False, optim adamw_torch_fused, tokens_per_micro_batch 4096, cuda_graphs True"),
+    (["--optim", "paged_adamw_32bit", "--tokens-per-micro-batch", "1024"],
+     "activation False, optim paged_adamw_32bit, tokens_per_micro_batch 1024, cuda_graphs True")])
+def test_what_a_user_types_wins_over_the_recipe_and_is_what_the_line_says(tmp_path, monkeypatch, capsys, typed, said):
+    _, given = parse(["--model", "m", "--train", "t", "--eval", "e", "--output", "o", "--device", "cpu", *typed])
+    del given["use_cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 * GIB, 80 * GIB))
+    monkeypatch.setattr(trainer_module, "compute_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(trainer_module, "FraudTrainingArguments", lambda **fields: SimpleNamespace(n_gpu=1, **fields))
+    args = build_train_arguments(str(tmp_path), **given)
+    line = capsys.readouterr().err
+    assert said.replace("activation", recipes.CHECKPOINTING) in line
+    assert f"optim {args.optim}, tokens_per_micro_batch {args.tokens_per_micro_batch}," in line
 
 
 def test_an_unknown_recipe_is_refused():
