@@ -4,13 +4,16 @@ import codecs
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+SHOWN_RANGES = 10  # of lines with the same problem
 
 
 class DataError(ValueError):
@@ -20,6 +23,29 @@ class DataError(ValueError):
 def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+def grouped(path: str, places: Sequence[str]) -> list[str]:
+    """Problems with their places, each once, with all the lines that have it."""
+    numbers_of = {}
+    for place in places:
+        match = re.fullmatch(rf"{re.escape(path)}:(\d+): (.*)", place, re.S)
+        numbers = numbers_of.setdefault(match[2] if match else place, [])
+        if match and int(match[1]) not in numbers[-1:]:  # a line of JSON may hold several rows
+            numbers.append(int(match[1]))
+    return [what if not numbers else f"{path}:{numbers[0]}: {what}" if len(numbers) == 1 else
+            f"{path}: lines {_ranges(numbers)}: {what}" for what, numbers in numbers_of.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    rest = f" and {len(runs) - SHOWN_RANGES} more places" if len(runs) > SHOWN_RANGES else ""
+    return ", ".join(" to ".join(map(str, run)) for run in runs[:SHOWN_RANGES]) + rest
 
 
 def refuse_lfs_pointer(path: str | Path) -> None:

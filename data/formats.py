@@ -23,7 +23,9 @@ LAYOUTS = {
     "turns": {"messages": "messages", "label": "label"},
     "texts": {"input": "input"},
     "dialogues": {name: name for name in DIALOGUE_COLUMNS},
+    "lines": {name: name for name in DIALOGUE_COLUMNS[:-1]},
 }
+LINES = ("dialogues", "lines")  # one spoken line a row
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 # A table has no booleans, only words for them. JSON has some: there, "true" in quotes is a string.
 TABLE_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
@@ -71,6 +73,10 @@ class Reading:
     def names(self) -> dict[str, str]:
         """For each key of the layout, the name of the key or column in the file."""
         return {**LAYOUTS[self.layout], **self.columns}
+
+    @property
+    def has_labels(self) -> bool:
+        return self.layout not in ("texts", "lines")
 
     def options(self) -> list[str]:
         """The command-line options that ask for this reading."""
@@ -261,10 +267,13 @@ SYNONYMS = {
     "label": ("is_fraud", "labels", "fraud", "is_scam", "output", "target", "class", "y", "标签", "类别",
               "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
     "messages": ("conversations", "conversation", "dialogue"),
-    "case": ("case_id", "dialogue_id", "session_id", "call_id", "conversation_id", "id", "会话", "会话编号", "案例",
-             "案例编号", "编号", "对话编号", "通话编号", "录音编号", "dialog_id", "会话ID", "通话ID", "对话ID"),
-    "speaker": ("role", "name", "from", "说话人", "发言人", "角色", "姓名"),
-    "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容", "转写文本"),
+    # The last of these may count the rows beside one of the others.
+    "case": ("case_id", "dialogue_id", "dialog_id", "session_id", "call_id", "conversation_id", "会话", "会话编号",
+             "会话ID", "案例", "案例编号", "对话编号", "对话ID", "通话编号", "通话ID", "通话流水号", "流水号",
+             "录音编号", "录音ID", "录音文件", "id", "编号"),
+    "speaker": ("role", "name", "from", "说话人", "说话者", "发言人", "讲话人", "角色", "姓名"),
+    "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容", "说话内容", "转写文本", "转写内容",
+                "识别文本", "识别结果", "对话内容", "通话内容"),
     "is_fraud": ("label", "fraud", "is_scam", "标签", "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
 }
 PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),

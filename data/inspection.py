@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import command
-from .files import DataError, how_to_read, require_paths
-from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS, Reading, add_reading_options, asked
+from .convert import calls_of, conversion, convert, label_warnings, suffixes_of
+from .files import DataError, grouped, how_to_read
+from .formats import ANSWERING, DELIMITERS, LAYOUTS, LINES, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
-from .records import Dialogue, dialogue_rows, dialogues_of, record_rows, write_dialogues, write_records
+from .records import Dialogue, dialogue_rows, dialogues_of, record_rows
 from .sources import SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_transcript, short, workbook_sheets
 
 ENCODINGS = ("utf-8", "gb18030")
@@ -38,20 +39,21 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
         it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
         ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
-        ``first`` (good rows as they would be read), ``read`` (all records or dialogues); and of these ``labels``
-        (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text appears
-        before) and ``contradictions`` (texts that appear with both labels). A dialogue is fraud if a line is.
+        ``first`` (good rows as they would be read, or calls), ``read`` (all records or dialogues); and of these
+        ``labels`` (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text
+        appears before) and ``contradictions`` (texts that appear with both labels). A dialogue is fraud if a line is.
 
     Raises:
         DataError: no such file, or one that is none of the known kinds.
     """
     reading, source, sample = find_reading(path, dict(given or {}))
-    is_dialogues = reading.layout == "dialogues"
     refused = _first_refused(path) if reading == Reading() and source.kind == "JSON Lines" else ""
     good, skipped, problems = _read_all(path, reading)
     if not (good or skipped or problems):
         raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md")
-    read = dialogues_of(path, good) if is_dialogues else good
+    read = dialogues_of(path, good) if reading.layout in LINES else good
+    if reading.layout == "lines":
+        read = calls_of(read, {})
     texts, labels = [_text(item) for item in read], [_label(item) for item in read]  # None without labels
     labels_of = collections.defaultdict(set)
     for text, label in zip(texts, labels):
@@ -66,7 +68,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "reading": reading,
         "options": [] if _is_native(source, reading) and not refused else reading.options(),
         "refused": refused,
-        "becomes": "dialogues" if is_dialogues else "records",
+        "becomes": "dialogues" if reading.layout == "dialogues" else "records",
         "rows": len(good) + len(skipped) + len(problems),
         "good": len(good),
         "labels": {"fraud": labels.count(True), "non-fraud": labels.count(False)},
@@ -75,7 +77,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
                     "max": max(map(len, texts))} if texts else {},
         "duplicates": len(texts) - len(labels_of),
         "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
-        "first": good[:SHOWN_ROWS],
+        "first": (read if reading.layout == "lines" else good)[:SHOWN_ROWS],
         "skipped": skipped,
         "problems": problems,
         "read": read,
@@ -94,7 +96,7 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
     """(good rows, places of skipped rows, problems)."""
     good, skipped, problems = [], [], []
     try:
-        for number, row in (dialogue_rows if reading.layout == "dialogues" else record_rows)(path, reading):
+        for number, row in (dialogue_rows if reading.layout in LINES else record_rows)(path, reading):
             if isinstance(row, DataError):
                 problems.append(str(row))
             elif row is None or isinstance(row, str):
@@ -154,7 +156,8 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
     except DataError:
         pass  # it is among the problems when all is read
     columns = dict.fromkeys(key for row in sample for key in row)
-    given = {"layout": layout_of(columns, sample), **given}
+    filled = [key for key in columns if any(row.get(key) not in ("", None) for row in sample)]  # not a label to come
+    given = {"layout": layout_of(filled, sample), **given}
     names = LAYOUTS[given["layout"]] if given["layout"] in LAYOUTS else {}
     found = {key: other for key, name in names.items() if name not in columns
              for other in [next((other for other in SYNONYMS.get(key, ()) if other in columns), None)] if other}
@@ -213,9 +216,15 @@ def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
         return "messages" if (last.get("role") or last.get("from")) in ANSWERING and not has("label") else "turns"
     if "instruction" in columns and "output" in columns:
         return "alpaca"
-    if all(map(has, LAYOUTS["dialogues"])):
-        return "dialogues"
+    if all(map(has, LAYOUTS["lines"])) and (_return(columns, sample) or set(LAYOUTS["dialogues"]) <= set(columns)):
+        return "dialogues" if has("is_fraud") else "lines"
     return "texts" if columns and has("input") and not has("label") else "records"
+
+
+def _return(columns: Sequence[str], sample: Sequence[dict]) -> bool:
+    """Whether the same case is there in several rows, or left out in some; otherwise each row is a whole dialogue."""
+    name = next(name for name in ("case", *SYNONYMS["case"]) if name in columns)
+    return len({str(row.get(name)) for row in sample}) < len(sample)
 
 
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
@@ -224,7 +233,7 @@ def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
         last = [row[reading.names["messages"]][-1] for row in sample
                 if isinstance(row.get(reading.names["messages"]), list) and row[reading.names["messages"]]]
         values = [message.get("content", message.get("value")) for message in last if isinstance(message, dict)]
-    elif reading.layout == "texts":
+    elif not reading.has_labels:
         values = []
     else:
         name = reading.names["is_fraud" if reading.layout == "dialogues" else "label"]
@@ -268,16 +277,17 @@ def describe(report: dict) -> str:
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
     if reading.layout in ("records", "texts") and {"speaker", "说话人", "发言人", "角色"} & set(report["columns"]):
-        lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues; "
-                     "without labels: \"From lines to whole dialogues\" in docs/data.md")
+        lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues, or "
+                     "--layout lines without labels, and --columns case=NAME for the column that names the dialogue")
     lines += _numbers(report)
     lines += [f"  {i}. {_row_text(row)}" for i, row in enumerate(report["first"], start=1)]
     for name in ("skipped", "problems"):
         found = report[name]
         if found:
-            rest = len(found) - SHOWN_PROBLEMS
-            lines += [f"  {name}: {len(found)}", *(f"    {place}" for place in found[:SHOWN_PROBLEMS]),
-                      *([f"    and {rest} more"] if rest > 0 else [])]
+            each = grouped(report["path"], found)
+            rest = len(each) - SHOWN_PROBLEMS
+            lines += [f"  {name}: {len(found)}", *(f"    {place}" for place in each[:SHOWN_PROBLEMS]),
+                      *([f"    and {rest} others"] if rest > 0 else [])]
     return "\n".join(lines)
 
 
@@ -291,7 +301,7 @@ def _numbers(report: dict) -> list[str]:
                      + "; of several kinds: check what each means" * (len(report["reading"].label_values) > 2))
     if report["read"]:
         lines += [f"  labels as read: {labels['fraud']} fraud, {labels['non-fraud']} non-fraud "
-                  f"({labels['fraud'] / len(report['read']):.1%} fraud)" if report["reading"].layout != "texts" else
+                  f"({labels['fraud'] / len(report['read']):.1%} fraud)" if report["reading"].has_labels else
                   "  no labels: only for evaluate.py --predict",
                   f"  characters: {lengths['min']} to {lengths['max']}, median {lengths['median']:g}",
                   f"  repeated: {report['duplicates']}; with both labels: {report['contradictions']}"]
@@ -310,30 +320,6 @@ def _row_text(row: dict | tuple) -> str:
 # ------------------------------------------------------------------------------------------------------- commands
 
 
-def convert(report: dict, output: str | Path) -> None:
-    """Writes an inspected file in the project's own format: records as JSON Lines, dialogues as CSV.
-
-    Raises:
-        DataError: something is wrong with the file, or `output` is there already or has another suffix.
-    """
-    if report["problems"]:
-        raise DataError(f"{report['problems'][0]} ({len(report['problems'])} problems in all; nothing was written)")
-    if not report["good"]:
-        raise DataError(f"{report['path']}: nothing to read in it; nothing was written")
-    require_paths(report["path"], output)
-    if Path(output).exists():
-        raise DataError(f"{output}: already there; name another file, or remove it")
-    dialogues = report["becomes"] == "dialogues"
-    suffix = ".csv" if dialogues else ".jsonl"
-    if Path(output).suffix.lower() != suffix:
-        raise DataError(f"{output}: {report['becomes']} are written as {suffix[1:].upper()}; name a file that ends in "
-                        f"{suffix}")
-    if dialogues:
-        write_dialogues(output, report["read"])
-    else:
-        write_records(output, report["read"])
-
-
 def is_asked_for(argv: Sequence[str] | None) -> bool:
     """Whether a command line is one of this module."""
     return any(word.split("=")[0] == "--inspect" for word in (sys.argv[1:] if argv is None else argv))
@@ -343,8 +329,8 @@ def is_asked_for(argv: Sequence[str] | None) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0])
     parser.add_argument("--inspect", required=True, metavar="FILE", help="a file, or a folder for each of its files")
-    parser.add_argument("--convert", metavar="OUT", help="write it in the project's own format: records as .jsonl, "
-                                                         "dialogues as .csv")
+    parser.add_argument("--convert", metavar="OUT", help="write it in the project's own format: records and whole "
+                                                         "calls as .jsonl, dialogues to train on as .csv")
     add_reading_options(parser)
     args = parser.parse_args(argv)
     paths = _files(args.inspect)
@@ -361,15 +347,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             faulty = True
             continue
         try:
-            if args.convert:
-                convert(report, args.convert)
+            following = convert(report, args.convert) if args.convert else ""
         finally:
             print(describe(report))
         faulty |= bool(report["problems"]) or not report["read"]
+        if report["becomes"] == "dialogues" and not (args.convert or "").lower().endswith(".jsonl"):
+            for warning in label_warnings(report["read"]):
+                print(f"  warning: {warning}")
         if args.convert:
-            print(f"written to {args.convert}")
-        elif report["options"] and report["read"] and not report["problems"]:
-            print(f"  to convert it: {conversion(report)}")
+            print(f"written to {args.convert}; next: {following}")
+        elif report["read"] and not report["problems"]:
+            if report["becomes"] == "dialogues":
+                print(f"  to make whole calls of it: {conversion(report, '.jsonl')}")
+            if report["options"]:
+                print(f"  to convert it: {conversion(report, suffixes_of(report)[-1])}")
     return 2 if faulty else 0
 
 
@@ -385,15 +376,3 @@ def _files(path: str) -> list[Path]:
         others = ", ".join(file.name for file in there if file not in files)
         print(f"{path}: passed over {short(others, 200)}; a file of another suffix is inspected if it is named itself")
     return files
-
-
-def conversion(report: dict) -> str:
-    """The command that converts an inspected file, to be pasted."""
-    path, suffix = Path(report["path"]), ".csv" if report["becomes"] == "dialogues" else ".jsonl"
-    target = path.with_suffix(suffix)
-    if any(path.with_suffix(other).exists() for other in SUFFIXES if other != path.suffix.lower()):
-        target = path.with_name(f"{path.stem}-{path.suffix[1:]}{suffix}")  # or both would become the same file
-    if target.exists():
-        target = target.with_name(f"{target.stem}.native{suffix}")
-    return shlex.join(["python", "-m", "data.prepare", "--inspect", str(path), *report["options"],
-                       "--convert", str(target)])

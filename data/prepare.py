@@ -30,6 +30,7 @@ from pathlib import Path
 
 from . import inspection
 from .command import command
+from .convert import label_warnings
 from .files import DataError, json_text, require_output, write_together
 from .formats import Reading, add_reading_options, reading_of
 from .leakage import leakage_report
@@ -119,7 +120,7 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
                    for name, records in splits.items() if records or name in SPLITS},
         "balance": balance,
         **leakage,
-        "warnings": [*_warnings(splits, balance), *shared, *_contradictions([*read, *more])],
+        "warnings": [*_warnings(splits, balance), *shared, *_contradictions([*read, *more]), *label_warnings(read)],
     }
     left = {part: {record["case"] for record in splits[part]} for part in CALLS}
     whole = {part: [record for dialogue in members if dialogue.case in left[part]

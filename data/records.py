@@ -247,6 +247,9 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
         reading: how tables of another kind are to be read; then also a folder's ``*.tsv`` and ``*.xlsx``.
     """
     path = Path(path)
+    if reading and reading.layout != "dialogues":
+        raise DataError(f"{path}: --layout {reading.layout} gives records, dialogues are expected here; write "
+                        f"--layout dialogues, for rows of {', '.join(CSV_COLUMNS)}")
     if not path.is_dir():
         return _read_dialogue_file(path, skipped, reading)
     suffixes = TABLE_SUFFIXES if reading else (".csv",)
@@ -300,11 +303,11 @@ def dialogues_of(path: str | Path, lines: Iterable[tuple[str, Line]]) -> list[Di
 
 def dialogue_rows(path: str | Path, reading: Reading | None = None
                   ) -> Iterator[tuple[int, tuple[str, Line] | DataError | str]]:
-    """(line number, (case, line)) of each row; a string says why a row is passed over, an error what is wrong."""
+    """(line number, (case, line)) of each row; a string says why a row is passed over, an error what is wrong.
+
+    Of the layout ``lines`` no line is fraud, since none has a label.
+    """
     reading = reading or NATIVE_DIALOGUES
-    if reading.layout != "dialogues":
-        raise DataError(f"{path}: --layout {reading.layout} gives records, dialogues are expected here; write "
-                        f"--layout dialogues, for rows of {', '.join(CSV_COLUMNS)}")
     source = _opened(path, reading)
     for number, row in source.rows:
         if isinstance(row, dict):
@@ -323,12 +326,12 @@ def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Lin
     if not texts["case"]:
         raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue (a CSV "
                         "made of merged cells lacks them: give the workbook itself)")
-    label = row["is_fraud"]
+    label = row["is_fraud"] if reading.layout == "dialogues" else False
     for key, empty in (("content", is_blank(texts["content"])),
                        ("is_fraud", isinstance(label, str) and not label.strip())):
         if empty:
             return f"column '{reading.names[key]}' is empty"
-    is_fraud = label_of(label, reading, is_table, reading.names["is_fraud"])
+    is_fraud = label_of(label, reading, is_table, reading.names.get("is_fraud", ""))
     return texts["case"], Line(texts["speaker"], texts["content"], is_fraud)
 
 

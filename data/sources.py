@@ -17,6 +17,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl")
 SUBTITLES = (".srt", ".vtt", ".lrc")
 WORKBOOK = b"PK\x03\x04"  # a zip archive, as any .xlsx is
+MOST_TITLES = 5  # rows, blank ones too
 BLANK = re.compile("[\\s\ufeff]*")  # files that were joined have byte-order marks inside
 
 
@@ -262,9 +263,11 @@ def _cell_text(value: object) -> str:
 
 def _table_rows(path: str | Path, cells: Iterator[tuple[int, list[str]]], pad: bool = False
                 ) -> Iterator[tuple[int, dict | DataError | None]]:
-    """Rows under the names of the first row that holds anything; `pad` where a row ends with its last filled cell."""
+    """Rows under the names of the columns, the first row that holds anything but a title; `pad` where a row ends with
+    its last filled cell.
+    """
     names = None
-    for number, row in cells:
+    for number, row in _without_title(cells):
         if not any(cell.strip() for cell in row):
             if row and names:  # a blank line is nothing; a line of commas is a row
                 yield number, None
@@ -280,16 +283,34 @@ def _table_rows(path: str | Path, cells: Iterator[tuple[int, list[str]]], pad: b
             yield number, _table_row(f"{path}:{number}", names, row + [""] * (len(names) - len(row)) * pad)
 
 
+def _without_title(cells: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """The rows without a title above the names of the columns, where that is sure.
+
+    A title fills the first cell alone of a row that has several; the names, further down, fill more of them.
+    """
+    first = []
+    for number, row in cells:
+        first.append((number, row))
+        filled = [place for place, cell in enumerate(row) if cell.strip()]
+        if len(filled) > 1:
+            first = first[-1:]
+        if filled and (filled != [0] or len(row) == 1) or len(first) > MOST_TITLES:
+            break
+    yield from first
+    yield from cells
+
+
 def _table_row(place: str, names: Sequence[str], row: Sequence[str]) -> dict | DataError:
     while len(row) > len(names) and not row[-1].strip():
         row = row[:-1]
     if len(row) != len(names):
+        title = ", or remove a title above the names of the columns" * (len(names) == 1)
         return DataError(f"{place}: expected {len(names)} columns, found {len(row)}; quote contents that hold the "
-                         "delimiter")
+                         f"delimiter{title}")
     index = {"Unnamed: 0": row[0]} if not names[0] and row[0].strip() else {}  # of pandas, which calls it so
-    unnamed = next((cell for name, cell in zip(names[1:], row[1:]) if not name and cell.strip()), None)
+    unnamed = next((column for column, name in enumerate(names) if column and not name and row[column].strip()), None)
     if unnamed is not None:
-        return DataError(f"{place}: {shown(unnamed)} stands in a column without a name; the first row must "
+        return DataError(f"{place}: something stands in column {unnamed + 1}, which has no name; the first row must "
                          "name it (remove a title above the names)")
     return index | {name: cell for name, cell in zip(names, row) if name}
 

@@ -212,7 +212,7 @@ def test_files_that_differ_in_their_suffix_alone_are_converted_to_files_of_their
 
 @pytest.mark.parametrize("content, output", [
     ("text,label\n转账,可能\n", "o.jsonl"), ("text,label\n", "o.jsonl"), ("text,label\n转账,1\n", "o.csv"),
-    ("text,label\n转账,1\n", "f.csv"), ("case,speaker,content,is_fraud\n1,a,b,True\n", "o.jsonl"),
+    ("text,label\n转账,1\n", "f.csv"), ("case,speaker,content,is_fraud\n1,a,b,True\n", "o.json"),
 ])
 def test_nothing_is_converted_that_is_bad_or_of_the_wrong_name(tmp_path, capsys, content, output):
     path = written(tmp_path, "f.csv", content)
@@ -292,7 +292,7 @@ def test_transcripts_are_named_as_such_and_the_page_makes_json_lines_of_them(tmp
 
 def test_a_line_a_row_without_a_case_is_said_to_be_a_dialogue_each(tmp_path):
     for columns, said in (("说话人,内容", True), ("编号,说话人,内容,标签", False), ("姓名,内容", False)):
-        table = f"{columns}\n{','.join('1' * len(columns.split(',')))}\n"
+        table = f"{columns}\n" + 2 * f"{','.join('1' * len(columns.split(',')))}\n"
         assert ("--layout dialogues" in describe(inspect(written(tmp_path, "f.csv", table))).partition(
             "options: ")[2].partition("\n")[2]) == said
 
@@ -324,7 +324,7 @@ def test_every_example_of_the_page_is_one_of_these():
     text = PAGE.read_text(encoding="utf-8")
     assert len(EXAMPLES) == text.count("\ngives\n") + 2  # two are of the own formats and give themselves
     assert {shlex.split(example["options"])[1] for example in EXAMPLES if example["options"]} == \
-        {"records", "texts", "alpaca", "messages", "turns", "dialogues"}
+        {"records", "texts", "alpaca", "messages", "turns", "dialogues", "lines"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["name"])
@@ -345,7 +345,8 @@ def test_an_example_of_the_page_gives_what_it_says(tmp_path, example):
 def test_prepare_reads_its_source_as_asked(tmp_path):
     rows = ["会话;说话人;内容;标签"] + [f"{case};{who};第{case}次说{what}的事情，编号{case * 37};{label}"
                                   for case in range(12) for who, what, label in
-                                  [("甲", "转账" if case % 2 else "爬山", "是" if case % 2 else "否")]]
+                                  [("甲", "转账" if case % 2 else "爬山", "是" if case % 2 else "否"),
+                                   ("乙", "明天", "否")]]
     path = written(tmp_path, "通话.csv", "\r\n".join(rows), "gb18030")
     options = inspect(path)["options"]
     assert main(["--source", str(path), "--output", str(tmp_path / "out")]) == 2
@@ -366,13 +367,13 @@ def test_columns_that_a_call_centre_exports_are_known_and_a_file_of_which_nothin
 
 def test_lines_that_the_page_joins_are_whole_dialogues_and_its_split_leaves_none_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    join, split = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1:]
+    split, = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1:]
+    convert, = re.findall(r"^python -m data.prepare (--inspect 通话.*)$", PAGE.read_text(encoding="utf-8"), re.M)
     written(tmp_path, "通话.csv", "录音编号,角色,内容\n" + "".join(
         f"0{call},坐席,您好\n0{call},客户,再见\n" for call in range(10)), "gb18030")
-    exec(re.sub(r'pandas.read_excel.*# or ', "", join), {})
-    report = inspect("rows.jsonl")
-    assert report["read"][0] == {"input": "坐席: 您好\n客户: 再见", "id": "00"} and len(report["read"]) == 10
-    Path("rows.jsonl").rename("calls.jsonl")
+    assert main(shlex.split(convert.replace(".xlsx", ".csv"))) == 0
+    report = inspect("calls.jsonl")
+    assert report["read"][0] == {"input": "坐席: 您好\n客户: 再见", "case": "00"} and len(report["read"]) == 10
     exec(split, {})
     parts = [Path(f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in ("train", "eval", "test")]
     assert [len(part) for part in parts] == [8, 1, 1]

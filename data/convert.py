@@ -1,0 +1,86 @@
+"""What ``--inspect`` read, written in the project's own formats, and the commands that go on from there."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .files import DataError, require_paths
+from .records import Dialogue, dialogue_rows, dialogues_of, write_dialogues, write_records
+from .sources import SUFFIXES
+from .speakers import format_dialogue
+
+LABELS_OF_CALLS = ("every dialogue has one label in all its lines, so the greeting of a fraud counts as fraud, too; "
+                   "where this is the label of the call, convert the file to whole calls, a .jsonl: \"A label for the "
+                   "whole call\" in docs/data.md")
+
+
+def convert(report: dict, output: str | Path) -> str:
+    """Writes an inspected file: records and whole calls as JSON Lines, dialogues to train on as CSV.
+
+    Returns:
+        the command that goes on with what was written.
+
+    Raises:
+        DataError: something is wrong with the file, or `output` is there already or has another suffix.
+    """
+    if report["problems"]:
+        raise DataError(f"{report['problems'][0]} ({len(report['problems'])} problems in all; nothing was written)")
+    if not report["good"]:
+        raise DataError(f"{report['path']}: nothing to read in it; nothing was written")
+    require_paths(report["path"], output)
+    if Path(output).exists():
+        raise DataError(f"{output}: already there; name another file, or remove it")
+    suffix = Path(output).suffix.lower()
+    if suffix not in suffixes_of(report):
+        raise DataError(f"{output}: {report['becomes']} are written as {' or '.join(suffixes_of(report))}; name a file "
+                        "that ends so")
+    if suffix == ".csv":
+        write_dialogues(output, report["read"])
+        return shlex.join(["python", "-m", "data.prepare", "--source", str(output), "--output", "DIR"])
+    records = _labelled_calls(report) if report["becomes"] == "dialogues" else report["read"]
+    write_records(output, records)
+    what = ["--data", str(output)]
+    if not all("label" in record for record in records):
+        what = ["--predict", str(output), "--output", str(Path(output).with_suffix(".answers.jsonl"))]
+    return shlex.join(["python", "evaluate.py", "--model", "MODEL", "--checkpoint", "DIR", *what])
+
+
+def suffixes_of(report: dict) -> tuple[str, ...]:
+    """What an inspected file may be written as, what it becomes by itself last."""
+    return (".jsonl", ".csv") if report["becomes"] == "dialogues" else (".jsonl",)
+
+
+def conversion(report: dict, suffix: str) -> str:
+    """The command that converts an inspected file to one of that suffix, to be pasted."""
+    path = Path(report["path"])
+    target = path.with_suffix(suffix)
+    if any(path.with_suffix(other).exists() for other in SUFFIXES if other != path.suffix.lower()):
+        target = path.with_name(f"{path.stem}-{path.suffix[1:]}{suffix}")  # or both would become the same file
+    if target.exists():
+        target = target.with_name(f"{target.stem}.native{suffix}")
+    return shlex.join(["python", "-m", "data.prepare", "--inspect", str(path), *report["options"],
+                       "--convert", str(target)])
+
+
+def calls_of(dialogues: Iterable[Dialogue], labels: Mapping[str, bool]) -> list[dict]:
+    """A record for each whole dialogue, under the number that its file gives it, with the label that `labels` knows."""
+    return [{"input": format_dialogue([(line.speaker, line.content) for line in dialogue.lines]),
+             **({"label": labels[dialogue.case]} if dialogue.case in labels else {}),
+             "case": dialogue.case.removeprefix(f"{dialogue.category}/")} for dialogue in dialogues]
+
+
+def _labelled_calls(report: dict) -> list[dict]:
+    """Whole calls of labelled lines, with those that have no label: a call may have its label in the first alone."""
+    path, reading = report["path"], report["reading"]
+    columns = {key: name for key, name in reading.columns.items() if key != "is_fraud"}
+    rows = dialogue_rows(path, replace(reading, layout="lines", columns=columns))
+    return calls_of(dialogues_of(path, [row for _, row in rows if isinstance(row, tuple)]),
+                    {dialogue.case: any(line.is_fraud for line in dialogue.lines) for dialogue in report["read"]})
+
+
+def label_warnings(dialogues: Sequence[Dialogue]) -> list[str]:
+    """One line where the labels of lines seem to be those of whole calls: in a fraud, all lines are fraud."""
+    frauds = [dialogue.lines for dialogue in dialogues if any(line.is_fraud for line in dialogue.lines)]
+    mixed = any(not line.is_fraud for lines in frauds for line in lines)
+    return [LABELS_OF_CALLS] if not mixed and any(len(lines) > 1 for lines in frauds) else []

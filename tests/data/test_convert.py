@@ -1,0 +1,167 @@
+"""The way from a table of spoken lines, as a call centre exports it, to the next command."""
+
+import json
+import shlex
+
+import pytest
+
+import evaluate
+from data.formats import Reading
+from data.inspection import describe, inspect
+from data.prepare import Settings, main, prepare
+from data.records import Skipped, read_dialogues, read_records
+
+NAMES = ("录音编号", "角色", "开始时间", "内容")
+TITLES = [("2024年5月通话转写明细", "", "", ""), ("导出人：王", "", "", ""), ("", "", "", "")]
+LINES = [(f"00{call}", who, f"10:0{call}:01", said) for call in range(3)
+         for who, said in (("坐席", "您好,请问是王女士吗"), ("客户", "是的"), ("坐席", f"请把第{call}笔钱转到账户"))]
+CALLS = [f"坐席: 您好,请问是王女士吗\n客户: 是的\n坐席: 请把第{call}笔钱转到账户" for call in range(3)]
+OF_CALLS = ["否", "否", "否", "是", "是", "是", "否", "否", "否"]  # the label of the call in each of its rows
+OF_LINES = ["否", "否", "否", "否", "否", "是", "否", "否", "否"]
+OF_FIRST = ["否", "", "", "是", "", "", "否", "", ""]
+
+
+def table(path, rows):
+    """An Excel workbook, or what Excel saves as CSV in China."""
+    if path.suffix == ".xlsx":
+        book = pytest.importorskip("openpyxl").Workbook()
+        for row in rows:
+            book.active.append([cell or None for cell in row])
+        book.save(path)
+    else:
+        rows = [",".join(f'"{cell}"' if "," in cell else cell for cell in row) for row in rows]
+        path.write_bytes("".join(f"{row}\r\n" for row in rows).encode("gb18030"))
+    return path
+
+
+def labelled(labels):
+    return [(*NAMES, "是否诈骗"), *((*line, label) for line, label in zip(LINES, labels, strict=True))]
+
+
+def next_command(said):
+    return shlex.split(said.rpartition("next: python ")[2])
+
+
+@pytest.mark.parametrize("title", [[], TITLES[:1], TITLES])
+@pytest.mark.parametrize("name", ["通话.xlsx", "通话.csv"])
+def test_lines_without_labels_become_whole_calls_to_predict(tmp_path, capsys, name, title):
+    path, out = table(tmp_path / name, [*title, NAMES, *LINES]), tmp_path / "out.jsonl"
+    report = inspect(path)
+    assert report["reading"] == Reading("lines", dict(zip(("case", "speaker", "content"), (*NAMES[:2], NAMES[3]))),
+                                        encoding="utf-8" if path.suffix == ".xlsx" else "gb18030")
+    assert (report["becomes"], report["rows"], report["good"], len(report["read"])) == ("records", 9, 9, 3)
+    assert main(["--inspect", str(path), "--convert", str(tmp_path / "out.csv")]) == 2
+    assert main(["--inspect", str(path), "--convert", str(out)]) == 0
+    assert [json.loads(row) for row in out.read_text(encoding="utf-8").splitlines()] == [
+        {"input": call, "case": f"00{number}"} for number, call in enumerate(CALLS)]
+    command, *options = next_command(capsys.readouterr().out)
+    args = evaluate._parser().parse_args(options)
+    assert command == "evaluate.py" and args.predict == str(out) and args.output == str(tmp_path / "out.answers.jsonl")
+
+
+@pytest.mark.parametrize("labels", [OF_CALLS, OF_LINES, OF_FIRST])
+@pytest.mark.parametrize("name", ["通话.xlsx", "通话.csv"])
+def test_lines_with_labels_become_whole_calls_to_judge(tmp_path, capsys, name, labels):
+    path, out = table(tmp_path / name, [*TITLES, *labelled(labels)]), tmp_path / "out.jsonl"
+    assert main(["--inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    words = shlex.split(said.partition("to make whole calls of it: python -m data.prepare ")[2].splitlines()[0])
+    assert main([*words[:-1], str(out)]) == 0
+    assert read_records(out) == [{"input": call, "label": number == 1, "case": f"00{number}"}
+                                 for number, call in enumerate(CALLS)]
+    said = capsys.readouterr().out
+    assert "warning" not in said and next_command(said)[-2:] == ["--data", str(out)]
+
+
+def test_calls_of_which_some_have_no_label_are_to_predict(tmp_path, capsys):
+    path = table(tmp_path / "f.csv", labelled(["是", "", "", *[""] * 6]))
+    assert main(["--inspect", str(path), "--convert", str(tmp_path / "o.jsonl")]) == 0
+    assert "--predict" in next_command(capsys.readouterr().out)
+    assert [json.loads(row).get("label") for row in (tmp_path / "o.jsonl").read_text("utf-8").splitlines()] == [
+        True, None, None]
+
+
+def test_a_column_for_labels_to_come_is_none(tmp_path):
+    assert inspect(table(tmp_path / "f.csv", labelled([""] * 9)))["reading"].layout == "lines"
+
+
+def test_dialogues_to_train_on_are_for_prepare(tmp_path, capsys):
+    out = tmp_path / "o.csv"
+    assert main(["--inspect", str(table(tmp_path / "f.xlsx", labelled(OF_LINES))), "--convert", str(out)]) == 0
+    assert next_command(capsys.readouterr().out) == ["-m", "data.prepare", "--source", str(out), "--output", "DIR"]
+    assert [line.is_fraud for line in read_dialogues(out, Skipped())[1].lines] == [False, False, True]
+
+
+@pytest.mark.parametrize("rows", [
+    [("编号", "姓名", "对话内容"), ("1", "王芳", "甲: 转账"), ("2", "李明", "甲: 爬山")],
+    [("编号", "姓名", "对话内容", "标签"), ("1", "王芳", "甲: 转账", "是"), ("2", "李明", "甲: 爬山", "否")]])
+def test_rows_whose_numbers_never_return_are_whole_dialogues(tmp_path, rows):
+    report = inspect(table(tmp_path / "f.csv", rows))
+    assert [row["input"] for row in report["read"]] == ["甲: 转账", "甲: 爬山"]
+
+
+def test_numbers_of_rows_are_not_those_of_calls(tmp_path):
+    rows = [("编号", *NAMES), *((str(number), *line) for number, line in enumerate(LINES))]
+    assert [record["input"] for record in inspect(table(tmp_path / "f.csv", rows))["read"]] == CALLS
+
+
+# ---------------------------------------------------------------------------------------- the label of a whole call
+
+
+@pytest.mark.parametrize("labels, is_warned", [(OF_CALLS, True), (OF_LINES, False), (["否"] * 9, False)])
+def test_the_label_of_a_call_in_each_row_is_pointed_out_with_a_remedy(tmp_path, capsys, labels, is_warned):
+    path = table(tmp_path / "f.csv", labelled(labels))
+    for more in ([], ["--convert", str(tmp_path / "o.csv")]):
+        assert main(["--inspect", str(path), *more]) == 0
+        said = capsys.readouterr().out
+        assert ("warning: every dialogue has one label in all its lines" in said) == is_warned
+        assert ("a .jsonl" in said) == is_warned
+
+
+def test_prepare_warns_of_it_too(tmp_path):
+    rows = [(case, who, f"{case}号通话里{who}说的第{place}句话，讲{case * 37 * place}元", case % 2 == 1)
+            for case in range(12) for place, who in enumerate(("甲", "乙"), start=1)]
+    path = table(tmp_path / "f.csv", [("case", "speaker", "content", "is_fraud"), *(map(str, row) for row in rows)])
+    warnings = prepare(path, tmp_path / "out", Settings(reading=Reading("dialogues", encoding="gb18030")))["warnings"]
+    assert sum("one label in all its lines" in warning for warning in warnings) == 1
+
+
+# ------------------------------------------------------------------------------------------------- titles, problems
+
+
+@pytest.mark.parametrize("name", ["f.xlsx", "f.csv"])
+def test_a_column_of_its_own_under_blank_cells_has_no_title(tmp_path, name):
+    path = table(tmp_path / name, [("text", ""), *((f"转账{i}", "") for i in range(3))])
+    assert [record["input"] for record in inspect(path)["read"]] == ["转账0", "转账1", "转账2"]
+
+
+def test_the_index_of_pandas_is_no_title(tmp_path):
+    assert len(inspect(table(tmp_path / "f.csv", [("", "text"), ("0", "转账"), ("1", "爬山")]))["read"]) == 2
+
+
+def test_a_title_without_delimiters_is_one_problem_with_its_remedy(tmp_path):
+    path = table(tmp_path / "f.csv", [("通话转写",), NAMES, *LINES])
+    said = describe(inspect(path)).splitlines()
+    assert said[-2] == "  problems: 10" and said[-1].startswith(f"    {path}: lines 2 to 11: ") and "title" in said[-1]
+
+
+def test_equal_problems_and_skipped_rows_are_grouped(tmp_path):
+    labels = ["可能", "可能", "是", "可能", "不明", "否", "", "", "否"]
+    said = describe(inspect(path := table(tmp_path / "f.csv", labelled(labels)))).splitlines()
+    start = said.index("  skipped: 2")
+    assert said[start + 1] == f"    {path}: lines 8 to 9: column '是否诈骗' is empty"
+    assert said[start + 2] == "  problems: 4" and len(said) == start + 5
+    assert said[start + 3].startswith(f"    {path}: lines 2 to 3, 5: column '是否诈骗' must be ")
+    assert said[start + 4].startswith(f"    {path}:6: column ")
+
+
+def test_of_many_places_the_first_are_named(tmp_path):
+    labels = ["可能", "是"] * 15
+    path = tmp_path / "f.csv"
+    path.write_text("text,label\n" + "".join(f"转账,{label}\n" for label in labels), encoding="utf-8")
+    assert "lines 2, 4, 6, 8, 10, 12, 14, 16, 18, 20 and 5 more places: " in describe(inspect(path))
+
+
+def test_equal_problems_of_one_line_are_one_place(tmp_path):
+    (tmp_path / "f.json").write_text('[{"input": 1, "label": true}, {"input": 1, "label": true}]', encoding="utf-8")
+    assert f"  problems: 2\n    {tmp_path}/f.json:1: " in describe(inspect(tmp_path / "f.json"))
