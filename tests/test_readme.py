@@ -4,6 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
+import openpyxl
 import pytest
 from test_docs import ROOT, commands
 
@@ -28,7 +29,11 @@ def fetched(tmp_path) -> Path:
 def test_the_commands_of_the_readme_run_in_their_order(fetched, base, capsys):
     public = str(fetched / "public")
     put = {"data/public": public, "outputs": str(fetched / "outputs"), "Qwen/Qwen2-1.5B-Instruct": base,
-           "IN.jsonl": f"{public}/prepared/test.jsonl", "OUT.jsonl": str(fetched / "OUT.jsonl")}
+           **{name: str(fetched / name) for name in ("CALLS.xlsx", "IN.jsonl", "OUT.jsonl")}}
+    sheet = openpyxl.Workbook()
+    for row in [("通话编号", "说话人", "内容"), (1, "客服", "您好"), (1, "王女士", "请讲"), (2, "客服", "请把验证码告诉我")]:
+        sheet.active.append(row)
+    sheet.save(fetched / "CALLS.xlsx")
     ran = []
     for module, words in commands((ROOT / "README.md").read_text(encoding="utf-8")):
         if module == "data.fetch":
@@ -47,5 +52,5 @@ def test_the_commands_of_the_readme_run_in_their_order(fetched, base, capsys):
     report = json.loads((fetched / "outputs" / "report.json").read_text(encoding="utf-8"))
     assert report["calibration"]["fitted_on"]["target"] == {"best_f1": True}
     assert {"kdconv", "crosswoz", "sample_ordinary_judge"} <= set(report["ordinary"]["by_source"])
-    rows = (fetched / "public" / "prepared" / "test.jsonl").read_text(encoding="utf-8").count("\n")
-    assert (fetched / "OUT.jsonl").read_text(encoding="utf-8").count("\n") == rows
+    answers = [json.loads(line) for line in (fetched / "OUT.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 2 and all("probability" in answer for answer in answers)
