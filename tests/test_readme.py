@@ -31,7 +31,7 @@ def test_the_commands_of_the_readme_run_in_their_order(fetched, base, capsys):
     put = {"data/public": public, "outputs": str(fetched / "outputs"), "Qwen/Qwen2-1.5B-Instruct": base,
            **{name: str(fetched / name) for name in ("CALLS.xlsx", "IN.jsonl", "OUT.jsonl")}}
     sheet = openpyxl.Workbook()
-    for row in [("通话编号", "说话人", "内容"), (1, "客服", "您好"), (1, "王女士", "请讲"), (2, "客服", "请把验证码告诉我")]:
+    for row in [("通话编号", "说话人", "内容"), (1, "客服", "您好"), (1, "王女士", "请讲"), (2, "客服", "请转账")]:
         sheet.active.append(row)
     sheet.save(fetched / "CALLS.xlsx")
     ran = []
