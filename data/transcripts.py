@@ -40,6 +40,7 @@ _OPEN, _CLOSE = r"[\[(（【<〔]", r"[\])）】>〕]"
 _FRONT = re.compile(rf"(?:(?>{_OPEN} ?(?:{_RANGE}|{_SECONDS}|{_EPOCH}|{_SPAN}) ?{_CLOSE}|{_EPOCH}(?=[ ,，])|"
                     rf"{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
 MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{9}|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what every stamp holds
+_BEGINNING = 100  # characters of a line: a name (40), a date and a range of times fit; the rest need not be searched
 _HAS_TIME = re.compile(r"\d[:：]\d")
 _CLOCK = r"\d[:：]\d\d[:：]\d\d"  # with seconds: programs write them, people do not
 _EXPLICIT = re.compile(rf"{_OPEN}|.*(?:{_CLOCK}|-->)")  # a stamp, whatever follows it
@@ -223,9 +224,10 @@ def _headers(lines: list[str]) -> dict[int, str]:
     """
     found = {}
     for place, line in enumerate(lines):
-        if _HAS_TIME.search(line) and (match := _NAME_FIRST.fullmatch(line) or _STAMP_FIRST.fullmatch(line)):
-            if not _FRONT.fullmatch(line):  # 昨天 20:15
-                found[place] = match
+        if not _HAS_TIME.search(line, 0, _BEGINNING) or _FRONT.fullmatch(line):  # 昨天 20:15
+            continue
+        if match := _NAME_FIRST.fullmatch(line) or _STAMP_FIRST.fullmatch(line):
+            found[place] = match
     if not found:
         return _timed_names(lines) or _lone_names(lines)
     if 3 * len(found) > 2 * sum(map(bool, lines)):
@@ -285,7 +287,7 @@ def _lone_names(lines: list[str]) -> dict[int, str]:
 
 def _turn(line: str) -> Turn:
     """The turn of a line, without the time before or behind the speaker and brackets round the name."""
-    if not MAY_BE_STAMPED.search(line):
+    if not MAY_BE_STAMPED.search(line, 0, _BEGINNING):
         return _spoken(line)
     if (stamp := _FRONT.match(line)) and (rest := line[stamp.end():].strip()):
         if _EXPLICIT.match(stamp[0]) or SPEAKER.match(rest) or _BEHIND.match(rest):
