@@ -11,8 +11,8 @@ import random
 import re
 from collections.abc import Callable
 
-from .normalise import NARRATOR
 from .speakers import join_lines, split_lines
+from .transcripts import NARRATOR
 
 DROPPED_PUNCTUATION = 0.5  # share of the marks that are lost
 FILLED_PAUSES = 0.15  # share of the pauses (a line's beginning, a comma) that get a filler

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .files import DataError, how_to_read, one_line, refuse_lfs_pointer, require_input
-from .normalise import SPEAKER
+from .transcripts import SPEAKER
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl")

@@ -8,7 +8,8 @@ speaker names give the same tokens.
 
 import string
 
-from .normalise import MAY_BE_STAMPED, SPEAKER, normalise, safe_name
+from .normalise import normalise
+from .transcripts import MAY_BE_STAMPED, SPEAKER, safe_name
 
 PERSONAL_NAMES = ("李明", "王芳", "张伟", "刘洋", "陈静", "杨强", "赵敏", "黄磊", "周婷", "吴刚", "徐丽", "孙浩")
 

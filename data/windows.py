@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .normalise import SPEAKER
+from .transcripts import SPEAKER
 
 WINDOW_TOKENS = 300  # of dialogue: about what models are trained on (up to 500 characters); in more, a few lines drown
 OVERLAP = 4  # a window begins with the last quarter of the one before

@@ -11,9 +11,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import numpy as np
 
 from data.noise import add_asr_noise, add_unseen_noise
-from data.normalise import NARRATOR, normalise
+from data.normalise import normalise
 from data.prompt import PromptEncoder
 from data.speakers import join_lines, map_speakers, split_lines, swap_speakers
+from data.transcripts import NARRATOR
 
 from ..checkpoint import lineage_of
 from .metrics import classification_metrics, rate_differences

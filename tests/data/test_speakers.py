@@ -4,7 +4,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.normalise import NARRATOR, safe_name
 from data.speakers import (
     format_dialogue,
     join_lines,
@@ -13,6 +12,7 @@ from data.speakers import (
     split_lines,
     swap_speakers,
 )
+from data.transcripts import NARRATOR, safe_name
 
 KNOWN_NAMES = ["发言人3", "张伟", "客服", "骗子", "骗子甲", "1", "12", "https", "Dr. Smith (2)", "王 女士", "A", "B1",
                NARRATOR]

@@ -1,0 +1,194 @@
+"""Who speaks in what people paste: transcripts, chat exports and subtitles, and words that only resemble them."""
+
+import pytest
+
+from data.normalise import normalise, normalise_lines
+
+# ------------------------------------------------------------------------------------------- a mark in each line
+
+
+@pytest.mark.parametrize("mark", ["\t", "|", " | ", "｜"])
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\u2028", "<br>"])
+def test_a_tab_or_a_bar_behind_every_speaker_is_a_colon(mark, line_break):
+    assert normalise(line_break.join(f"{name}{mark}{said}" for name, said in (("甲", "您好"), ("乙", "你好")))
+                     ) == "甲: 您好\n乙: 你好"
+    assert normalise("价格表\n苹果|3元") == "价格表\n苹果|3元" and normalise("甲|乙") == "甲|乙"
+
+
+@pytest.mark.parametrize("number", ["{}. ", "{}.", "{}、", "{}) ", "{}） "])
+def test_lines_that_are_counted_lose_their_numbers_and_a_list_that_is_said_does_not(number):
+    lines = ["客服: 您好", "王女士: 谁？", "客服: 我"]
+    assert normalise("\n".join(number.format(place) + line for place, line in enumerate(lines, start=9))) == \
+        "\n".join(lines)
+    for said in ("1. 先转账", "甲: 三件事\n1. 先转账\n2. 再挂断", "1.5万元\n2.5万元", "3. 好\n5. 不好"):
+        assert normalise(said) == said
+
+
+def test_names_in_brackets_without_colon_are_speakers_where_all_lines_have_one():
+    assert normalise("【客服】您好\n[王女士] 为什么？") == "客服: 您好\n王女士: 为什么？"
+    assert normalise("【快递】包裹滞留\n怎么办？") == "【快递】包裹滞留\n怎么办？"
+
+
+# -------------------------------------------------------------------------------------------- stamps and headers
+
+
+@pytest.mark.parametrize("line", [
+    "[2024-05-01 10:00:11] 骗子: 请转账", "10:00:11 骗子: 请转账", "骗子 10:00:11: 请转账", "骗子 (10:00): 请转账",
+    "2024年5月1日 下午3:20 骗子：请转账", "2024-05-01T10:00:11 骗子: 请转账",
+    "[01.05.24, 10:00:11] 骗子: 请转账",
+    "01/05/2024, 10:00 - 骗子: 请转账", "2024/5/1 星期三 10:00 骗子: 请转账",
+    "10:00 骗子: 请转账", "2024-05-01 骗子: 请转账", "【10:00】骗子：请转账", "[00:01.00 --> 00:03.00] 骗子: 请转账",
+    "骗子[2024-05-01 10:00]: 请转账", "10:00 PM 骗子: 请转账", "【骗子】: 请转账", "[骗子]：请转账",
+    "(骗子): 请转账", "「骗子」: 请转账",
+    "（骗子）：请转账", "[10:00:11]【骗子】：请转账",
+    "骗子 2024-05-01 10:00:11\n请转账", "骗子 10:00\n请转账", "2024-05-01 10:00:11 骗子(12345678)\n请转账",
+    "骗子  昨天 20:15\n\n请转账", "2024-05-01 10:00:11 骗子<a@qq.com>\n请转账", "10:00:11\n骗子: 请转账",
+    "[1.52s -> 4.20s] 骗子: 请转账", "[0.5s] 骗子: 请转账",
+    "1\n00:00:01,000 --> 00:00:03,000\n骗子: 请转账",
+    "WEBVTT\n\n00:01.000 --> 00:03.000 align:start\n<v 骗子>请转账</v>",
+])
+def test_times_brackets_headers_and_subtitles_leave_speaker_and_words(line):
+    assert normalise(line) == "骗子: 请转账"
+    assert normalise(f"{line}\n{line.replace('请转账', '快')}") == "骗子: 请转账\n骗子: 快"
+
+
+def test_a_message_of_several_lines_follows_its_header():
+    text = "张三 2024-05-01 10:00:11\n在吗？\n急事\n李四 2024-05-01 10:00:15\n在"
+    assert normalise_lines(text) == (["张三: 在吗？", "急事", "李四: 在"], [(0, 1), (2, 2), (3, 4)])
+
+
+@pytest.mark.parametrize("text", [
+    "我们下午三点见面 15:30\n好的", "周三开会 15:30\n收到", "See you at 3:30\nOK", "请三点到（15:30）\n好的",
+    "几点开会？\n我们改到下午 15:30\n好的\n那明天见 9:30\n行", "会议改到 2024-05-01 15:30\n好的",
+    "甲: 几点见？\n老地方 15:30\n好的\n乙: 行", "张三: 在吗\n开会时间是 12:30:22\n好的",
+    "昨天 12:30 我在门口等您\n您没来", "你好 15:30\n转账 15:31\n好的 15:32\n嗯 15:33",
+    "请把钱转到安全账户 15:30\n好的\n请把身份证号给我 15:40\n好的",
+])
+def test_words_with_a_time_are_no_header(text):
+    assert normalise(text) == text
+
+
+@pytest.mark.parametrize("header", [
+    "{}  {}:30", "{} 昨天 20:{}", "{} 下午3:{}", "{} 2024/5/1 12:{}", "{} 2024-05-01 12:{}:22", "{}({}:00:12)",
+    "{} 0:{}:01", "{}\xa05月1日 10:{}", "{} 05-01 12:{}", "{}, [2024/5/1 12:{}]", "{}: 05-01 12:{}:22",
+])
+def test_a_chat_is_known_by_names_that_return(header):
+    said = [("快乐的小鸟", "在吗"), ("我是王总", "在"), ("快乐的小鸟", "账号：6222\n三点见 15:30\n好吗"),
+            ("我是王总", "好"), ("李四", "嗯")]
+    text = "\n\n".join(f"{header.format(name, place)}\n{words}" for place, (name, words) in enumerate(said, start=10))
+    expected = "\n".join(f"{name}: {words}" for name, words in said)
+    for before, kept in (("", ""), ("以下是微信聊天记录\n", "以下是微信聊天记录\n"), ("2024年5月1日 9:00\n", "")):
+        assert normalise(before + text) == kept + expected
+
+
+@pytest.mark.parametrize("header", ["张三 12:30", "Zhang San 3:45 PM", "客服部张经理 昨天 20:15", "【张三】 12:30",
+                                    "张三, [2024/5/1 12:30]", "张三: 05-01 12:30:22", "2024-05-01 10:00:11 张三(123)"])
+def test_a_single_message_keeps_its_sender(header):
+    assert normalise(f"{header}\n你好").endswith(": 你好")
+
+
+def test_a_line_of_a_day_and_a_time_is_no_name():
+    assert normalise("昨天 20:15\n在吗\n5月1日 10:00\n在") == "在吗\n在"
+    assert normalise("哪天？\n1991年9月13日\n10:00开始\n好") == "哪天？\n1991年9月13日\n10:00开始\n好"
+
+
+@pytest.mark.parametrize("stamp", ["1700000000 ", "1700000000123 ", "1700000000.25 ", "[1700000000] "])
+def test_seconds_since_1970_are_a_stamp_and_a_telephone_number_is_none(stamp):
+    assert normalise(f"{stamp}甲: 您好") == "甲: 您好"
+    assert normalise("13800138000 是我的号码") == "13800138000 是我的号码"
+
+
+@pytest.mark.parametrize("header", ["{} 10:00:11\n{}", "2024-05-01 10:00:11 {}(12345)\n{}", "【{}】{}"])
+def test_a_time_that_is_said_is_none_of_a_header(header):
+    lines = [("客服", "您好，在吗？"), ("王女士", "请在12:30前到"), ("客服", "今晚8:30见")]
+    text = "\n".join(header.format(*line) for line in lines)
+    assert normalise(text) == "\n".join(f"{name}: {said}" for name, said in lines)
+
+
+# ----------------------------------------------------------------------------------------------------- subtitles
+
+TIMES_OF_A_CUE = "00:0{0}.000 --> 00:0{0}.900 align:start position:0%"
+
+
+@pytest.mark.parametrize("head", ["WEBVTT", "WEBVTT - 一个通话", "WEBVTT\nKind: captions\nLanguage: zh",
+                                  "WEBVTT\n\nSTYLE\n::cue { color: red }\n\nNOTE 说明: 无"])
+@pytest.mark.parametrize("name", ["", "{}\n", "7f3c1c9e-1111-4444-8888-123456789abc/1{}-0\n",
+                                  "NOTE\n两行\n说明: 这里\n\n"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_of_subtitles_only_what_is_said_is_left(head, name, line_end):
+    cues = ["<v 客服>您好，<00:01.500><c.yellow>我是</c>\n<i>客服</i></v>",
+            "{\\an8}<font color=\"#fff\">王女士: 谁？</font>"]
+    text = "\n\n".join([head, *(f"{name.format(place)}{TIMES_OF_A_CUE.format(place)}\n{cue}"
+                                for place, cue in enumerate(cues, start=1))])
+    assert normalise(text.replace("\n", line_end)) == "客服: 您好，我是\n客服\n王女士: 谁？"
+
+
+@pytest.mark.parametrize("text", ["甲: <i>好</i>", "甲: {\\an8}", "NOTE 一\n甲: 好", "WEBVTT 是什么\n甲: 好"])
+def test_without_the_times_of_subtitles_their_marks_are_words(text):
+    assert normalise(text) == text
+
+
+# ------------------------------------------------------------------------------------------- transcripts
+
+TWO = "张三: 你好\n李四: 好的"
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("[0:0.020,0:2.380,0]  您好\n[0:2.380,1:4.0,1]  好的", "0: 您好\n1: 好的"),
+    ("[00:00:00.020,00:00:02.380,0]  您好", "0: 您好"),
+    ("[0:0.020,0:2.380]  您好", "您好"),
+    ("[0:0.020,0:2.380]\n您好", "您好"),
+    ("张三(00:01:23):\n你好\n李四(00:01:25):\n好的", TWO),
+    ("小鸟(00:01:23):\n你好", "小鸟: 你好"),
+    ("张三:\n你好\n\n李四：\n好的", TWO),
+    ("10:01:22 From 张三 to Everyone:\n\t你好\n10:01:25 From  李四  to  Everyone : 好的", TWO),
+    ("10:01:22 From 张三 to 李四(Direct Message):\n你好", "张三: 你好"),
+    ("10:01:22 来自 张三 到 所有人：\n你好", "张三: 你好"),
+    ("【客服 10:00】您好", "客服: 您好"),
+    ("[张三 2024-05-01 10:00:01]: 你好\n[李四 10:00] 好的", TWO),
+    ("【张三 2024-05-01 10:00】\n你好", "张三: 你好"),
+    ("客服——您好\n王女士——好的", "客服: 您好\n王女士: 好的"),
+    ("小鸟 - 您好\n老王 – 好的\n小鸟 — 嗯\n老王 - 行", "小鸟: 您好\n老王: 好的\n小鸟: 嗯\n老王: 行"),
+    ("说话人1\n您好\n我是客服\n说话人2\n好", "说话人1: 您好\n我是客服\n说话人2: 好"),
+    ("张三\n你好，听得到吗？\n李四\n请12:30到\n张三\n好", "张三: 你好，听得到吗？\n李四: 请12:30到\n张三: 好"),
+    ("小鸟\n在吗？\n老王\n在\n小鸟\n那好\n老王\n嗯", "小鸟: 在吗？\n老王: 在\n小鸟: 那好\n老王: 嗯"),
+])
+def test_a_transcript_is_read_as_its_program_writes_it(text, expected):
+    assert normalise(text) == expected
+
+
+@pytest.mark.parametrize("header", ["00:01:2{} {}\n", "[00:01:2{}] {}\n", "00:01:2{}\n{}\n", "00:0{} {}\n",
+                                    "00:0{}\n\n{}\n\n", "00:00:0{}.120 {}\n", "10:00:0{} {}\n"])
+def test_a_name_behind_a_time_announces_what_follows(header):
+    for names in (("张三", "李四"), ("说话人1", "说话人 2"), ("小鸟", "老王", "小鸟"), ("说话人1",)):
+        text = "\n".join(f"{header.format(*turn)}三点见，12:30前到\n账号：622" for turn in enumerate(names))
+        assert normalise(text) == "\n".join(f"{name}: 三点见，12:30前到\n账号: 622" for name in names)
+
+
+def test_a_name_behind_a_time_counts_with_its_message():
+    assert normalise_lines("00:01\n张三\n你好\n嗯\n00:05 \n李四\n好的")[1] == [(1, 2), (3, 3), (5, 6)]
+    assert normalise_lines("张三:\n你好\n嗯\n李四:\n好的")[1] == [(0, 1), (2, 2), (3, 4)]
+    assert normalise_lines("张三(00:01):\n你好\n嗯")[1] == [(0, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("text", [
+    "8:30 王府井\n集合\n10:00 黄山\n解散", "12:30 李村站\n见", "8:30 我家\n集合\n9:00 学校\n到了\n9:30 我家\n好",
+    "好的\n多少钱\n好的\n三块\n嗯\n便宜\n嗯\n行", "多少钱\n三块\n太贵\n两块\n多少钱\n一块", "张三\n你好\n李四\n好的",
+    "[图片]\n看\n[图片]\n看看\n[表情]\n嗯\n[表情]\n哦", "说话人1\n说话人2\n好",
+    "小鸟\n在\n老王\n小鸟\n小鸟\n好\n老王\n嗯",
+    "北京——上海\n上海——广州\n北京——广州", "我——不知道\n你——再说\n我——好\n你——嗯", "客服 - 您好\n好的", "客服——您好",
+    "【周三 10:00】开会", "【公告 2024-05-01】停电", "（会议室 10:00）见", "甲: \n乙: 好",
+    "案例一: \n有人转账\n案例二: \n又有人", "From 张三 to Everyone: 好", "甲: [0:0.020,0:2.380,0] 您好",
+])
+def test_what_only_resembles_a_transcript_stays(text):
+    assert normalise(text) == text
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("00:00:01 好的\n我是客服\n00:00:05 好的\n嗯嗯", "好的\n我是客服\n好的\n嗯嗯"),
+    ("00:00:01 早上好\n我是客服\n00:00:05 请讲\n嗯", "早上好\n我是客服\n请讲\n嗯"),
+    ("10:00:11 从 北京 到 上海 高铁：快", "从 北京 到 上海 高铁: 快"),
+    ("15:30\n好的\n我来了", "好的\n我来了"),
+])
+def test_words_behind_a_time_are_no_names(text, expected):
+    assert normalise(text) == expected
