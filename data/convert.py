@@ -19,7 +19,7 @@ def convert(report: dict, output: str | Path) -> str:
     """Writes an inspected file: records and whole calls as JSON Lines, dialogues to train on as CSV.
 
     Returns:
-        the command that goes on with what was written.
+        the command that goes on with what was written; for calls with labels, to train on, also the one to score them.
 
     Raises:
         DataError: something is wrong with the file, or `output` is there already or has another suffix.
@@ -35,15 +35,18 @@ def convert(report: dict, output: str | Path) -> str:
     if suffix not in suffixes_of(report):
         raise DataError(f"{output}: {report['becomes']} are written as {' or '.join(suffixes_of(report))}; name a file "
                         "that ends so")
+    to_split = shlex.join(["python", "-m", "data.prepare", "--source", str(output), "--output", "DIR"])
     if suffix == ".csv":
         write_dialogues(output, report["read"])
-        return shlex.join(["python", "-m", "data.prepare", "--source", str(output), "--output", "DIR"])
+        return to_split
     records = _labelled_calls(report) if report["becomes"] == "dialogues" else report["read"]
     write_records(output, records)
+    labels = {record.get("label") for record in records}
     what = ["--data", str(output)]
-    if not all("label" in record for record in records):
+    if None in labels:
         what = ["--predict", str(output), "--output", str(Path(output).with_suffix(".answers.jsonl"))]
-    return shlex.join(["python", "evaluate.py", "--model", "MODEL", "--checkpoint", "DIR", *what])
+    scored = shlex.join(["python", "evaluate.py", "--model", "MODEL", "--checkpoint", "DIR", *what])
+    return f"{to_split}\n  or, to judge a model that is there: {scored}" if labels == {True, False} else scored
 
 
 def suffixes_of(report: dict) -> tuple[str, ...]:

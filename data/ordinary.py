@@ -10,6 +10,7 @@ from .records import Dialogue, Skipped, read_dialogues
 from .split import deal, is_fraud
 
 PARTS = ("train", "ordinary_eval", "ordinary")
+OTHER_CASE = "rename one of the files (in a .jsonl, the case)"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class OrdinarySettings:
     judge_share: float = 0.2
     eval_share: float = 0.1
     train_share: float | None = 0.25
+
+    @property
+    def paths(self) -> tuple[str | Path, ...]:
+        return (*self.sources, *self.eval_sources, *self.judge_sources)
 
 
 def deal_ordinary(settings: OrdinarySettings, skipped: Skipped, *, seed: int = 0
@@ -62,7 +67,7 @@ def _read(path: Path, source_of: dict[str, str], skipped: Skipped) -> list[Dialo
                             "ordinary talk has no fraud: correct the label or give the file to --source")
         if dialogue.case in source_of:
             raise DataError(f"{path}: the case {dialogue.case!r} is in {source_of[dialogue.case]!r} too; give each "
-                            "file once, or rename one of the files")
+                            f"file once, or {OTHER_CASE}")
         source_of[dialogue.case] = source
     return dialogues
 
@@ -73,11 +78,11 @@ def refuse_same_cases(dialogues: Sequence[Dialogue], source_of: dict[str, str]) 
     for dialogue in dialogues:
         if dialogue.case in found:
             raise DataError(f"the case {dialogue.case!r} of --train-only is in --source or another folder of it, too; "
-                            "give it once, or rename one of the files")
+                            f"give it once, or {OTHER_CASE}")
         found.add(dialogue.case)
         if dialogue.case in source_of:
             raise DataError(f"the case {dialogue.case!r} is in the corpus and in the ordinary talk of "
-                            f"{source_of[dialogue.case]!r}; give it once, or rename one of the files")
+                            f"{source_of[dialogue.case]!r}; give it once, or {OTHER_CASE}")
 
 
 def with_source(records: Sequence[dict], source_of: dict[str, str]) -> list[dict]:

@@ -1,8 +1,9 @@
-"""Dialogues (CSV) to train.jsonl, eval.jsonl, test.jsonl, split by dialogue, with a leakage report.
+"""Dialogues (CSV), or whole calls (JSONL), to train.jsonl, eval.jsonl, test.jsonl, with a leakage report.
 
     python -m data.prepare --source DIR --output DIR [--augment 0.5] [--labels from-onset] [--held-out F.jsonl ...]
                            [--ordinary DIR_OR_CSV ...] [--ordinary-eval DIR_OR_CSV ...]
                            [--ordinary-judge DIR_OR_CSV ...] [--train-only DIR_OR_CSV ...]
+    python -m data.prepare --source CALLS.jsonl --output DIR  (calls that are labelled as a whole: they stay whole)
     python -m data.prepare --inspect FILE [--convert OUT]  (what a file of any format is: docs/data.md)
 
 The article cuts every dialogue three times, shuffles the segments and splits those, so almost every eval segment has
@@ -25,7 +26,7 @@ import random
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from . import inspection
@@ -37,7 +38,7 @@ from .leakage import leakage_report
 from .noise import add_asr_noise, add_dictated_verdict
 from .normalise import normalise
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
-from .records import Dialogue, Skipped, read_dialogues, read_records, records_text
+from .records import Dialogue, Skipped, call_files, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
 from .split import SHARES, SPLITS, cut_apart, is_fraud, leave_out, rebalance, remove_repeats, split_by_case
 
@@ -53,7 +54,7 @@ class Settings:
     """How dialogues become splits.
 
     Attributes:
-        lengths: of the segments, in characters.
+        lengths: of the segments, in characters; none where calls stay whole, as those that are labelled so.
         shares: of the dialogues, for train, eval and test.
         negatives_per_positive: in train; None keeps everything. See `rebalance`.
         augment: share of the train records that get a second copy with ASR noise, every fifth of these with a line that
@@ -85,7 +86,9 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
     """
     require_output(Path(output) / "leakage.json")
     _require_own_files(Path(output))
-    for path in settings.held_out:
+    settings = _of_calls(source, settings)
+    calls = [file for path in (source, *settings.train_only, *settings.ordinary.paths) for file in call_files(path)]
+    for path in (*settings.held_out, *calls):
         if Path(path).resolve().parent == Path(output).resolve():
             raise DataError(f"{path}: lies in the folder to write, where it could be replaced; name another --output")
     skipped = Skipped()
@@ -120,16 +123,28 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
                    for name, records in splits.items() if records or name in SPLITS},
         "balance": balance,
         **leakage,
-        "warnings": [*_warnings(splits, balance), *shared, *_contradictions([*read, *more]), *label_warnings(read)],
+        "warnings": [*_warnings(splits, balance, settings), *shared, *_contradictions([*read, *more]),
+                     *(label_warnings(read) if settings.lengths else ())],
     }
     left = {part: {record["case"] for record in splits[part]} for part in CALLS}
     whole = {part: [record for dialogue in members if dialogue.case in left[part]
                     for record in cut_dialogue(dialogue, (math.inf,), settings.labels)]
-             for part, members in {**dealt, **ordinary}.items() if part in CALLS}
+             for part, members in {**dealt, **ordinary}.items() if part in CALLS and settings.lengths}
     remove_repeats(whole)
-    calls = {f"{part}_calls": with_source(whole[part], source_of) for part in CALLS}
-    _write(Path(output), {**splits, **calls}, report)
+    uncut = {f"{part}_calls": with_source(whole.get(part, ()), source_of) for part in CALLS}
+    _write(Path(output), {**splits, **uncut}, report)
     return report
+
+
+def _of_calls(source: str | Path, settings: Settings) -> Settings:
+    """The settings, without lengths where the source holds calls that are labelled as a whole: they are not cut."""
+    if settings.reading is None and call_files(source):
+        return replace(settings, lengths=(), labels="calls")
+    for path in (*settings.train_only, *settings.ordinary.paths):
+        if call_files(path):
+            raise DataError(f"{path}: holds whole calls, and --source dialogues, which are cut; prepare whole calls by "
+                            "themselves, or give them as CSV")
+    return settings
 
 
 def augment(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
@@ -155,7 +170,7 @@ def _make_train(splits: dict[str, list[dict]], held_out: Sequence[dict], setting
     kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
                      ordinary_share=settings.ordinary.train_share, seed=settings.seed)
     if len({record["label"] for record in kept}) < len({record["label"] for record in train}):
-        raise DataError(f"--negatives-per-positive {settings.negatives_per_positive:g}: no segment of one label would "
+        raise DataError(f"--negatives-per-positive {settings.negatives_per_positive:g}: no record of one label would "
                         f"be left of the {len(train)} of train; give a ratio nearer to 1, or all")
     # Noise may make a copy nearly the same as a segment that its original only resembles.
     judged_on = [record for name, records in splits.items() if name != "train" for record in records]
@@ -182,8 +197,8 @@ def _refuse_one_label(splits: dict[str, list[dict]], source: str | Path, dialogu
         if len(labels) < 2:
             frauds = sum(map(is_fraud, dialogues))
             lacking = "non-fraud" if True in labels else "fraud"
-            repeats = f" and {removed[name]} segments that repeat another split's" if removed[name] else ""
-            raise DataError(f"{source}: the {name} split would have no {lacking} segment; found {frauds} dialogues "
+            repeats = f" and {removed[name]} records that repeat another split's" if removed[name] else ""
+            raise DataError(f"{source}: the {name} split would have no {lacking} record; found {frauds} dialogues "
                             f"with and {len(dialogues) - frauds} without fraud{repeats}; at least {len(SPLITS)} "
                             "different ones of each are needed")
 
@@ -198,7 +213,7 @@ def _counts(records: Sequence[dict], cut: int, removed: int) -> dict:
     }
 
 
-def _warnings(splits: dict[str, list[dict]], balance: dict) -> list[str]:
+def _warnings(splits: dict[str, list[dict]], balance: dict, settings: Settings) -> list[str]:
     """What makes a figure measured on these splits mean little, one line each."""
     warnings = []
     for name in ("eval", "test"):
@@ -210,8 +225,8 @@ def _warnings(splits: dict[str, list[dict]], balance: dict) -> list[str]:
                                 "on them says little")
     found, kept = (sum(balance[kind][when] for kind in KINDS) for when in ("found", "kept"))
     if 2 * kept < found:
-        warnings.append(f"rebalancing kept {kept} of {found} train segments; --negatives-per-positive all keeps "
-                        "everything, another number more of them")
+        warnings.append(f"rebalancing kept {kept} of {found} train {'segments' if settings.lengths else 'calls'}; "
+                        "--negatives-per-positive all keeps everything, another number more of them")
     return warnings
 
 
@@ -272,15 +287,16 @@ def describe(report: dict) -> str:
                      f"{counts['removed_as_repeats']:>16}")
     balance = report["balance"]
     lines.append("train keeps " + ", ".join(
-        f"{balance[kind]['kept']} of {balance[kind]['found']} {kind.replace('_', '-')} segments"
+        f"{balance[kind]['kept']} of {balance[kind]['found']} {kind.replace('_', '-')} records"
         for kind in KINDS) + f"; {balance['asr_noise_copies']} copies with ASR noise")
     for name, leak in report["leakage"].items():
         lines.append(f"{name}: {leak['shared_cases']} dialogues in common, {leak['near_duplicates']} near-duplicates, "
                      f"{leak['rows_sharing_a_line']:.1%} of rows share a whole line, "
                      f"{leak['rows_with_half_their_runs']:.1%} half of their runs of 20 characters")
     shuffled = report["if_segments_were_shuffled"]
-    lines.append(f"had the segments been shuffled as in the article: {shuffled['rows_sharing_a_line']:.1%} of eval "
-                 "rows would share a whole line")
+    if report["settings"]["lengths"]:
+        lines.append(f"had the segments been shuffled as in the article: {shuffled['rows_sharing_a_line']:.1%} of "
+                     "eval rows would share a whole line")
     if report["held_out"]["records"]:
         lines.append(f"left out {report['held_out']['dialogues_left_out']} dialogues that repeat a line or a segment "
                      f"of {', '.join(report['held_out']['files'])}")
@@ -305,10 +321,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.split("\n")[0],
                                      epilog="To look at a file of any format first, or to convert it: "
                                             "python -m data.prepare --inspect FILE [--convert OUT]")
-    parser.add_argument("--source", required=True, help="a folder of dialogue CSVs, or one CSV file")
+    parser.add_argument("--source", required=True, help="a folder of dialogue CSVs, or one CSV file; or whole calls "
+                                                           "with one label each, as JSON Lines")
     parser.add_argument("--output", required=True, help="folder for train.jsonl, eval.jsonl, test.jsonl, leakage.json")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(SEGMENT_LENGTHS),
-                        help="segment lengths in characters (default: %(default)s)")
+    parser.add_argument("--lengths", type=int, nargs="+",
+                        help=f"segment lengths in characters, of dialogues (default: {list(SEGMENT_LENGTHS)})")
     parser.add_argument("--shares", type=float, nargs=3, default=list(SHARES), metavar=("TRAIN", "EVAL", "TEST"),
                         help="of the dialogues (default: %(default)s)")
     parser.add_argument("--negatives-per-positive", type=_ratio, default=1.0, metavar="RATIO",
@@ -316,13 +333,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--augment", type=float, default=0.0, metavar="SHARE",
                         help="of the train records, to add once more with ASR noise, every fifth of these with a line "
                              "that dictates a verdict (default: none)")
-    parser.add_argument("--labels", choices=LABELS, default="lines",
+    parser.add_argument("--labels", choices=LABELS,
                         help="a segment is fraud when one of its lines is (default), or from the onset of a fraud on, "
                              "as the article's eval set is labelled")
     parser.add_argument("--held-out", nargs="+", default=[], metavar="JSONL",
                         help="other records to be judged on; dialogues that they were cut from are left out")
     parser.add_argument("--train-only", nargs="+", default=[], metavar="DIR_OR_CSV",
-                        help="more dialogues of any label, for train alone")
+                        help="more dialogues (beside whole calls also such) of any label, for train alone")
     defaults = OrdinarySettings()
     parser.add_argument("--ordinary", nargs="+", default=[], metavar="DIR_OR_CSV",
                         help="non-fraud dialogues from elsewhere, for train and, by dialogue, for judging")
@@ -343,17 +360,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
-    if not all(0 < value < math.inf for value in (*args.lengths, *args.shares)):
+    if not all(0 < value < math.inf for value in (*(args.lengths or ()), *args.shares)):
         parser.error("lengths and shares must be above zero")
     shares = (args.augment, args.ordinary_share or 0.0, args.ordinary_judge_share, args.ordinary_eval_share)
     if not all(0 <= share <= 1 for share in shares):
         parser.error("--augment and the shares of ordinary talk must be from 0 to 1")
     if args.ordinary_judge_share + args.ordinary_eval_share > 1:
         parser.error("--ordinary-judge-share and --ordinary-eval-share must not exceed 1 together")
+    reading = reading_of(args, "dialogues")
+    if (args.lengths or args.labels) and reading is None and call_files(args.source):
+        raise DataError(f"{args.source}: holds whole calls, which are not cut; leave out "
+                        f"{'--lengths' if args.lengths else '--labels'}")
     return Settings(
-        lengths=args.lengths, shares=args.shares, negatives_per_positive=args.negatives_per_positive,
-        augment=args.augment, labels=args.labels, held_out=args.held_out, seed=args.seed,
-        train_only=args.train_only, reading=reading_of(args, "dialogues"),
+        lengths=args.lengths or SEGMENT_LENGTHS, shares=args.shares, negatives_per_positive=args.negatives_per_positive,
+        augment=args.augment, labels=args.labels or "lines", held_out=args.held_out, seed=args.seed,
+        train_only=args.train_only, reading=reading,
         ordinary=OrdinarySettings(args.ordinary, args.ordinary_judge, args.ordinary_eval, args.ordinary_judge_share,
                                   args.ordinary_eval_share, args.ordinary_share))
 

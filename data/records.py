@@ -20,8 +20,9 @@ from types import MappingProxyType
 
 from .files import DataError, how_to_read, numbered_lines, write_text
 from .formats import IDS, LAYOUTS, Reading, label_of, named_row, record_of
-from .normalise import is_blank
+from .normalise import is_blank, normalise
 from .sources import TABLE_SUFFIXES, Source, as_object, load_json, open_source, refuse_other, short, shown
+from .speakers import split_lines
 
 CSV_COLUMNS = tuple(LAYOUTS["dialogues"])
 REQUIRED_KEYS = {"input": str, "label": bool}
@@ -29,6 +30,7 @@ OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speake
                  "position": float, "line_labels": list}
 KINDS = {str: "a string", bool: "true or false, without quotes", float: "a number", list: "a list of true and false"}
 NATIVE_DIALOGUES = Reading("dialogues")
+NOT_OF_CALLS = ("line_labels", "fraud_speaker", "source")  # what nobody knows of them; where ordinary talk is from
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One conversation; `case` is unique within a corpus, `category` is the kind of scam or of ordinary talk."""
+    """One conversation; `case` is unique within a corpus, `category` is the kind of scam or of ordinary talk.
+
+    One that is labelled as a whole has this label in all its lines, and its record in `call`.
+    """
 
     case: str
     category: str
     lines: tuple[Line, ...]
+    call: dict | None = field(default=None, hash=False)
 
 
 @dataclass
@@ -234,7 +240,7 @@ def groups_of(records: Sequence[dict]) -> list[str] | None:
 
 
 def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None = None) -> list[Dialogue]:
-    """All dialogues of a table, or of every one in a folder (in name order).
+    """All dialogues of a table, or of every one in a folder (in name order); of `call_files` whole calls.
 
     A file's name without its suffix and without a trailing number such as ``(200)`` is its dialogues' category;
     their `case` becomes ``category/case``, since files number their cases independently. Of files that would share a
@@ -249,7 +255,12 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
     path = Path(path)
     if reading and reading.layout != "dialogues":
         raise DataError(f"{path}: --layout {reading.layout} gives records, dialogues are expected here; write "
-                        f"--layout dialogues, for rows of {', '.join(CSV_COLUMNS)}")
+                        f"--layout dialogues, for rows of {', '.join(CSV_COLUMNS)}, or make whole calls of it: "
+                        f"{how_to_read(path)} --convert calls.jsonl")
+    calls = [] if reading else call_files(path)
+    if calls:
+        _name_others(path, calls, (".jsonl",), skipped)
+        return _calls(calls, skipped)
     if not path.is_dir():
         return _read_dialogue_file(path, skipped, reading)
     suffixes = TABLE_SUFFIXES if reading else (".csv",)
@@ -258,10 +269,7 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
     if not files:
         raise DataError(f"{path}: no {' '.join(f'*{suffix}' for suffix in suffixes)} files in this folder; expected "
                         f"columns {', '.join(CSV_COLUMNS)}; to look at other files: {how_to_read(path)}")
-    for file in sorted(path.iterdir()):
-        other = file.suffix.lower() in (*TABLE_SUFFIXES, ".xls") or file.is_dir() and any(file.glob("*.csv"))
-        if other and file not in files and not file.name.startswith((".", "~$")):
-            skipped.add(f"{file}: not read; of a folder only its {' '.join(f'*{suffix}' for suffix in suffixes)} are")
+    _name_others(path, files, suffixes, skipped)
     read = {file: _read_dialogue_file(file, skipped, reading) for file in files}
     shared = _repeated_cases(read.values())
     for file, dialogues in read.items():
@@ -271,6 +279,34 @@ def read_dialogues(path: str | Path, skipped: Skipped, reading: Reading | None =
     for double in sorted(_repeated_cases(read.values())):
         raise DataError(f"{path}: two files hold the case {double!r}; rename one of the files")
     return [dialogue for dialogues in read.values() for dialogue in dialogues]
+
+
+def call_files(path: str | Path) -> list[Path]:
+    """The files of calls that are labelled as a whole: a ``.jsonl``, or those of a folder without CSV."""
+    path = Path(path)
+    files = [file for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+             if file.suffix.lower() in (".csv", ".jsonl") and not file.name.startswith(".")]
+    return files if all(file.suffix.lower() == ".jsonl" for file in files) else []
+
+
+def _name_others(path: Path, files: Sequence[Path], suffixes: Sequence[str], skipped: Skipped) -> None:
+    for file in sorted(path.iterdir()) if path.is_dir() else ():
+        other = file.suffix.lower() in (*TABLE_SUFFIXES, ".xls", ".jsonl") or file.is_dir() and any(file.glob("*.csv"))
+        if other and file not in files and not file.name.startswith((".", "~$")):
+            skipped.add(f"{file}: not read; of a folder only its {' '.join(f'*{suffix}' for suffix in suffixes)} are")
+
+
+def _calls(files: Iterable[Path], skipped: Skipped) -> list[Dialogue]:
+    calls: dict[str, Dialogue] = {}
+    for file in files:
+        for number, record in read_numbered_records(file, skipped):
+            case = record.get("case") or f"{file.stem}/{number}"
+            if case in calls:
+                raise DataError(f"{file}:{number}: the case {case!r} is there twice; a call is one record, all of it")
+            call = {**record, "input": normalise(record["input"]), "case": case}
+            lines = (Line(name or "", said, record["label"]) for name, said in split_lines(call["input"]))
+            calls[case] = Dialogue(case, record.get("category", ""), tuple(lines), call)
+    return list(calls.values())
 
 
 def _repeated_cases(read: Iterable[list[Dialogue]]) -> set[str]:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from .records import Dialogue, Line
+from .records import NOT_OF_CALLS, Dialogue, Line
 from .speakers import format_dialogue
 
 SEGMENT_LENGTHS = (100, 300, 500)  # characters
@@ -20,8 +20,12 @@ def cut_dialogue(dialogue: Dialogue, lengths: Sequence[int] = SEGMENT_LENGTHS, l
 
     Cuts fall between lines; only a line that is longer by itself is cut, at the end of a sentence where it has
     one. A segment is fraud when one of its lines is; with `labels` "from-onset" that is, when a fraud is under way, see
-    `from_onset`. A segment that two lengths cut alike appears once.
+    `from_onset`. A segment that two lengths cut alike appears once. Without `lengths` the whole dialogue is the one
+    record, without what is of lines; a call that is labelled as a whole has nothing else.
     """
+    if not lengths:
+        call = dialogue.call or cut_dialogue(dialogue, (math.inf,))[0]
+        return [{key: value for key, value in call.items() if key not in NOT_OF_CALLS}]
     lines = LABELS[labels](dialogue.lines)
     whole = max(1, sum(len(line.content) for line in lines))
     starts: dict[tuple[Line, ...], int] = {}

@@ -147,4 +147,4 @@ def require_learnable(train_args: TrainingArguments, train_dataset: Dataset) -> 
                         "tell fraud from other talk by records of both labels")
     if train_args.line_loss_weight > 0 and "line_labels" not in train_dataset.column_names:
         raise DataError("line_loss_weight needs records with 'line_labels', as data.prepare writes them; prepare the "
-                        "train split again, or leave it out")
+                        "train split again, or leave it out (calls that are labelled as a whole have none)")

@@ -39,7 +39,7 @@ def labelled(labels):
 
 
 def next_command(said):
-    return shlex.split(said.rpartition("next: python ")[2])
+    return shlex.split(said.rpartition("next: python ")[2].splitlines()[0])
 
 
 @pytest.mark.parametrize("title", [[], TITLES[:1], TITLES])
@@ -61,7 +61,7 @@ def test_lines_without_labels_become_whole_calls_to_predict(tmp_path, capsys, na
 
 @pytest.mark.parametrize("labels", [OF_CALLS, OF_LINES, OF_FIRST])
 @pytest.mark.parametrize("name", ["通话.xlsx", "通话.csv"])
-def test_lines_with_labels_become_whole_calls_to_judge(tmp_path, capsys, name, labels):
+def test_lines_with_labels_become_whole_calls_to_split_or_to_judge(tmp_path, capsys, name, labels):
     path, out = table(tmp_path / name, [*TITLES, *labelled(labels)]), tmp_path / "out.jsonl"
     assert main(["--inspect", str(path)]) == 0
     said = capsys.readouterr().out
@@ -70,7 +70,9 @@ def test_lines_with_labels_become_whole_calls_to_judge(tmp_path, capsys, name, l
     assert read_records(out) == [{"input": call, "label": number == 1, "case": f"00{number}"}
                                  for number, call in enumerate(CALLS)]
     said = capsys.readouterr().out
-    assert "warning" not in said and next_command(said)[-2:] == ["--data", str(out)]
+    assert "warning" not in said
+    assert next_command(said) == ["-m", "data.prepare", "--source", str(out), "--output", "DIR"]
+    assert shlex.split(said.splitlines()[-1])[-2:] == ["--data", str(out)]
 
 
 def test_calls_of_which_some_have_no_label_are_to_predict(tmp_path, capsys):

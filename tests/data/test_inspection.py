@@ -365,16 +365,18 @@ def test_columns_that_a_call_centre_exports_are_known_and_a_file_of_which_nothin
     assert "options: none found" in unknown and "format of this project" not in unknown
 
 
-def test_lines_that_the_page_joins_are_whole_dialogues_and_its_split_leaves_none_out(tmp_path, monkeypatch):
+def test_lines_that_the_page_joins_are_whole_dialogues_and_its_next_command_splits_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    split, = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1:]
-    convert, = re.findall(r"^python -m data.prepare (--inspect 通话.*)$", PAGE.read_text(encoding="utf-8"), re.M)
-    written(tmp_path, "通话.csv", "录音编号,角色,内容\n" + "".join(
-        f"0{call},坐席,您好\n0{call},客户,再见\n" for call in range(10)), "gb18030")
+    page = PAGE.read_text(encoding="utf-8")
+    convert, = re.findall(r"^python -m data.prepare (--inspect 通话.*)$", page, re.M)
+    split, = re.findall(r"^python -m data.prepare (--source calls.jsonl.*)$", page, re.M)
+    written(tmp_path, "通话.csv", "录音编号,角色,内容,标签\n" + "".join(
+        f"0{call},坐席,{chr(0x5000 + call) * 9},{label}\n0{call},客户,再见,{label}\n"
+        for call in range(10) for label in "否是"[call % 2]), "gb18030")
     assert main(shlex.split(convert.replace(".xlsx", ".csv"))) == 0
     report = inspect("calls.jsonl")
-    assert report["read"][0] == {"input": "坐席: 您好\n客户: 再见", "case": "00"} and len(report["read"]) == 10
-    exec(split, {})
-    parts = [Path(f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in ("train", "eval", "test")]
-    assert [len(part) for part in parts] == [8, 1, 1]
-    assert sorted(row for part in parts for row in part) == sorted(Path("calls.jsonl").read_text("utf-8").splitlines())
+    assert report["read"][0] == {"input": f"坐席: {chr(0x5000) * 9}\n客户: 再见", "label": False, "case": "00"}
+    assert main(shlex.split(split)) == 0
+    parts = [read_records(f"outputs/data/{name}.jsonl") for name in ("train", "eval", "test")]
+    assert {row["case"] for part in parts for row in part} == {
+        row["case"] for row in report["read"]}

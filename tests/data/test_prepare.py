@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from data.noise import add_asr_noise
 from data.ordinary import OrdinarySettings
 from data.prepare import Settings, augment, describe, main, prepare
 from data.records import Skipped, read_dialogues, read_records, write_dialogues, write_records
+from data.sample import sample_dialogues, sets_of_kinds
+from data.speakers import format_dialogue
+from data.split import is_fraud
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,7 +161,7 @@ def test_a_ratio_that_leaves_one_label_of_train_is_named(tmp_path, capsys, ratio
     write_corpus(tmp_path)
     command = ["--source", str(tmp_path), "--output", str(tmp_path / "out"), "--negatives-per-positive", ratio]
     assert main(command) == 2
-    assert capsys.readouterr().err.startswith(f"--negatives-per-positive {ratio}: no segment of one label")
+    assert capsys.readouterr().err.startswith(f"--negatives-per-positive {ratio}: no record of one label")
 
 
 def test_the_same_words_with_both_labels_are_warned_of(tmp_path):
@@ -179,7 +183,7 @@ def test_what_held_out_records_were_cut_from_is_in_no_split(tmp_path):
     nearly_another = {"input": f"客服: 嗯{first.content}\n张伟: {second.content}啊", "label": True}
     write_records(tmp_path / "other.jsonl", [line_of_one, nearly_another])
     done = run_command("--source", tmp_path, "--output", tmp_path / "out", "--held-out", tmp_path / "other.jsonl")
-    assert done.returncode == 0 and " 2 dialogues" in done.stdout
+    assert done.returncode == 0 and " 2 dialogues" in done.stdout and "other.jsonl: not read" in done.stdout
     used = {record["case"] for records in read_splits(tmp_path / "out").values() for record in records}
     assert len(used) <= 48 and used.isdisjoint({dialogues[0].case, dialogues[1].case})
     report = json.loads((tmp_path / "out" / "leakage.json").read_text(encoding="utf-8"))
@@ -291,3 +295,106 @@ def test_every_fifth_copy_has_a_line_more_that_dictates_a_verdict_and_changes_no
     assert len({copy["line_labels"].index(True) for copy in dictated}) == 2  # before the first line, too
     without = augment([{"input": record["input"], "label": True} for record in records], 1.0)
     assert not any("line_labels" in record for record in without)
+
+
+# ------------------------------------------------------------------------------- calls that are labelled as a whole
+
+
+def calls(n=200):
+    """Calls as a bank has them: under their numbers, each with one label."""
+    return [{"input": format_dialogue([(line.speaker, line.content) for line in one.lines]), "label": is_fraud(one),
+             "case": f"A{number}", "category": one.category, "录音": number}
+            for number, one in enumerate(sample_dialogues(n))]
+
+
+def test_calls_with_one_label_each_are_dealt_whole_and_in_proportion(tmp_path):
+    write_records(tmp_path / "calls.jsonl", given := calls())
+    done = run_command("--source", tmp_path / "calls.jsonl", "--output", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "train.jsonl", "eval.jsonl", "test.jsonl", "leakage.json"}
+    splits = read_splits(tmp_path / "out")
+    by_case = {record["case"]: record for record in given}
+    assert all(record == by_case[record["case"]] for records in splits.values() for record in records)
+    frauds = sum(record["label"] for record in given)
+    for name in ("eval", "test"):
+        assert abs(len(splits[name]) - 20) <= 1 and abs(sum(r["label"] for r in splits[name]) - frauds / 10) <= 1
+    report = json.loads((tmp_path / "out" / "leakage.json").read_text(encoding="utf-8"))
+    assert report["settings"]["lengths"] == []
+    assert report["warnings"] and all("says little" in warning for warning in report["warnings"])
+    assert "shuffled" not in done.stdout and "below 30" in done.stdout
+
+
+def test_one_call_recorded_twice_is_not_in_two_splits(tmp_path):
+    given = calls(120)
+    again = [{**record, "case": f"B{record['case']}", "input": "录音提示: 本次通话将被录音。\n" + record["input"]}
+             for record in given]
+    write_records(tmp_path / "calls.jsonl", given + again)
+    report = prepare(tmp_path / "calls.jsonl", tmp_path / "out")
+    splits = {name: {r["case"].removeprefix("B") for r in records}
+              for name, records in read_splits(tmp_path / "out").items()}
+    assert not (splits["train"] & splits["test"] or splits["train"] & splits["eval"] or splits["eval"] & splits["test"])
+    assert report["splits"]["train"]["removed_as_repeats"] > 10
+    assert all(leak["near_duplicates"] == 0 for leak in report["leakage"].values())
+
+
+def test_what_joins_whole_calls_stays_whole_whether_csv_or_records(tmp_path):
+    sets = sets_of_kinds(4)
+    for name, kinds in (("日常", "ordinary_train"), ("诈骗", "scams_train")):
+        write_dialogues(tmp_path / f"{name}.csv", [replace(one, case=f"{name}/{number}", category=name)
+                                                   for number, one in enumerate(sets[kinds][:40])])
+    elsewhere = [{"input": f"甲: {chr(0x5000 + i) * 9}开会{chr(0x6000 + i) * 9}。\n乙: 好的。", "label": False}
+                 for i in range(9)]
+    write_records(tmp_path / "会议.jsonl", elsewhere)
+    write_records(tmp_path / "calls.jsonl", given := calls())
+    write_records(tmp_path / "other.jsonl", given[:1])
+    report = prepare(tmp_path / "calls.jsonl", tmp_path / "out", Settings(
+        augment=0.5, train_only=[tmp_path / "诈骗.csv"], held_out=[tmp_path / "other.jsonl"],
+        ordinary=OrdinarySettings([tmp_path / "日常.csv"], [tmp_path / "会议.jsonl"], train_share=None)))
+    parts = {path.stem: read_records(path) for path in (tmp_path / "out").glob("*.jsonl")}
+    assert set(parts) == {"train", "eval", "test", "ordinary", "ordinary_eval"}
+    assert not any({"line_labels", "fraud_speaker"} & set(record) for records in parts.values() for record in records)
+    assert {r["input"] for r in parts["ordinary"] if r["source"] == "会议"} == {r["input"] for r in elsewhere}
+    assert {r["case"] for r in parts["ordinary"] if r["source"] == "会议"} == {f"会议/{i}" for i in range(1, 10)}
+    train = {kind: [r for r in parts["train"] if r["case"].startswith(kind)] for kind in ("诈骗/", "日常/")}
+    assert all(train.values()) and all(r["label"] == ("诈骗" in r["case"]) for rows in train.values() for r in rows)
+    assert report["balance"]["asr_noise_copies"] > 0 and report["held_out"]["dialogues_left_out"] > 0
+    assert "A0" not in {record["case"] for records in parts.values() for record in records}
+
+
+def test_a_folder_of_calls_is_read_without_what_is_of_lines_and_in_one_form(tmp_path):
+    (tmp_path / "calls").mkdir()
+    first = {"input": "[10:00:01] 客服: 您好,王女士\r\n[10:00:05] 客户:  谁?", "label": True, "source": "热线",
+             "line_labels": [True, False], "fraud_speaker": "客服"}
+    write_records(tmp_path / "calls" / "a.jsonl", [first, {"input": "甲: 好", "label": False, "case": ""}])
+    write_records(tmp_path / "calls" / "b.jsonl", calls(60))
+    (tmp_path / "calls" / "c.xlsx").write_bytes(b"")
+    read = read_dialogues(tmp_path / "calls", skipped := Skipped())
+    assert [one.case for one in read[:3]] == ["a/1", "a/2", "A0"]
+    assert ["c.xlsx" in place for place in skipped.places] == [True]
+    prepare(tmp_path / "calls", tmp_path / "out")
+    found, = [r for records in read_splits(tmp_path / "out").values() for r in records if r["case"] == "a/1"]
+    assert found == {"input": "客服: 您好，王女士\n客户: 谁？", "label": True, "case": "a/1"}
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--lengths", "100"], "whole calls, which are not cut; leave out --lengths"),
+    (["--labels", "lines"], "whole calls, which are not cut; leave out --labels"),
+    (["--output", "."], "lies in the folder to write"),
+    (["--source", "corpus", "--train-only", "calls.jsonl"], "calls.jsonl: holds whole calls, and --source dialogues"),
+    (["--source", "corpus", "--ordinary", "calls.jsonl"], "calls.jsonl: holds whole calls, and --source dialogues"),
+    (["--source", "twice.jsonl"], "twice.jsonl:2: the case 'A0' is there twice"),
+    (["--ordinary", "calls.jsonl"], "labelled fraud"),
+    (["--ordinary", "harmless.jsonl"], "in a .jsonl, the case"),
+    (["--layout", "records"], "--convert calls.jsonl"),
+])
+def test_what_does_not_go_with_whole_calls_is_refused_in_one_line(tmp_path, capsys, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    write_corpus(tmp_path / "corpus")
+    write_records(tmp_path / "calls.jsonl", given := calls(60))
+    write_records(tmp_path / "twice.jsonl", given[:1] * 2)
+    write_records(tmp_path / "harmless.jsonl", [record for record in given if not record["label"]])
+    assert main(["--source", "calls.jsonl", "--output", "out", *options]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert said in line and not (tmp_path / "out").exists()
