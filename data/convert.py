@@ -1,18 +1,26 @@
 """What ``--inspect`` read, written in the project's own formats, and the commands that go on from there."""
 
+import collections
+import itertools
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .files import DataError, require_paths
+from .formats import Reading
 from .records import Dialogue, dialogue_rows, dialogues_of, write_dialogues, write_records
-from .sources import SUFFIXES
+from .sources import SUFFIXES, short
 from .speakers import format_dialogue
 
 LABELS_OF_CALLS = ("every dialogue has one label in all its lines, so the greeting of a fraud counts as fraud, too; "
                    "where this is the label of the call, convert the file to whole calls, a .jsonl: \"A label for the "
                    "whole call\" in docs/data.md")
+
+TIMES = ("时间", "开始时间", "起始时间", "发言时间", "说话时间", "time", "timestamp", "start", "start_time", "begin",
+         "begin_time")
+HALF_DAY = re.compile("[上下]午|[ap]m", re.IGNORECASE)  # whose numbers begin again at noon
 
 
 def convert(report: dict, output: str | Path) -> str:
@@ -74,12 +82,43 @@ def calls_of(dialogues: Iterable[Dialogue], labels: Mapping[str, bool]) -> list[
 
 
 def _labelled_calls(report: dict) -> list[dict]:
-    """Whole calls of labelled lines, with those that have no label: a call may have its label in the first alone."""
+    """Whole calls of labelled lines, with those that have no label: a call may have its label in the first alone.
+
+    The row of the label may be one without words, above the lines of the call.
+    """
     path, reading = report["path"], report["reading"]
     columns = {key: name for key, name in reading.columns.items() if key != "is_fraud"}
     rows = dialogue_rows(path, replace(reading, layout="lines", columns=columns))
+    wordless = replace(reading, columns={**reading.columns, "content": reading.names["case"]})
+    labelled = dialogues_of(path, [row for _, row in dialogue_rows(path, wordless) if isinstance(row, tuple)])
     return calls_of(dialogues_of(path, [row for _, row in rows if isinstance(row, tuple)]),
-                    {dialogue.case: any(line.is_fraud for line in dialogue.lines) for dialogue in report["read"]})
+                    {dialogue.case: any(line.is_fraud for line in dialogue.lines) for dialogue in labelled})
+
+
+def join_warnings(cases: Sequence[str], sample: Iterable[dict], reading: Reading) -> list[str]:
+    """One line where two calls may have been joined, and one where lines are not as they were spoken.
+
+    Args:
+        cases: of all lines, as they follow one another.
+        sample: rows, with all their columns.
+    """
+    runs = collections.Counter(case for case, _ in itertools.groupby(cases))
+    again = [case for case, count in runs.items() if count > 1]
+    warnings = [f"dialogues that go on after lines of others: {len(again)}, as {short(again[0])!r}; all lines of a "
+                "number are joined: where it was given to two calls, make two numbers of it"] if again else []
+    for name in TIMES:
+        last, back = {}, {}
+        for row in sample:
+            case, text = str(row.get(reading.names["case"])), str(row.get(name))
+            time = [] if HALF_DAY.search(text) else [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
+            if time and time < last.get(case, time):
+                back[case] = True
+            last[case] = time or last.get(case, time)
+        if back:
+            return [*warnings, f"dialogues with lines that go back in the column {name!r}: {len(back)}, as "
+                               f"{short(next(iter(back)))!r}; lines are joined as they stand in the file: where they "
+                               "were spoken in another order, sort it first"]
+    return warnings
 
 
 def label_warnings(dialogues: Sequence[Dialogue]) -> list[str]:

@@ -173,6 +173,8 @@ def _remedy(missing: str, row: dict) -> str:
                    and all(isinstance(item, dict) for item in value)), None)
     if listed and missing != "messages":
         return f"if the rows are the list under {listed!r}: save that list alone, it is a JSON array"
+    if missing in DIALOGUE_COLUMNS and {"input", "label"} <= row.keys():
+        return "if each row is a whole call: these are read from a .jsonl in UTF-8, without such options"
     other = next((name for name in SYNONYMS.get(missing, ()) if name in row), None)
     if other:
         return f"if another column holds it: --columns {missing}={other}"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import command
-from .convert import calls_of, conversion, convert, label_warnings, suffixes_of
+from .convert import calls_of, conversion, convert, join_warnings, label_warnings, suffixes_of
 from .files import DataError, grouped, how_to_read
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, LINES, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
@@ -24,7 +24,7 @@ from .sources import SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse
 
 ENCODINGS = ("utf-8", "gb18030")
 SHOWN_ROWS, SHOWN_PROBLEMS, SHOWN_CHARACTERS = 10, 20, 100
-SAMPLE_ROWS = 1000  # that the layout and the columns are told from
+SAMPLE_ROWS = 1000  # that the layout and the columns are told from, with later ones that first fill a column
 
 
 def inspect(path: str | Path, given: dict | None = None) -> dict:
@@ -39,6 +39,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
         it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
         ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
+        ``warnings`` (of lines that are joined),
         ``first`` (good rows as they would be read, or calls), ``read`` (all records or dialogues); and of these
         ``labels`` (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text
         appears before) and ``contradictions`` (texts that appear with both labels). A dialogue is fraud if a line is.
@@ -77,6 +78,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
                     "max": max(map(len, texts))} if texts else {},
         "duplicates": len(texts) - len(labels_of),
         "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
+        "warnings": join_warnings([case for case, _ in good], sample, reading) if reading.layout in LINES else [],
         "first": (read if reading.layout == "lines" else good)[:SHOWN_ROWS],
         "skipped": skipped,
         "problems": problems,
@@ -146,21 +148,24 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
                 refuse_transcript(path, text)
             given = {"delimiter": delimiter_of(text), **given}
     source = open_source(path, **{name: given[name] for name in ("encoding", "delimiter", "sheet") if name in given})
-    sample = []
+    sample, filled = [], {}
     try:
         for _, row in source.rows:
-            if isinstance(row, dict):
+            if not isinstance(row, dict):
+                continue
+            new = {key for key, value in row.items() if value not in ("", None)} - filled.keys()
+            if new or len(sample) < SAMPLE_ROWS:
                 sample.append(row)
-            if len(sample) == SAMPLE_ROWS:
-                break
+            filled |= dict.fromkeys(new)
     except DataError:
         pass  # it is among the problems when all is read
     columns = dict.fromkeys(key for row in sample for key in row)
-    filled = [key for key in columns if any(row.get(key) not in ("", None) for row in sample)]  # not a label to come
-    given = {"layout": layout_of(filled, sample), **given}
+    known = [key for key in columns if key in filled or key in ("speaker", *SYNONYMS["speaker"])]  # no label to come
+    given = {"layout": layout_of(known, sample), **given}
     names = LAYOUTS[given["layout"]] if given["layout"] in LAYOUTS else {}
     found = {key: other for key, name in names.items() if name not in columns
-             for other in [next((other for other in SYNONYMS.get(key, ()) if other in columns), None)] if other}
+             for other in [next((other for there in (filled, columns) for other in SYNONYMS.get(key, ())
+                                 if other in there), None)] if other}
     if given["layout"] == "alpaca" and not any(row.get("input") for row in sample):
         found["input"] = "instruction"  # where all is in one text
     given["columns"] = {**found, **given.get("columns", {})}
@@ -351,9 +356,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             print(describe(report))
         faulty |= bool(report["problems"]) or not report["read"]
-        if report["becomes"] == "dialogues" and not (args.convert or "").lower().endswith(".jsonl"):
-            for warning in label_warnings(report["read"]):
-                print(f"  warning: {warning}")
+        of_lines = report["becomes"] == "dialogues" and not (args.convert or "").lower().endswith(".jsonl")
+        for warning in [*report["warnings"], *(label_warnings(report["read"]) if of_lines else ())]:
+            print(f"  warning: {warning}")
         if args.convert:
             print(f"written to {args.convert}; next: {following}")
         elif report["read"] and not report["problems"]:

@@ -29,6 +29,7 @@ REQUIRED_KEYS = {"input": str, "label": bool}
 OPTIONAL_KEYS = {"instruction": str, "case": str, "category": str, "fraud_speaker": str, "source": str,
                  "position": float, "line_labels": list}
 KINDS = {str: "a string", bool: "true or false, without quotes", float: "a number", list: "a list of true and false"}
+SHORTENED = re.compile(r"\d(\.\d+)?E\+\d+", re.IGNORECASE)  # a number of many digits, to Excel and pandas
 NATIVE_DIALOGUES = Reading("dialogues")
 NOT_OF_CALLS = ("line_labels", "fraud_speaker", "source")  # what nobody knows of them; where ordinary talk is from
 
@@ -298,11 +299,15 @@ def _name_others(path: Path, files: Sequence[Path], suffixes: Sequence[str], ski
 
 def _calls(files: Iterable[Path], skipped: Skipped) -> list[Dialogue]:
     calls: dict[str, Dialogue] = {}
+    file_of: dict[str, Path] = {}
     for file in files:
         for number, record in read_numbered_records(file, skipped):
             case = record.get("case") or f"{file.stem}/{number}"
             if case in calls:
-                raise DataError(f"{file}:{number}: the case {case!r} is there twice; a call is one record, all of it")
+                raise DataError(f"{file}:{number}: the case {case!r} is there twice; a call is one record, all of it"
+                                if file_of[case] == file else f"{file}:{number}: the case {case!r} is in "
+                                f"{file_of[case]}, too; where it is another call, give it another case in one of them")
+            file_of[case] = file
             call = {**record, "input": normalise(record["input"]), "case": case}
             lines = (Line(name or "", said, record["label"]) for name, said in split_lines(call["input"]))
             calls[case] = Dialogue(case, record.get("category", ""), tuple(lines), call)
@@ -362,6 +367,9 @@ def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Lin
     if not texts["case"]:
         raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue (a CSV "
                         "made of merged cells lacks them: give the workbook itself)")
+    if is_table and SHORTENED.fullmatch(texts["case"]):
+        raise DataError(f"column '{reading.names['case']}' holds {texts['case']}, which a spreadsheet made of a longer "
+                        "number, and of several the same; export the column as text")
     label = row["is_fraud"] if reading.layout == "dialogues" else False
     for key, empty in (("content", is_blank(texts["content"])),
                        ("is_fraud", isinstance(label, str) and not label.strip())):

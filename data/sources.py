@@ -257,7 +257,8 @@ def _sheet_cells(path: str | Path, content: bytes, name: str) -> Iterator[tuple[
 
 def _cell_text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # Excel has no whole numbers
+        # Excel has no whole numbers, and of those above 15 digits it lost the rest.
+        value = int(value) if abs(value) < 1e15 else f"{value:.14E}"
     return "" if value is None else str(value)
 
 

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 import evaluate
+from data.files import DataError
 from data.formats import Reading
 from data.inspection import describe, inspect
 from data.prepare import Settings, main, prepare
@@ -167,3 +168,73 @@ def test_of_many_places_the_first_are_named(tmp_path):
 def test_equal_problems_of_one_line_are_one_place(tmp_path):
     (tmp_path / "f.json").write_text('[{"input": 1, "label": true}, {"input": 1, "label": true}]', encoding="utf-8")
     assert f"  problems: 2\n    {tmp_path}/f.json:1: " in describe(inspect(tmp_path / "f.json"))
+
+
+def test_dialogues_without_any_speaker_are_native(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("case,speaker,content,is_fraud\n1,,你好,False\n1,,请转账,True\n2,,吃饭,False\n", encoding="utf-8")
+    report = inspect(path)
+    assert (report["becomes"], report["options"], len(report["read"])) == ("dialogues", [], 2)
+
+
+def test_labels_that_begin_late_are_not_lost(tmp_path):
+    lines = [(f"{i // 2}", "客户", "", f"说了{i}", "" if i < 1200 else "否" if i < 1250 else "是") for i in range(1300)]
+    path, out = table(tmp_path / "f.csv", [(*NAMES, "是否诈骗"), *lines]), tmp_path / "out.jsonl"
+    assert main(["--inspect", str(path), "--convert", str(out)]) == 0
+    labels = [json.loads(row).get("label") for row in out.read_text(encoding="utf-8").splitlines()]
+    assert labels == [None] * 600 + [False] * 25 + [True] * 25
+
+
+def test_a_filled_column_goes_before_an_empty_one_of_a_better_name(tmp_path):
+    rows = [("case_id", "录音编号", "角色", "内容"), *(("", line[0], line[1], line[3]) for line in LINES)]
+    assert [record["case"] for record in inspect(table(tmp_path / "f.csv", rows))["read"]] == ["000", "001", "002"]
+
+
+def test_a_label_may_stand_above_the_lines_of_its_call(tmp_path):
+    rows = [("001", "", "", "", "是"), *((*line, "") for line in LINES[3:6]), *((*line, "否") for line in LINES[:3])]
+    path, out = table(tmp_path / "f.csv", [(*NAMES, "是否诈骗"), *rows]), tmp_path / "out.jsonl"
+    assert main(["--inspect", str(path), "--convert", str(out)]) == 0
+    assert [(record["case"], record["label"]) for record in read_records(out)] == [("001", True), ("000", False)]
+
+
+@pytest.mark.parametrize("number", ["2.02405E+16", "2.02405010001234e+16"])
+def test_numbers_that_a_spreadsheet_shortened_join_no_calls(tmp_path, number):
+    report = inspect(table(tmp_path / "f.csv", [NAMES, *((number, *line[1:]) for line in LINES)]))
+    assert not report["read"] and len(report["problems"]) == 9 and "as text" in report["problems"][0]
+
+
+def test_numbers_too_long_for_excel_join_no_calls(tmp_path):
+    calls = [20240501000123401, 20240501000123402]
+    rows = [NAMES, *((call, who, "", said) for call in calls for _, who, _, said in LINES[:3])]
+    problems = inspect(table(tmp_path / "f.xlsx", rows))["problems"]
+    assert len(problems) == 6 and "2.02405010001234E+16" in problems[0]
+    assert len(inspect(table(tmp_path / "g.xlsx", [NAMES, *((7.0, *line[1:]) for line in LINES)]))["read"]) == 1
+
+
+def test_a_number_that_returns_is_warned_of(tmp_path, capsys):
+    path = table(tmp_path / "f.csv", [NAMES, *LINES[:6], *LINES[:3]])
+    assert main(["--inspect", str(path)]) == 0
+    assert "  warning: dialogues that go on after lines of others: 1, as '000'; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("times, back", [
+    (("10:00:05", "10:00:01"), True), (("0.9", "0.25"), True), (("2024/5/1 9:59", "2024/5/1 10:00"), False),
+    (("0.25", "0.5"), False), (("上午11:59", "下午0:01"), False), (("", "10:00"), False)])
+def test_times_that_go_back_are_warned_of(tmp_path, times, back):
+    rows = [NAMES, *(("1", "客户", time, "好") for time in times), ("2", "客户", "09:00", "好")]
+    warnings = inspect(table(tmp_path / "f.csv", rows))["warnings"]
+    assert warnings == [] if not back else "'开始时间': 1, as '1'; " in warnings[0]
+
+
+def test_files_that_number_their_calls_alike_are_both_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"input": name, "label": True, "case": "1"}) + "\n")
+    with pytest.raises(DataError, match=r"b\.jsonl:1: the case '1' is in .*a\.jsonl, too; "):
+        read_dialogues(tmp_path, Skipped())
+
+
+def test_whole_calls_read_as_dialogues_say_how_they_are_read(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"input": "请转账", "label": true}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"whole call: these are read from a \.jsonl in UTF-8, without such options"):
+        read_dialogues(path, Skipped(), Reading("dialogues"))
