@@ -229,7 +229,8 @@ def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
 def _return(columns: Sequence[str], sample: Sequence[dict]) -> bool:
     """Whether the same case is there in several rows, or left out in some; otherwise each row is a whole dialogue."""
     name = next(name for name in ("case", *SYNONYMS["case"]) if name in columns)
-    return len({str(row.get(name)) for row in sample}) < len(sample)
+    cases = {str("" if row.get(name) is None else row[name]).strip() for row in sample}
+    return "" in cases or len(cases) < len(sample)
 
 
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:

@@ -372,7 +372,7 @@ def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Lin
                         "number, and of several the same; export the column as text")
     label = row["is_fraud"] if reading.layout == "dialogues" else False
     for key, empty in (("content", is_blank(texts["content"])),
-                       ("is_fraud", isinstance(label, str) and not label.strip())):
+                       ("is_fraud", label is None or isinstance(label, str) and not label.strip())):
         if empty:
             return f"column '{reading.names[key]}' is empty"
     is_fraud = label_of(label, reading, is_table, reading.names.get("is_fraud", ""))

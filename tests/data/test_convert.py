@@ -238,3 +238,16 @@ def test_whole_calls_read_as_dialogues_say_how_they_are_read(tmp_path):
     path.write_text('{"input": "请转账", "label": true}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"whole call: these are read from a \.jsonl in UTF-8, without such options"):
         read_dialogues(path, Skipped(), Reading("dialogues"))
+
+
+@pytest.mark.parametrize("cases", [("1", "", "2"), ("A1 ", " A1", "A2")])
+def test_numbers_left_out_or_with_blanks_are_those_of_lines(tmp_path, cases):
+    report = inspect(table(tmp_path / "f.csv", [NAMES, *((case, "客户", "", "好") for case in cases)]))
+    assert report["reading"].layout == "lines" and len(report["problems"]) == (not all(cases))
+
+
+def test_null_is_a_label_left_out(tmp_path):
+    path, out = tmp_path / "f.json", tmp_path / "out.jsonl"
+    path.write_text(json.dumps([{"call_id": 1, "role": "客户", "text": "好", "label": label} for label in (1, None)]))
+    assert main(["--inspect", str(path), "--convert", str(out)]) == 0
+    assert read_records(out) == [{"input": "客户: 好\n客户: 好", "label": True, "case": "1"}]
