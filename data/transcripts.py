@@ -77,7 +77,7 @@ _LONE = re.compile(r"[^\W\d_][\w ·.*()（）-]{0,19}")
 _REPLY = re.compile("[好嗯哦噢喔啊对行喂诶哎唉啥可没有不是真多怎什为谁那然因所但如收]|谢谢|知道|明白|同意|哈哈|再见|早|"
                     r"(?:ok|okay|yes|no|hi|hello|hey|thanks|well|right)\b", re.IGNORECASE)
 # What heads an entry, a step or a message in talk about money, and is no name: 验证码, 支付成功, 订单编号123, 五千元.
-_AMOUNT = re.compile(r"[¥￥$]?(?:[\d,.]+|[一二两三四五六七八九十百千万亿零半]+) ?"
+_AMOUNT = re.compile(r"[¥￥$]?(?:[\d,.]+|[一二两三四五六七八九十百千万亿零半]++) ?"
                      "(?:[元块角分万亿个件只份克斤次天月年%]|美元|人民币|公斤|千克)*")
 _ENTRY = re.compile(
     "(?:转[账钱]|打[款钱]|[付收退汇还放扣借贷存取余欠]款|[收发退]货|充值|提现|取现|支付|缴费|交易|[到入]账|[下订接刷做]单|返[利现佣]|"

@@ -1,5 +1,7 @@
 """Who speaks in what people paste: transcripts, chat exports and subtitles, and words that only resemble them."""
 
+import time
+
 import pytest
 
 from data.normalise import normalise, normalise_lines
@@ -184,6 +186,13 @@ def test_a_name_behind_a_time_counts_with_its_message():
 ])
 def test_what_heads_an_entry_of_a_list_or_is_a_mood_is_no_speaker(text):
     assert normalise(text) == text
+
+
+def test_long_numbers_are_told_from_names_at_once():
+    text = f"甲|{'万' * 20000}个人\n乙|好"
+    started = time.perf_counter()
+    assert normalise(text) == text.replace("|", ": ")
+    assert time.perf_counter() - started < 2
 
 
 def test_speakers_who_only_talk_of_money_are_speakers():
