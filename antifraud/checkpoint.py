@@ -326,7 +326,7 @@ def remove_checkpoint(folder: Path) -> None:
 def _is_sealed(folder: Path) -> bool:
     try:
         return "files" in json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
 
 

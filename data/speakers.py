@@ -43,7 +43,7 @@ def _without_stamp(name: str) -> str:
     if not MAY_BE_STAMPED.search(name):
         return name
     (found, _), *more = split_lines(normalise(f"{name}: -"))
-    return found if found and not more else name
+    return found if not more and 0 < len(found or "") < len(safe_name(name)) else name
 
 
 def map_speakers(text: str, names_of) -> str:

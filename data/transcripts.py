@@ -70,12 +70,26 @@ _BRACKETED_TURN = re.compile(_BRACKETED.pattern + r" ?(?=[^ :：])")
 
 # ----------------------------------------------------------------------------------------- names and words
 # What a name hardly holds and words do: 我们下午三点见, 周三开会, See you at.
-_WORDS = re.compile("[我你您他她咱们这哪是在到了吗呢吧啊呀请把给去没不要见转点等改]|[今明昨后前每]天|[上中下]午|"
+_WORDS = re.compile("[我你您他她咱们这哪是在到了吗呢吧啊呀请把给去没不要见转点等改]|[今明昨后前每][天晚早]|[上中下]午|"
                     "[早晚]上|(?:周|星期)[一二三四五六日天末]| [a-z]")
 # A line or a beginning without marks that can be a name, what is short and none, and what is hardly anything else.
 _LONE = re.compile(r"[^\W\d_][\w ·.*()（）-]{0,19}")
 _REPLY = re.compile("[好嗯哦噢喔啊对行喂诶哎唉啥可没有不是真多怎什为谁那然因所但如收]|谢谢|知道|明白|同意|哈哈|再见|早|"
                     r"(?:ok|okay|yes|no|hi|hello|hey|thanks|well|right)\b", re.IGNORECASE)
+# What heads an entry, a step or a message in talk about money, and is no name: 验证码, 支付成功, 订单编号123, 五千元.
+_AMOUNT = re.compile(r"[¥￥$]?(?:[\d,.]+|[一二两三四五六七八九十百千万亿零半]++) ?"
+                     "(?:[元块角分万亿个件只份克斤次天月年%]|美元|人民币|公斤|千克)*")
+_ENTRY = re.compile(
+    "(?:转[账钱]|打[款钱]|[付收退汇还放扣借贷存取余欠]款|[收发退]货|充值|提现|取现|支付|缴费|交易|[到入]账|[下订接刷做]单|返[利现佣]|"
+    "佣金|本金|利[息率]|[押定]金|保证金|手续费|[退学运话水电]费|[金余总限]额|额度|[价总单]价|价格|数量|备注|说明|时[间长]|日期|有效期?|"
+    "期限|到期|最后|还款日|地[点址]|[姓户品]名|名称|商品|项目|平台|状态|开户行|银行卡|[卡单编序尾]号|安全|[账帐][号户单]|密码|验证|码|"
+    "激活|邀请|身份证号?|手机号?|电话|邮箱|网址|链接|会议号?|航班|车次|登机口?|[开退]庭|开会|上课|考试|手术|直播|集合|截止|[上下]车|"
+    "签[到收]|打卡|到达|出发|买入|卖出|[开收]盘|[开平建加]仓|止[损盈]|[涨跌]停|盈利|亏损|稳赚|保本|[高低]?收益|[高低]?风险|投资|理财|"
+    "股票|基金|黄金|白银|[中抽]奖|红包|优惠券?|取件|下载|注册|登[录陆]|安装|点击|确认|审[核批]|完成|成功|失败|通过|对方|已|取消|撤回|"
+    "开始|结束|任务|步骤|第.步|按|图片|照片|语音|视频|通话|未接|来电|表情|文件|位置|名片|短信|通知|公告|紧急|工资|[早午晚]餐|吃药|"
+    "洗钱|违法|坐牢|逮捕令?|通缉令?|诈骗|冻结|报警|投诉|救命|快跑|加油|马上|立[刻即]|快点|赶[紧快]|现在|[早晚]安|"
+    "code|otp|password|account|transfer|payment|amount|price|order)+"
+    f"[一二三四五六七八九十\\d]*|(?!\\d+$){_AMOUNT.pattern}", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:说话人|发言人|讲话人|角色|Speaker|spk)[ _]?(?:\d{1,3}|[A-Z])", re.IGNORECASE)
 _PERSON = re.compile(
     "[王李张刘陈杨赵黄周吴徐孙朱郭罗宋郑韩唐冯董萧曹袁邓傅沈彭吕苏卢蒋蔡贾丁魏薛叶阎潘杜戴夏钟汪姜姚谭廖邹熊陆郝崔邱秦侯邵孟汤尹黎贺赖龚]"
@@ -96,7 +110,7 @@ def safe_name(name: str) -> str:
 
 def without_columns(lines: list[str]) -> list[str]:
     """Lines with a colon behind their speakers, where each that is not blank has a tab or a bar there."""
-    found = _each(_COLUMN, [line for line in lines if line.strip()])
+    found = _beside(_COLUMN, [line for line in lines if line.strip()])
     rest = iter(found)
     return [_with_colon(next(rest)) if line.strip() else line for line in lines] if found else lines
 
@@ -128,6 +142,14 @@ def _each(pattern: re.Pattern, lines: Sequence[str]) -> list[re.Match]:
     return [] if None in found else found
 
 
+def _beside(pattern: re.Pattern, lines: Sequence[str]) -> list[re.Match]:
+    """The names that `pattern` finds in each line; nothing if one heads an entry, or if all is numbers behind them."""
+    found = _each(pattern, lines)
+    names, said = [name[1] for name in found], [name.string[name.end():].strip() for name in found]
+    is_list = any(map(_ENTRY.fullmatch, names)) or _are_amounts(said) or not {*names}.isdisjoint(said)
+    return [] if is_list else found
+
+
 def _with_colon(name: re.Match) -> str:
     return f"{name[1]}: {name.string[name.end():]}"
 
@@ -142,7 +164,7 @@ def _unnumbered(lines: list[str]) -> list[str]:
 
 def _without_dashes(lines: list[str]) -> list[str]:
     """Lines with a colon behind their speakers, where each has a dash there."""
-    if not (found := _each(_DASHED, lines)):
+    if not (found := _beside(_DASHED, lines)):
         return lines
     names = [dash[1] for dash in found]
     return [*map(_with_colon, found)] if _are_names(names, sure=_are_persons(names)) else lines
@@ -152,8 +174,11 @@ def _bracketed_turns(turns: list[Turn]) -> list[Turn]:
     """Turns where a name in brackets opens every line, without a colon. (One 【快递】 opens a text message.)"""
     if not turns or turns[0][0] is not None or any(name is not None for name, _ in turns):
         return turns
-    found = _each(_BRACKETED_TURN, [said for _, said in turns])
-    return [(safe_name(name[1]), name.string[name.end():]) for name in found] or turns
+    found = _beside(_BRACKETED_TURN, [said for _, said in turns])
+    names = ["客户" if name[1] == "我" else name[1] for name in found]
+    if not found or not _are_names(names, sure=True):  # [微笑], （哭） and 【紧急】 are no names either
+        return turns
+    return [(safe_name(name[1]), name.string[name.end():]) for name in found]
 
 
 def _filled(turns: list[Turn], places: list[Place]) -> tuple[list[Turn], list[Place]]:
@@ -226,7 +251,8 @@ def _headers(lines: list[str]) -> dict[int, str]:
     for place, line in enumerate(lines):
         if not _HAS_TIME.search(line, 0, _BEGINNING) or _FRONT.fullmatch(line):  # 昨天 20:15
             continue
-        if match := _NAME_FIRST.fullmatch(line) or _STAMP_FIRST.fullmatch(line):
+        match = _NAME_FIRST.fullmatch(line) or _STAMP_FIRST.fullmatch(line)
+        if match and not _ENTRY.fullmatch(match[1]):
             found[place] = match
     if not found:
         return _timed_names(lines) or _lone_names(lines)
@@ -279,7 +305,7 @@ def _lone_names(lines: list[str]) -> dict[int, str]:
     names, said = lines[::2], lines[1::2]
     if len(names) != len(said) or not {*names}.isdisjoint(said) or any(map(SPEAKER.match, said)):
         return {}
-    return dict(zip(range(0, len(lines), 2), names)) if _are_names(names) else {}
+    return dict(zip(range(0, len(lines), 2), names)) if _are_names(names) and not _are_amounts(said) else {}
 
 
 # -------------------------------------------------------------------------------------------- lines and names
@@ -317,12 +343,16 @@ def _are_names(names: list[str], *, sure: bool = False) -> bool:
     shaped = all(_LONE.fullmatch(name) and _is_short(name) for name in names)
     if not shaped or all(map(_NUMBERED.fullmatch, names)):
         return shaped
-    if len(names) < 2 or any(_REPLY.match(name) or _WORDS.search(name) for name in names):
+    if len(names) < 2 or any(_REPLY.match(name) or _WORDS.search(name) or _ENTRY.fullmatch(name) for name in names):
         return False
     counts = Counter(names)
     if (sure or len(counts) < len(names)) and _are_persons(names):
         return True
     return len(counts) > 1 and (min(counts.values()) > 1 or sure and 2 * len(counts) <= len(names) + 1)
+
+
+def _are_amounts(said: list[str]) -> bool:
+    return all(map(_AMOUNT.fullmatch, said))
 
 
 def _are_persons(names: list[str]) -> bool:

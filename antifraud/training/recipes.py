@@ -95,7 +95,7 @@ def choose_recipe(recipe: str, dtype: torch.dtype, compile_layers: bool | None =
     settings = shardable(settings)
     if not compiles:
         settings = {name: value for name, value in settings.items() if name != "selective_recomputation"}
-    settings = {name: given.get(name, value) for name, value in settings.items()}
+    settings = {**settings, **{name: value for name, value in given.items() if name in RECIPES["small"]}}
     if is_first_local_process():
         said = [f"{name} {value}" for name, value in settings.items()]
         if settings.get("cuda_graphs") and compile_layers is None and not compiles:

@@ -92,6 +92,12 @@ def test_the_best_checkpoint_is_found_from_the_newest_complete_one(run):
     assert find_checkpoint(run) == run / "checkpoint-40"
 
 
+@pytest.mark.parametrize("damaged", ["", "null", "5"])
+def test_a_checkpoint_with_a_damaged_task_file_is_passed_over(run, damaged):
+    (run / "checkpoint-80" / "fraud_task.json").write_text(damaged)
+    assert find_checkpoint(run) == run / "checkpoint-40"
+
+
 def test_where_the_best_step_was_not_saved_the_best_of_those_saved_is_found(run):
     newest = run / "checkpoint-80" / "trainer_state.json"
     state = json.loads(newest.read_text())

@@ -162,6 +162,7 @@ def test_names_that_hold_colons_and_contents_of_several_lines_stay_one_line_each
 
 # Without control characters, which a line loses that may hold a stamp.
 @given(lines=st.lists(st.tuples(st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs"))), CONTENTS), min_size=1))
+@example([("0000000000＂", "好")])
 def test_whatever_the_names_every_line_is_read_back_as_one(lines):
     assert split_lines(format_dialogue(lines)) == [(safe_name(name), " ".join(said.split())) for name, said in lines]
 

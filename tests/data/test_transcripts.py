@@ -1,5 +1,7 @@
 """Who speaks in what people paste: transcripts, chat exports and subtitles, and words that only resemble them."""
 
+import time
+
 import pytest
 
 from data.normalise import normalise, normalise_lines
@@ -169,6 +171,37 @@ def test_a_name_behind_a_time_counts_with_its_message():
     assert normalise_lines("00:01\n张三\n你好\n嗯\n00:05 \n李四\n好的")[1] == [(1, 2), (3, 3), (5, 6)]
     assert normalise_lines("张三:\n你好\n嗯\n李四:\n好的")[1] == [(0, 1), (2, 2), (3, 4)]
     assert normalise_lines("张三(00:01):\n你好\n嗯")[1] == [(0, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("text", [
+    "验证码 12:30\n483920", "取件码 12:30\n8-1", "今晚 8:30\n老地方见", "付款 10:00\n已付\n付款 10:30\n已付",
+    "支付成功 2024-05-01 10:00:00\n金额5000元", "通话时长 00:35\n我转了\n通话时长 01:35\n你再转", "OTP 12:30\n483920",
+    "2024-05-01 10:00 订单编号123\n请付款", "充值\n火速\n充值\n尽快\n提现\n三万\n提现\n四万",
+    "安全账户\n转过来\n公证处\n确认\n安全账户\n再转\n公证处\n再确认", "密码\n123\n账号\nabc\n密码\n123\n账号\nabc",
+    "任务一\n下载\n任务二\n注册\n任务一\n完成\n任务二\n完成了", "按1\n查询\n按2\n转账\n按1\n查询\n按2\n转账",
+    "苹果\n五块\n香蕉\n三块\n苹果\n五块\n香蕉\n三块", "苹果 - 5元\n香蕉 - 3元\n苹果 - 5元\n香蕉 - 3元",
+    "工资 10:00\n五千\n工资 10:10\n六千",
+    "黄金 - 500\n黄豆 - 5", "转账|5000\n充值|3000", "账号|622202\n户名|王小明", "[转账] 给您\n[红包] 拿着",
+    "[微笑] 你好\n[微笑] 在吗", "（哭）妈妈救我\n（急）快转钱", "【紧急】账户异常\n【紧急】请转账",
+])
+def test_what_heads_an_entry_of_a_list_or_is_a_mood_is_no_speaker(text):
+    assert normalise(text) == text
+
+
+def test_long_numbers_are_told_from_names_at_once():
+    text = f"甲|{'万' * 20000}个人\n乙|好"
+    started = time.perf_counter()
+    assert normalise(text) == text.replace("|", ": ")
+    assert time.perf_counter() - started < 2
+
+
+def test_speakers_who_only_talk_of_money_are_speakers():
+    assert normalise("张总 10:00\n转账\n小李 10:01\n收到\n张总 10:02\n验证码 12:30") == (
+        "张总: 转账\n小李: 收到\n张总: 验证码 12:30")
+    assert normalise("贷款经理\n五万\n贷款经理\n放款了") == "贷款经理: 五万\n贷款经理: 放款了"
+    assert normalise("1\t喂\n2\t你好") == "1: 喂\n2: 你好"
+    assert normalise("[客服小王] 您好\n[我] 你好\n[客服小王] 请转账\n[我] 好") == (
+        "客服小王: 您好\n我: 你好\n客服小王: 请转账\n我: 好")
 
 
 @pytest.mark.parametrize("text", [

@@ -336,6 +336,13 @@ def test_what_a_user_types_wins_over_the_recipe_and_is_what_the_line_says(tmp_pa
     assert f"optim {args.optim}, tokens_per_micro_batch {args.tokens_per_micro_batch}," in line
 
 
+def test_the_line_says_what_is_given_beside_the_recipe(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GIB, 80 * GIB))
+    choose_recipe("plain", torch.bfloat16, True, cuda_graphs=True, learning_rate=1e-4)
+    line = capsys.readouterr().err
+    assert "tokens_per_micro_batch 4096, cuda_graphs True" in line and "learning_rate" not in line
+
+
 def test_an_unknown_recipe_is_refused():
     with pytest.raises(DataError, match="auto, plain, small, fast.* 'tiny'"):
         choose_recipe("tiny", torch.bfloat16)
