@@ -78,7 +78,8 @@ def evaluate(model_path: str, checkpoint_path: str, testdata_path: str, device: 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = (parser := _parser()).parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     if args.predict is not None and (not args.output or args.method != "score"):
         parser.error("--predict needs --output, and scores only")
     if args.calibrate and (args.data is None or not args.checkpoint or args.method != "score"):

@@ -261,8 +261,9 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
 
 def _given(target: dict) -> dict:
     """The target that has a value; a misspelt one without would be as good as none, and is an error, too."""
-    for name in target.keys() - set(TARGETS):
-        raise TypeError(f"{name!r} is no target; those are {', '.join(TARGETS)}")
+    unknown = sorted(target.keys() - set(TARGETS))
+    if unknown:
+        raise TypeError(f"{unknown[0]!r} is no target; those are {', '.join(TARGETS)}")
     return {name: value for name, value in target.items() if value}
 
 
