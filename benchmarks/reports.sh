@@ -11,7 +11,8 @@
 #   calls     held_out's model, calls read whole, a threshold of their own -> held_out_calls
 #   early     held_out's model, how early in a call it warns      -> early_warning
 #   apart     trained without the dialogues eval0819 was cut from -> eval0819_apart
-#   onset     labelled from the onset of a fraud, as eval0819 is  -> eval0819_onset
+#   onset     for eval0819 alone: its own labels (from the onset of a fraud on), the corpus and nothing else, for as
+#             long as the article trains, whatever eval says      -> eval0819_onset
 #   article   the article's recipe, speaker names kept, segments shuffled before the split, generated answers
 #             -> article_split (its own test), article_eval0819
 #
@@ -21,6 +22,7 @@
 # ORDINARY_EVAL="" and ORDINARY_JUDGE="" (ordinary talk to choose the threshold on only, and to judge on only),
 # CALIBRATE="--best-f1" (the target), FALSE_ALARMS=5, SCAMS="" (records of kinds of scam that the corpus lacks),
 # ENCODER="" (an encoder to fine-tune as a peer),
+# ONSET="--num-train-epochs 3 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-strategy no --save-strategy no",
 # ARTICLE="--keep-speaker-names --num-train-epochs 1 --eval-steps 370 --save-steps 370" (the rest of the article's recipe
 # is what trainer.py does by default),
 # GPUS (how many share the seeds; default: all), ONLY=prepare (makes all data, without a GPU, and stops) or train (stops
@@ -35,6 +37,7 @@ python=${PYTHON:-python3} results=${RESULTS:-results/reports} name=${NAME:-$(bas
 trainings=${TRAININGS:-1} encoder=${ENCODER:-}
 read -ra prepare <<<"${PREPARE:---augment 0.5 --ordinary-share all}"
 read -ra train <<<"${TRAIN:---max-steps 1400 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-steps 350 --save-steps 350}"
+read -ra onset <<<"${ONSET:---num-train-epochs 3 --learning-rate 2e-4 --line-loss-weight 0.3 --eval-strategy no --save-strategy no}"
 read -ra article <<<"${ARTICLE:---keep-speaker-names --num-train-epochs 1 --eval-steps 370 --save-steps 370}"
 read -ra chosen_on <<<"${ORDINARY_EVAL:-}"
 read -ra judged_only <<<"${ORDINARY_JUDGE:-}"
@@ -58,16 +61,17 @@ train() {
     touch "$2.done"
 }
 
-# model_of NAME SEED: run-NAME-SEED, trained on data-NAME-SEED and calibrated on its eval split
+# model_of NAME SEED [OPTIONS]: run-NAME-SEED, trained on data-NAME-SEED and calibrated on its eval split
 model_of() {
-    local data=$out/data-$1-$2 run=$out/run-$1-$2 runs=()
+    local data=$out/data-$1-$2 run=$out/run-$1-$2 runs=() recipe=("${@:3}")
     [[ -e $run.calibrated.json ]] && return
+    if ((${#recipe[@]} == 0)); then recipe=("${train[@]}"); fi
     if ((trainings == 1)); then
-        train "$data" "$run" "$2" "${train[@]}"
+        train "$data" "$run" "$2" "${recipe[@]}"
     else
         for ((i = 0; i < trainings; i++)); do
             runs+=("$run-$i")
-            train "$data" "$run-$i" $(($2 + 1000 * i)) "${train[@]}"
+            train "$data" "$run-$i" $(($2 + 1000 * i)) "${recipe[@]}"
         done
         [[ -e $run ]] || "$python" -m antifraud.training.average --checkpoints "${runs[@]}" --output "$run"
     fi
@@ -167,9 +171,11 @@ apart() {
 }
 
 onset() {
-    data_of onset "$1" --labels from-onset
+    local data=$out/data-onset-$1
+    [[ -e $data/leakage.json ]] ||
+        "$python" -m data.prepare --source "$dialogs" --output "$data" --seed "$1" --labels from-onset
     [[ ${ONLY:-} == prepare ]] && return
-    model_of onset "$1"
+    model_of onset "$1" "${onset[@]}"
     [[ ${ONLY:-} == train ]] && return
     peer_of onset "$1" "$eval0819"
     full onset "$eval0819" eval0819_onset "$1"
