@@ -59,11 +59,6 @@ def best_f1(name):
     return f"{min(best):.3f}", f"{max(best):.3f}"
 
 
-def gain_from_onset(figure):
-    of_lines, from_onset = (statistics.fmean(judged_on(name, figure)) for name in ("eval0819", "eval0819_onset"))
-    return from_onset - of_lines
-
-
 def result(name):
     return json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -108,8 +103,13 @@ CLAIMS = {
     "close_on_eval0819": lambda: all(
         abs(found["value"]) < 0.01 for key in PEERS
         for found in minus_tfidf(judged_on("eval0819"), "average_precision", key)),
-    "onset_gains_little": lambda: (
-        gain_from_onset("f1") < 0 and round(gain_from_onset("average_precision"), 3) == 0.003),
+    "onset_ranks_best": lambda: all(
+        found["value"] > 0 for key in tables.PEERS
+        for found in minus_tfidf(judged_on("eval0819_onset"), "average_precision", key)),
+    "onset_ahead_in_two": lambda: [round(found, 3) for found in judged_on("eval0819_onset", "f1")] == [
+        0.966, 0.967, 0.914] and all(
+        found["at_threshold"]["model_f1_minus_this"]["value"] > 0 for key in tables.PEERS
+        for found in judged_on("eval0819_onset", "baselines", key)[:2]),
     "soup_ahead_on_eval": lambda: all(
         ablation("soup-of-3")[figure] > max(row[figure] for row in ablations() if row["variant"] != "soup-of-3")
         for figure in ("f1", "average_precision")),
@@ -122,8 +122,8 @@ CLAIMS = {
     "fsdp_learns_as_ddp": lambda: all(
         abs(gpus(layout)["losses"][0] - gpus("one")["losses"][0]) < 1e-3 and
         gpus(layout)["largest_loss_difference"] < 0.03 for layout in ("ddp", "fsdp")),
-    "threshold_hides_onset": lambda: best_f1("eval0819_onset") == ("0.923", "0.933") and best_f1("eval0819") == (
-        "0.910", "0.914"),
+    "threshold_hides_onset": lambda: best_f1("eval0819_onset") == ("0.962", "0.970") and min(
+        judged_on("eval0819_onset", "threshold")) < 0.1,
     "rows_resampled_on_eval0819": lambda: all(
         resampled == ("rows" if name.startswith("eval0819") else "dialogues")
         for name in tables.SETS for resampled in judged_on(name, "intervals", "resampled")),
@@ -142,7 +142,7 @@ CLAIMS = {
         min(alarms_of("sample_ordinary_judge", "baselines", key)) > 40 for key in PEERS),
     "ranks_best": lambda: all(
         found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)
-    ) and all(sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key)) == 2
+    ) and all(sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key)) == 1
               for key in PEERS),
     "ahead_on_new_dialogues": lambda: all(
         found["interval"][0] > 0 for key in PEERS for figure in ("f1", "average_precision")
@@ -154,37 +154,43 @@ CLAIMS = {
         found["interval"][1] >= 0 for key in PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "few_calls_alarm": lambda: all(
-        2 * sum(row["fp"] for row in found) > sum(row["fp"] + row["tn"] for row in found)
-        for found in (held_out("calls"), held_out("calls", "baselines", "tfidf"))),
+        least < sum(row["fp"] for row in found) / sum(row["fp"] + row["tn"] for row in found) < most
+        for least, most, found in ((0.6, 1, held_out("calls")),
+                                   (0.4, 0.6, held_out("calls", "baselines", "tfidf")))),
     "meetings_hardly_alarm": lambda: all(
         row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
     "about_four_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 4,
-    "goal_met_on_unseen_kinds_in_two": lambda: sum(found <= 5 for found in alarms_of("sample_ordinary_judge")) == 2,
+    "goal_met_on_unseen_kinds": lambda: max(alarms_of("sample_ordinary_judge")) <= 5,
     "peers_raise_as_many": lambda: all(
-        abs(statistics.fmean(alarms_of("sample_ordinary_judge")) - statistics.fmean(alarms_of(
-            "sample_ordinary_judge", "baselines", key, "at_threshold"))) < 1.5 for key in tables.PEERS),
-    "thresholds_are_alike": lambda: max(held_out("threshold")) - min(held_out("threshold")) < 0.1,
+        -1 < statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
+        - statistics.fmean(alarms_of("sample_ordinary_judge")) < 3 for key in tables.PEERS),
+    "thresholds_differ": lambda: 0.2 < max(held_out("threshold")) - min(held_out("threshold")) < 0.25,
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
     "injections_cost_little": lambda: max(map(recall_lost, INJECTIONS)) < 0.03,
     "injections_cost_one_seed_more": lambda: sum(
         any(probes[name]["change"]["recall"]["value"] < -0.03 for name in INJECTIONS)
         for probes in held_out("probes")) == 1,
-    "preamble_costs_most": lambda: recall_lost("benign_preamble") == max(map(recall_lost, held_out("probes")[0])),
+    "preamble_costs_most": lambda: recall_lost("benign_preamble") == max(map(recall_lost, held_out("probes")[0])) and [
+        round(-found["change"]["recall"]["value"], 3) for found in held_out("probes", "benign_preamble")] == [
+        0.128, 0.080, 0.076],
     "calls_read_whole_lose_little": lambda: all(
-        probes[name]["change"]["recall"]["value"] >= most for probes in judged_on("held_out_calls", "probes")
-        for most, names in ((0, ["benign_preamble"]), (-0.01, INJECTIONS)) for name in names),
+        probes[name]["change"]["recall"]["value"] > -0.01 for probes in judged_on("held_out_calls", "probes")
+        for name in ("benign_preamble", *INJECTIONS)),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in judged_on("eval0819", "baselines", "speaker_names")),
     "three_lines_win_where_the_bound_bites": lambda: all(
-        rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.03
+        rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.02
         for name in ("held_out", "eval0819_apart")
         for found in judged_on(name, "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
         for rule, one in [(max(found["line_rules"], key=lambda row: row["f1"]), found["line_rules"][0])]),
+    "rules_level_without_a_bound": lambda: all(
+        max(rule["f1"] for rule in rules) - min(rule["f1"] for rule in rules) < 0.002
+        for rules in judged_on("eval0819_onset", "calibration", "fitted_on", "line_rules")),
     "faster_than_peers": lambda: 6 < rate("fast") / rate("unsloth") < 7 and rate("small") > max(map(rate, LIBRARIES)),
     "unsloth_takes_least": lambda: min(result("speed/training")["recipes"], key=peak) == "unsloth",
     "fast_takes_less_than_peers_without_checkpointing": lambda: all(
