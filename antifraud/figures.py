@@ -113,7 +113,8 @@ def _draw_thresholds(axes, report: dict) -> None:
     for name, color in (("precision", BLUE), ("recall", ORANGE)):
         points = [(row["threshold"], row[name]) for row in report["thresholds"] if row[name] is not None]
         axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=name)
-    axes.axvline(report["threshold"], color=GREY, linestyle="--", linewidth=1, label="threshold in use")
+    if report["method"] == "score":  # generated answers know no threshold
+        axes.axvline(report["threshold"], color=GREY, linestyle="--", linewidth=1, label="threshold in use")
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, loc="lower left")
 

@@ -84,7 +84,8 @@ def load_base(model_path: str, device: str = "cuda", *, quantization: str = "nf4
         bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=storage)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with _without("transformers.modeling_utils", "LOAD REPORT"):  # `_require_whole` says it in one line
+        with _without("transformers.modeling_utils", "LOAD REPORT"), warnings.catch_warnings():  # see `_require_whole`
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")  # a base in 4 bit keeps its own
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, quantization_config=four_bit, device_map={"": device}, use_safetensors=True,
                 ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=trust_remote_code)

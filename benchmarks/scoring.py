@@ -77,24 +77,25 @@ def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = Fal
     base, tokenizer = load_model(folder, device, dequantize=dequantize)
     if checkpoint:
         model = with_adapter(base, checkpoint, folder)
-        task = read_checkpoint(Path(checkpoint)).task
+        lineage = read_checkpoint(Path(checkpoint))
     else:
         torch.manual_seed(0)
         model = get_peft_model(base, build_loraconfig())
-        task = lineage_of(base).task
+        lineage = lineage_of(base)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.005)
     if merge:
         model = model.merge_and_unload()
+    model.lineage = lineage  # says whether lines count and, to `predict_file`, what is asked
     if exact:
         model = model.float()
     if compile:
         torch._dynamo.reset()  # else the kernels of the method before would be taken
         torch._inductor.config.emulate_precision_casts = as_eager
         compile_layers(model)
-    return model.eval(), PromptEncoder(tokenizer, task)
+    return model.eval(), PromptEncoder(tokenizer, lineage.task)
 
 
 @contextlib.contextmanager

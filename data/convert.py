@@ -27,7 +27,8 @@ def convert(report: dict, output: str | Path) -> str:
     """Writes an inspected file: records and whole calls as JSON Lines, dialogues to train on as CSV.
 
     Returns:
-        the command that goes on with what was written; for calls with labels, to train on, also the one to score them.
+        the command that goes on with what was written; for whole calls with labels, to train on, also the one to score
+        them.
 
     Raises:
         DataError: something is wrong with the file, or `output` is there already or has another suffix.
@@ -54,7 +55,10 @@ def convert(report: dict, output: str | Path) -> str:
     if None in labels:
         what = ["--predict", str(output), "--output", str(Path(output).with_suffix(".answers.jsonl"))]
     scored = shlex.join(["python", "evaluate.py", "--model", "MODEL", "--checkpoint", "DIR", *what])
-    return f"{to_split}\n  or, to judge a model that is there: {scored}" if labels == {True, False} else scored
+    cases = [record["case"] for record in records if record.get("case")]
+    are_whole = len(set(cases)) == len(cases)  # a call in several records is not split
+    return (f"{to_split}\n  or, to judge a model that is there: {scored}" if are_whole and labels == {True, False}
+            else scored)
 
 
 def suffixes_of(report: dict) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class Reading:
 
     Args:
         layout: one of `LAYOUTS`.
-        columns: for a key of the layout, the name of the key or column in the file.
+        columns: for a key of the layout, or for ``case``, the name of the key or column in the file.
         label_values: for a label as the file writes it, whether it means fraud.
         encoding: of text files; ``utf-8`` also reads a byte-order mark.
         delimiter: between the columns of a CSV file, one character.
@@ -56,7 +56,7 @@ class Reading:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise DataError(f"--layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
-        names = LAYOUTS[self.layout]
+        names = dict.fromkeys((*LAYOUTS[self.layout], "case"))
         for key in self.columns:
             if key not in names:
                 raise DataError(f"--columns: the layout {self.layout} reads {', '.join(names)}, not {key!r}")
@@ -270,9 +270,9 @@ SYNONYMS = {
               "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
     "messages": ("conversations", "conversation", "dialogue"),
     # The last of these may count the rows beside one of the others.
-    "case": ("case_id", "dialogue_id", "dialog_id", "session_id", "call_id", "conversation_id", "会话", "会话编号",
-             "会话ID", "案例", "案例编号", "对话编号", "对话ID", "通话编号", "通话ID", "通话流水号", "流水号",
-             "录音编号", "录音ID", "录音文件", "id", "编号"),
+    "case": ("case_id", "dialogue_id", "dialog_id", "session_id", "session", "call_id", "conversation_id", "会话",
+             "会话编号", "会话ID", "案例", "案例编号", "对话编号", "对话ID", "通话编号", "通话ID", "通话流水号",
+             "流水号", "录音编号", "录音ID", "录音文件", "id", "编号"),
     "speaker": ("role", "name", "from", "说话人", "说话者", "发言人", "讲话人", "角色", "姓名"),
     "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容", "说话内容", "转写文本", "转写内容",
                 "识别文本", "识别结果", "对话内容", "通话内容"),

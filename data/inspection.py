@@ -11,7 +11,7 @@ import io
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .command import command
@@ -169,6 +169,8 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
     if given["layout"] == "alpaca" and not any(row.get("input") for row in sample):
         found["input"] = "instruction"  # where all is in one text
     given["columns"] = {**found, **given.get("columns", {})}
+    if given["layout"] not in ("texts", *LINES) and "case" not in (*columns, *given["columns"]):
+        given["columns"] |= _calls_of_rows(sample, but=given["columns"].values())
     if "label_values" not in given:
         given["label_values"] = meanings_of(_label_words(sample, Reading(**given)), source.is_table)
     return Reading(**given), source, sample
@@ -231,6 +233,15 @@ def _return(columns: Sequence[str], sample: Sequence[dict]) -> bool:
     name = next(name for name in ("case", *SYNONYMS["case"]) if name in columns)
     cases = {str("" if row.get(name) is None else row[name]).strip() for row in sample}
     return "" in cases or len(cases) < len(sample)
+
+
+def _calls_of_rows(sample: Sequence[dict], but: Collection[str]) -> dict[str, str]:
+    """The column that names the call of each row, as ``case``, where a call has several rows; else nothing."""
+    for name in SYNONYMS["case"][:-2]:  # without those that may count the rows
+        calls = [row.get(name) for row in sample]
+        if name not in but and all(calls) and {*map(type, calls)} <= {str, int} and len({*calls}) < len(calls):
+            return {"case": name}
+    return {}
 
 
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:

@@ -19,9 +19,16 @@ NARRATOR = "旁白"
 MARKS, FULL_MARKS = ",!?;:()", "，！？；：（）"  # in either width; those of a name are half-width
 TO_HALF = str.maketrans(FULL_MARKS, MARKS)
 _UNNAMED = ":：，。！？；,!?;"  # never in a name
+# What heads a number and is nobody's name, by its last two characters: 您的验证码：483920, 金额：5000元, 时间：明天3点.
+_ENTRY_ENDS = ("证码|验码|取码|件码|密码|号码|账号|帐号|卡号|单号|编号|机号|尾号|证号|户号|账户|帐户|电话|金额|余额|"
+               "总额|限额|额度|价格|单价|总价|费用|月供|利率|利息|工资|时间|日期")
+_FIGURES = (r"[A-Za-z\d零一二两三四五六七八九十百千万亿半今明后天上下中午早晚周日星期年月号时点分秒元块角个整"
+            r"¥￥$.,:：/*%-]++")
 # A speaker is what stands before the first colon of a line, unless it reads like a sentence, a time (12:30, 今晚8:30见)
-# or the beginning of an address (https://). A speaker may well be called 1, though, and say 10点 or 20块 at once.
+# or the beginning of an address (https://), or heads a number. A speaker may well be called 1, though, and say 10点 or
+# 20块 at once.
 SPEAKER = re.compile(rf"^(?!\d+[:：]\d)([^{_UNNAMED}\n]{{1,40}})[:：](?!//)"
+                     rf"(?!(?<=(?:{_ENTRY_ENDS})[:：])[^\S\n]*{_FIGURES}(?![^\s，。！；,;!(（]))"
                      r"(?!(?<=\d[:：])[0-5]\d(?![\d点号块元月日年个万千百分岁天次人楼度%多几]))[^\S\n]*")
 
 # ------------------------------------------------------------------------------------------------------ stamps

@@ -453,6 +453,13 @@ def test_the_picture_shows_baselines_at_their_thresholds_as_the_summary_does(rep
     assert rule == "baselines at 0.5" and lengths["tfidf"] == lengths["untuned"] == 0.25
 
 
+@pytest.mark.parametrize("method, drawn", [("score", ["precision", "recall", "threshold in use"]),
+                                           ("generate", ["precision", "recall"])])
+def test_the_picture_shows_a_threshold_only_where_one_was_in_use(report, method, drawn):
+    middle = report_figure({**report, "method": method}).panels[1]
+    assert [text.get_text() for text in middle.get_legend().get_texts()] == drawn and len(middle.lines) == len(drawn)
+
+
 @pytest.mark.parametrize("others, said", [
     (15, ""), (50, "; recall 0.5000 at 5 false alarms per hundred of 50 non-fraud calls"),
     (100, "; recall 0.2500 at 1 false alarm per hundred, 0.5000 at 5 false alarms per hundred of 100 non-fraud calls")])

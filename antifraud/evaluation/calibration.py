@@ -106,6 +106,9 @@ def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_preci
     Raises:
         DataError: the precision or the recall is not reached at any threshold, or no score is higher than `above`.
     """
+    if not _given({"wanted_precision": wanted_precision, "wanted_recall": wanted_recall, "cost_ratio": cost_ratio,
+                   "best_f1": best_f1}):
+        raise TypeError(f"no target; name one of {', '.join(TARGETS)}")
     y_true, scores = np.asarray(y_true, dtype=bool), np.asarray(scores)
     distinct = np.unique(scores)
     thresholds = (distinct + np.maximum(above, np.concatenate([[0.0], distinct[:-1]]))) / 2
@@ -260,11 +263,14 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
 
 
 def _given(target: dict) -> dict:
-    """The target that has a value; a misspelt one without would be as good as none, and is an error, too."""
+    """The target that has a value; two of them are an error, and so is a misspelt one, with a value or without."""
     unknown = sorted(target.keys() - set(TARGETS))
     if unknown:
         raise TypeError(f"{unknown[0]!r} is no target; those are {', '.join(TARGETS)}")
-    return {name: value for name, value in target.items() if value}
+    given = {name: value for name, value in target.items() if value}
+    if len(given) > 1:
+        raise TypeError(f"one target is sought at a time, not {' and '.join(given)}; leave out all but one")
+    return given
 
 
 def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, device: str = "cuda", *,

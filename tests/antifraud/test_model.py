@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,9 @@ def test_a_base_that_is_quantised_already_is_taken_as_it_is_and_not_without_quan
     model, tokenizer = load_base(base, "cpu")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert load_base(str(tmp_path), "cpu")[0].lineage.quantization == {"type": "nf4", "double": False}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*quantization_config")  # it is not the user who gives one twice
+        assert load_base(str(tmp_path), "cpu")[0].lineage.quantization == {"type": "nf4", "double": False}
     said = refusal(str(tmp_path), quantization="none")
     assert "quantised already" in said and "leave --quantization none out" in said
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from antifraud.checkpoint import Decision, lineage_of, read_checkpoint, save_task_file
 from benchmarks import scoring
 from data.files import DataError
+from data.prompt import Task
 
 
 def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, run_folder, eval_file, tmp_path):
@@ -40,6 +42,16 @@ def test_predicting_a_file_is_timed_over_as_many_rows_as_are_asked_for(base, eva
     report = scoring.run(base, "", eval_file, methods=["predict_file"], device="cpu", rows=6, predict_rows=20,
                          output=str(tmp_path / "scoring.json"))
     assert report["methods"]["predict_file"]["rows"] == 20 and report["methods"]["predict_file"]["rows_per_second"] > 0
+
+
+@pytest.mark.parametrize("merged", [{}, {"dequantize": True, "merge": True}])
+def test_a_checkpoint_is_timed_with_its_own_question_and_decision(base, checkpoint, merged):
+    lineage = read_checkpoint(checkpoint)
+    lineage.task, lineage.decision = Task(instruction="是诈骗吗？"), Decision(threshold=0.3, line_weight=0.5)
+    save_task_file(checkpoint, lineage)
+    model, encoder = scoring.prepare(base, str(checkpoint), "cpu", **merged)
+    assert lineage_of(model).decision == lineage.decision
+    assert encoder.task == lineage_of(model).task == lineage.task
 
 
 def test_16_bit_arithmetic_is_what_tells_plain_scores_from_those_in_32_bit(base, eval_file, tmp_path):

@@ -365,6 +365,19 @@ def test_columns_that_a_call_centre_exports_are_known_and_a_file_of_which_nothin
     assert "options: none found" in unknown and "format of this project" not in unknown
 
 
+@pytest.mark.parametrize("name, numbers, is_case", [
+    ("通话ID", "1123", True), ("call_id", "1123", True), ("session", "1123", True), ("案例", "1123", True),
+    ("通话ID", "1234", False), ("编号", "1123", False)])  # each its own, or what may count the rows
+def test_rows_of_one_call_are_known_by_its_number_and_not_offered_to_be_split(tmp_path, capsys, name, numbers, is_case):
+    rows = [f"{number},转账{place},{'是否'[place % 2]}" for place, number in enumerate(numbers)]
+    path, output = written(tmp_path, "f.csv", "\n".join([f"{name},文本,标签", *rows])), tmp_path / "o.jsonl"
+    assert main(["--inspect", str(path), "--convert", str(output)]) == 0
+    assert [record.get("case") for record in read_records(output)] == (list(numbers) if is_case else [None] * 4)
+    assert ("--source" in capsys.readouterr().out) != is_case
+    assert inspect(path, {"columns": {"case": name}})["read"][0]["case"] == "1"
+    assert inspect(path, {"columns": {"input": name}})["reading"].columns == {"input": name, "label": "标签"}
+
+
 def test_lines_that_the_page_joins_are_whole_dialogues_and_its_next_command_splits_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = PAGE.read_text(encoding="utf-8")

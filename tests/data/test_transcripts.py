@@ -5,6 +5,7 @@ import time
 import pytest
 
 from data.normalise import normalise, normalise_lines
+from data.speakers import map_speakers, roles, split_lines
 
 # ------------------------------------------------------------------------------------------- a mark in each line
 
@@ -164,7 +165,7 @@ def test_a_transcript_is_read_as_its_program_writes_it(text, expected):
 def test_a_name_behind_a_time_announces_what_follows(header):
     for names in (("张三", "李四"), ("说话人1", "说话人 2"), ("小鸟", "老王", "小鸟"), ("说话人1",)):
         text = "\n".join(f"{header.format(*turn)}三点见，12:30前到\n账号：622" for turn in enumerate(names))
-        assert normalise(text) == "\n".join(f"{name}: 三点见，12:30前到\n账号: 622" for name in names)
+        assert normalise(text) == "\n".join(f"{name}: 三点见，12:30前到\n账号：622" for name in names)
 
 
 def test_a_name_behind_a_time_counts_with_its_message():
@@ -186,6 +187,24 @@ def test_a_name_behind_a_time_counts_with_its_message():
 ])
 def test_what_heads_an_entry_of_a_list_or_is_a_mood_is_no_speaker(text):
     assert normalise(text) == text
+
+
+@pytest.mark.parametrize("said", [
+    "【工商银行】您的验证码：483920，请勿泄露", "验证码：483920（5分钟内有效）", "金额：5000元", "转账金额：五万元！",
+    "时间：明天下午3点", "日期：2024-05-01 10:00", "账号：6222 0200 1111", "订单编号：SF12345678。", "客服电话：95588",
+    "我的身份证号：1101**********123X", "密码：123", "利率：3.5%"])
+def test_what_heads_a_number_is_said_and_no_speaker(said):
+    for text in (said, said.replace("：", ": "), f"甲: 收到短信\n{said}\n乙: 好",
+                 f"张三 10:00\n在吗\n{said}\n张三 10:01\n好"):
+        assert said in normalise(text).split("\n")
+        assert said in map_speakers(normalise(text), roles).split("\n")
+
+
+@pytest.mark.parametrize("text", [
+    "陌生电话: 您好\n我: 谁？", "陌生号码: 10086的", "官方账号: 恭喜您", "时间: 12:30见", "1号: 5000元\n嘉宾2号: 三万",
+    "甲: 5000元", "客户: 123", "对方: 金额：5000元"])
+def test_a_speaker_may_be_called_like_an_entry_and_talk_of_numbers(text):
+    assert normalise(text) == text and split_lines(text)[0][0] == text.partition(": ")[0]
 
 
 def test_long_numbers_are_told_from_names_at_once():

@@ -166,6 +166,17 @@ def test_a_keyword_that_is_no_target_is_refused_before_anything_is_read(misspelt
         calibrate_checkpoint("no model", "no checkpoint", "no data", **misspelt)
 
 
+def test_two_targets_are_refused_and_not_the_second_forgotten():
+    two = {"best_f1": True, "wanted_precision": 0.9}
+    for refused in (lambda: choose_threshold(TRUE, SCORES, **two), lambda: calibrate(TRUE, SCORES, Decision(), **two),
+                    lambda: calibrate_checkpoint("no model", "no checkpoint", "no data", **two)):
+        with pytest.raises(TypeError, match="one target .* not .*best_f1"):
+            refused()
+    assert choose_threshold(TRUE, SCORES, best_f1=False, wanted_precision=1.0) == pytest.approx(0.75)
+    with pytest.raises(TypeError, match="no target; .*best_f1"):
+        choose_threshold(TRUE, SCORES)
+
+
 def test_without_a_target_the_threshold_moves_with_the_temperature_and_no_answer_changes():
     y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.02, 0.97])
     before = Decision(threshold=0.65)
