@@ -62,8 +62,13 @@ def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], runs_
 
 
 @functools.lru_cache(KEPT)
+def _contents(text: str) -> tuple[str, ...]:
+    """What is said in each line."""
+    return tuple(content for _, content in split_lines(normalise(text)))
+
+
 def _said(text: str) -> str:
-    return "".join(content for _, content in split_lines(normalise(text)))
+    return "".join(_contents(text))
 
 
 def _runs(said: str, length: int) -> set[str]:
@@ -122,7 +127,7 @@ def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list
 
 def whole_lines(text: str) -> set[str]:
     """What is said in a dialogue's lines of at least 10 characters."""
-    return {content for _, content in split_lines(normalise(text)) if len(content) >= LINE_OF_SOME_LENGTH}
+    return {content for content in _contents(text) if len(content) >= LINE_OF_SOME_LENGTH}
 
 
 def overlap(records: Sequence[dict], others: Sequence[dict]) -> dict:
