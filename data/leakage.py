@@ -1,10 +1,9 @@
 """What two sets of dialogues have in common: cases, whole lines, runs of characters, near-duplicates."""
 
-import collections
 import functools
-import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import NamedTuple
 
 from .normalise import normalise
 from .records import Skipped, read_records
@@ -17,101 +16,134 @@ KEPT = 2**17  # texts of which what is said is kept: of a preparation each is co
 REMEMBERED = 4096  # texts whose runs are kept for the next comparison
 
 
-def near_duplicates(texts: Sequence[str], others: Sequence[str], *, threshold: float = 0.8) -> list[bool]:
-    """For each text, whether some other text has a Jaccard similarity of at least `threshold`.
+class Common(NamedTuple):
+    """What a text has in common with `Known` ones.
 
-    Similarity is over sets of character 5-grams of what is said, whoever says it; it is exact (an inverted
-    index finds the candidates), not sampled as in MinHash.
+    Attributes:
+        is_near: whether it is a near-duplicate of one.
+        holds_half: whether it holds half of the runs of 20 characters of one, or more.
+        runs: its runs of 20 characters that stand in any.
+        lines: its `whole_lines` that stand in any.
     """
-    texts, others = list(map(_said, texts)), list(dict.fromkeys(map(_said, others)))
-    few = None if len(texts) >= len(others) else {shingle for text in texts for shingle in _runs(text, SHINGLE)}
-    index: dict[str, list[int]] = collections.defaultdict(list)
-    sizes = []
-    for number, other in enumerate(others):
-        shingles = _runs(other, SHINGLE)
-        sizes.append(len(shingles))
-        for shingle in shingles if few is None else shingles & few:  # all that need be indexed
-            index[shingle].append(number)
-    runs_of = _remembered(others, SHINGLE)
-    found = {text: _has_near_duplicate(_runs(text, SHINGLE), index, sizes, runs_of, threshold) for text in set(texts)}
-    return [found[text] for text in texts]
+
+    is_near: bool = False
+    holds_half: bool = False
+    runs: Set[str] = frozenset()
+    lines: Set[str] = frozenset()
+
+    @property
+    def repeats(self) -> bool:
+        return self.is_near or self.holds_half
 
 
-def _has_near_duplicate(shingles: set[str], index: dict, sizes: list[int], runs_of: Callable[[int], set[str]],
-                        threshold: float) -> bool:
-    # Two sets this alike differ in at most (1 - threshold) of the smaller one's shingles, so any larger
-    # part of them has one in common: only the rarest shingles need their candidates looked up. What all calls
-    # begin with is in none of these, or it is most of the text and the first candidate is a duplicate.
-    # Rarest of all are those that no other has: most texts have so many of these that no candidate is left.
-    shared = [shingle for shingle in shingles if shingle in index]
-    to_look_up = len(shared) - int(threshold * len(shingles)) + 1
-    if to_look_up < 1:
-        return False
-    tried = set()
-    for shingle in sorted(shared, key=lambda shingle: len(index[shingle]))[:to_look_up]:
-        for number in index[shingle]:
-            if number in tried:
-                continue
-            tried.add(number)
-            smaller, larger = sorted((len(shingles), sizes[number]))
-            if smaller / larger >= threshold:
-                common = len(shingles & runs_of(number))
-                if common / (smaller + larger - common) >= threshold:
-                    return True
-    return False
+class Known:
+    """Texts that others are compared with. Each of these is read once, and each of the others compared once.
+
+    What is said counts, whoever says it. Near-duplicates have a Jaccard similarity of at least `threshold`, over sets
+    of character 5-grams; it is exact (an inverted index finds the candidates), not sampled as in MinHash.
+    """
+
+    def __init__(self, texts: Iterable[str], *, threshold: float = 0.8) -> None:
+        texts = list(dict.fromkeys(texts))
+        said = list(dict.fromkeys(map(_said, texts)))
+        self._shingles, self._runs = _Index(said, SHINGLE), _Index(said, RUN)
+        self._lines = set().union(*map(whole_lines, texts))
+        self._threshold = threshold
+        self._found: dict[str, Common] = {}
+
+    def compare(self, texts: Sequence[str]) -> list[Common]:
+        """What each of `texts` has in common with these."""
+        if not self._runs.said:  # nothing is held out
+            return [Common()] * len(texts)
+        new = [text for text in dict.fromkeys(texts) if text not in self._found]
+        shingles = {text: shared for text in new if (shared := self._telling_shingles(text)[0])}
+        runs = {text: _runs(_said(text), RUN) & self._runs.known for text in new}
+        self._shingles.locate(shingles.values())
+        self._runs.locate(runs.values())
+        for text in new:
+            near = self.near(text) if text in shingles else iter(())
+            held = self._runs.alike(runs[text], lambda common, size: 2 * common >= size)
+            self._found[text] = Common(_is_any(near), _is_any(held), runs[text], whole_lines(text) & self._lines)
+        return [self._found[text] for text in texts]
+
+    def near(self, text: str, besides: Set[str] = frozenset()) -> Iterator[str]:
+        """What is said in those that `text`, one of those compared, nearly repeats, apart from `besides`."""
+        shared, size_of_text = self._telling_shingles(text)
+        return self._shingles.alike(shared, lambda common, size: (
+            common / (size_of_text + size - common) >= self._threshold), besides)
+
+    def _telling_shingles(self, text: str) -> tuple[Set[str], int]:
+        """The 5-grams of `text` that stand in any of these, or none if too few do to be near one; how many it has."""
+        shingles = _runs(_said(text), SHINGLE)
+        shared = shingles & self._shingles.known
+        return shared if len(shared) / len(shingles) >= self._threshold else frozenset(), len(shingles)
+
+
+class _Index:
+    """Which of some texts hold which runs of `length` characters."""
+
+    def __init__(self, said: Sequence[str], length: int) -> None:
+        self.said, self.length = said, length
+        self.known: set[str] = set()
+        self.sizes = []
+        for text in said:
+            runs = _runs(text, length)
+            self.known |= runs
+            self.sizes.append(len(runs))
+        self.places: dict[str, list[int]] = {}
+        # Sets of all of them would need fifty times the memory of the texts.
+        self.runs_at = functools.lru_cache(REMEMBERED)(lambda place: _runs(said[place], length))
+
+    def locate(self, wanted: Iterable[Set[str]]) -> None:
+        """Notes which texts hold the runs wanted, small texts first; of all runs that would take much memory."""
+        new = set().union(*wanted) - self.places.keys()
+        self.places.update((run, []) for run in new)
+        for place in sorted(range(len(self.said)), key=self.sizes.__getitem__) if new else ():
+            for run in new & _runs(self.said[place], self.length):
+                self.places[run].append(place)
+
+    def alike(self, shared: Set[str], enough: Callable[[int, int], bool], besides: Set[str] = frozenset()
+              ) -> Iterator[str]:
+        """The texts, apart from `besides`, that have enough in common with another.
+
+        Args:
+            shared: the other's runs that stand in any of these; `locate` was given them.
+            enough: whether so many runs in common are enough for a text of so many.
+        """
+        # A text without the first runs has no more than those that are left in common. The rarest come first: what all
+        # calls begin with comes last, when so little is left that only short texts are looked at.
+        tried = set()
+        rarest_first = sorted(shared, key=lambda run: len(self.places[run]))
+        for left, run in zip(range(len(shared), 0, -1), rarest_first):
+            if not enough(left, left):  # even for a text that has no others
+                return
+            for place in self.places[run]:
+                size = self.sizes[place]
+                if not enough(left, size):  # nor for the rest, which are larger
+                    break
+                if place not in tried and enough(size, size) and self.said[place] not in besides:
+                    tried.add(place)
+                    if enough(len(shared & self.runs_at(place)), size):
+                        yield self.said[place]
+
+
+def _is_any(found: Iterator[str]) -> bool:
+    return next(found, None) is not None
 
 
 @functools.lru_cache(KEPT)
+def _contents(text: str) -> tuple[str, ...]:
+    """What is said in each line."""
+    return tuple(content for _, content in split_lines(normalise(text)))
+
+
 def _said(text: str) -> str:
-    return "".join(content for _, content in split_lines(normalise(text)))
+    return "".join(_contents(text))
 
 
 def _runs(said: str, length: int) -> set[str]:
+    """The runs of so many characters; a text shorter than that is one run."""
     return {said[i:i + length] for i in range(max(1, len(said) - length + 1))}
-
-
-def _remembered(others: Sequence[str], length: int) -> Callable[[int], set[str]]:
-    """The runs of the other with a number: sets of all of them would need fifty times the memory of the texts."""
-    return functools.lru_cache(REMEMBERED)(lambda number: _runs(others[number], length))
-
-
-def rows_with_half_their_runs(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
-    """For each text, whether half of its runs of 20 characters or more stand in `others`, in one or in several.
-
-    Runs are those of what is said, whoever says it; a text shorter than that is one run.
-    """
-    runs_of = [_runs(_said(text), RUN) for text in texts]
-    wanted = set().union(*runs_of)
-    shared = set().union(*(wanted & _runs(_said(other), RUN) for other in others))
-    return [2 * len(runs & shared) >= len(runs) for runs in runs_of]
-
-
-def rows_that_repeat_most_of(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
-    """For each text, whether it holds half of the runs of 20 characters of some other text, or more."""
-    texts, others = list(map(_said, texts)), list(dict.fromkeys(map(_said, others)))
-    frequency = collections.Counter(run for other in others for run in _runs(other, RUN))
-    index: dict[str, list[int]] = collections.defaultdict(list)
-    sizes = []
-    for number, other in enumerate(others):
-        runs = _runs(other, RUN)
-        sizes.append(len(runs))
-        for run in sorted(runs, key=frequency.__getitem__)[:len(runs) // 2 + 1]:  # half hold one of these
-            index[run].append(number)
-    runs_of = _remembered(others, RUN)
-
-    def repeats(text: str) -> bool:
-        runs = _runs(text, RUN)
-        candidates = {number for run in runs & index.keys() for number in index[run]}
-        return any(2 * len(runs & runs_of(number)) >= sizes[number] for number in candidates)
-
-    found = {text: repeats(text) for text in set(texts)}
-    return [found[text] for text in texts]
-
-
-def rows_that_repeat(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
-    """For each text, whether it nearly repeats some other text, or holds half of its runs of 20 characters or more."""
-    nearly, most = near_duplicates(texts, others), rows_that_repeat_most_of(texts, others)
-    return [either or half for either, half in zip(nearly, most, strict=True)]
 
 
 def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list[bool]:
@@ -122,12 +154,34 @@ def rows_sharing_a_line(records: Sequence[dict], others: Sequence[dict]) -> list
 
 def whole_lines(text: str) -> set[str]:
     """What is said in a dialogue's lines of at least 10 characters."""
-    return {content for _, content in split_lines(normalise(text)) if len(content) >= LINE_OF_SOME_LENGTH}
+    return {content for content in _contents(text) if len(content) >= LINE_OF_SOME_LENGTH}
 
 
-def overlap(records: Sequence[dict], others: Sequence[dict]) -> dict:
-    """How much of `records` stands in `others` too: cases and near-duplicates (counts), lines and runs (shares)."""
-    return _overlaps({"": records}, others)[""]
+def overlap(records: Sequence[dict], others: Sequence[dict], known: Known | None = None) -> dict:
+    """How much of `records` stands in `others` too: cases and near-duplicates (counts), lines and runs (shares).
+
+    A record counts for runs if half of its runs of 20 characters or more stand in `others`, in one or in several.
+
+    Args:
+        known: the texts of `records`, if there is one already; it may know more.
+    """
+    known = known or Known(record["input"] for record in records)
+    near, runs, lines = set(), set(), set()
+    other_texts = [other["input"] for other in others]
+    for text, common in zip(other_texts, known.compare(other_texts), strict=True):
+        runs |= common.runs
+        lines |= common.lines
+        if common.is_near:
+            near.update(known.near(text, besides=near))
+    cases = {other["case"] for other in others if other.get("case")}
+    texts = [record["input"] for record in records]
+    runs_of = [_runs(_said(text), RUN) for text in texts]
+    return {
+        "shared_cases": len(cases & {record.get("case") for record in records}),
+        "near_duplicates": sum(_said(text) in near for text in texts),
+        "rows_sharing_a_line": sum(not lines.isdisjoint(whole_lines(text)) for text in texts) / len(texts),
+        "rows_with_half_their_runs": sum(2 * len(own & runs) >= len(own) for own in runs_of) / len(texts),
+    }
 
 
 def overlap_with_file(records: Sequence[dict], path: str) -> dict:
@@ -135,34 +189,20 @@ def overlap_with_file(records: Sequence[dict], path: str) -> dict:
     return overlap(records, read_records(path, Skipped()))
 
 
-def _overlaps(parts: dict[str, Sequence[dict]], others: Sequence[dict]) -> dict[str, dict]:
-    """`overlap` of each of `parts`, which reads `others` once for all of them."""
-    records = [record for part in parts.values() for record in part]
-    texts, other_texts = ([record["input"] for record in those] for those in (records, others))
-    repeats = iter(near_duplicates(texts, other_texts))
-    lines = iter(rows_sharing_a_line(records, others))
-    runs = iter(rows_with_half_their_runs(texts, other_texts))
-    cases = {other["case"] for other in others if other.get("case")}
-    return {name: {
-        "shared_cases": len(cases & {record.get("case") for record in part}),
-        "near_duplicates": sum(itertools.islice(repeats, len(part))),
-        "rows_sharing_a_line": sum(itertools.islice(lines, len(part))) / len(part),
-        "rows_with_half_their_runs": sum(itertools.islice(runs, len(part))) / len(part),
-    } for name, part in parts.items()}
-
-
-def leakage_report(splits: dict[str, list[dict]], *, seed: int = 0) -> dict:
+def leakage_report(splits: dict[str, list[dict]], known: Known | None = None, *, seed: int = 0) -> dict:
     """Overlap of each part with train, of test with eval, and the overlap had shuffled segments been split.
 
     Args:
         splits: train, eval and test; optionally others, that are compared with train.
+        known: the texts of all parts but train, if there is one already.
     """
     pool = [record for name in ("train", "eval", "test") for record in splits[name]]
     random.Random(seed).shuffle(pool)
     n_eval = len(splits["eval"])
     shuffled = rows_sharing_a_line(pool[:n_eval], pool[n_eval:])
-    parts = {f"{name} against train": records for name, records in splits.items() if name != "train" and records}
+    leakage = {f"{name} against train": overlap(records, splits["train"], known)
+               for name, records in splits.items() if name != "train" and records}
     return {
-        "leakage": {**_overlaps(parts, splits["train"]), "test against eval": overlap(splits["test"], splits["eval"])},
+        "leakage": {**leakage, "test against eval": overlap(splits["test"], splits["eval"])},
         "if_segments_were_shuffled": {"rows_sharing_a_line": sum(shuffled) / n_eval},
     }

@@ -47,7 +47,7 @@ TO_FULL = str.maketrans(MARKS, FULL_MARKS)
 
 def is_blank(text: str) -> bool:
     """Whether nothing of a text is to be seen: blanks, line ends and zero-width marks are no dialogue."""
-    return not any(_plain_line(line).strip() for line in text.split("\n"))
+    return not any(line.strip() for line in _plain_characters(text))
 
 
 def normalise(text: str) -> str:

@@ -34,13 +34,13 @@ from .command import command
 from .convert import label_warnings
 from .files import DataError, json_text, require_output, write_together
 from .formats import Reading, add_reading_options, reading_of
-from .leakage import leakage_report
+from .leakage import Known, leakage_report
 from .noise import add_asr_noise, add_dictated_verdict
 from .normalise import normalise
 from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
 from .records import Dialogue, Skipped, call_files, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
-from .split import SHARES, SPLITS, cut_apart, is_fraud, leave_out, rebalance, remove_repeats, split_by_case
+from .split import SHARES, SPLITS, apart_from, cut_apart, is_fraud, leave_out, rebalance, remove_repeats, split_by_case
 
 DICTATED_EVERY = 5  # of the copies with ASR noise
 FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
@@ -92,7 +92,8 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         if Path(path).resolve().parent == Path(output).resolve():
             raise DataError(f"{path}: lies in the folder to write, where it could be replaced; name another --output")
     skipped = Skipped()
-    held_out = [record for path in settings.held_out for record in read_records(path, Skipped())]
+    held_out_records = [record for path in settings.held_out for record in read_records(path, Skipped())]
+    held_out = Known(record["input"] for record in held_out_records)
     read = read_dialogues(source, skipped, settings.reading)
     dialogues = leave_out(read, held_out, settings.lengths)
     ordinary, source_of = deal_ordinary(settings.ordinary, skipped, seed=settings.seed)
@@ -106,16 +107,16 @@ def prepare(source: str | Path, output: str | Path, settings: Settings = Setting
         records = with_source(cut_apart(members, settings.lengths, held_out), source_of)
         splits[part] = splits.get(part, []) + records
     cut = {name: len(records) for name, records in splits.items()}
-    removed = remove_repeats(splits)
-    balance = _make_train(splits, held_out, settings)
+    removed, judged_on = remove_repeats(splits)
+    balance = _make_train(splits, judged_on, held_out, settings)
     _refuse_one_label(splits, source, dialogues, removed)
-    leakage = leakage_report(splits, seed=settings.seed)
+    leakage = leakage_report(splits, judged_on, seed=settings.seed)
     shared = [f"{leak['rows_with_half_their_runs']:.1%} of the rows of {pair} hold mostly words of the latter: the "
               "same calls may be in both with another beginning; take out one of each"
               for pair, leak in leakage["leakage"].items() if leak["rows_with_half_their_runs"] >= MUCH_SHARED]
     report = {
         "settings": _plain(asdict(settings)),
-        "held_out": {"files": [Path(path).name for path in settings.held_out], "records": len(held_out),
+        "held_out": {"files": [Path(path).name for path in settings.held_out], "records": len(held_out_records),
                      "dialogues_left_out": len(read) - len(dialogues)},
         "skipped_lines": len(skipped),
         "skipped": [Path(place).name for place in skipped.places],
@@ -164,7 +165,7 @@ def _dictated(record: dict, seed: int) -> dict:
     return {**record, "input": text, **({"line_labels": [*labels[:at], False, *labels[at:]]} if labels else {})}
 
 
-def _make_train(splits: dict[str, list[dict]], held_out: Sequence[dict], settings: Settings) -> dict:
+def _make_train(splits: dict[str, list[dict]], judged_on: Known, held_out: Known, settings: Settings) -> dict:
     """Rebalances and augments train in place, shuffles every part; returns what there was and what was kept."""
     train = splits["train"]
     kept = rebalance(train, negatives_per_positive=settings.negatives_per_positive,
@@ -173,10 +174,8 @@ def _make_train(splits: dict[str, list[dict]], held_out: Sequence[dict], setting
         raise DataError(f"--negatives-per-positive {settings.negatives_per_positive:g}: no record of one label would "
                         f"be left of the {len(train)} of train; give a ratio nearer to 1, or all")
     # Noise may make a copy nearly the same as a segment that its original only resembles.
-    judged_on = [record for name, records in splits.items() if name != "train" for record in records]
-    copies = {"train": augment(kept, settings.augment, seed=settings.seed)[len(kept):], "test": [*judged_on, *held_out]}
-    remove_repeats(copies)
-    splits["train"] = [*kept, *copies["train"]]
+    copies = augment(kept, settings.augment, seed=settings.seed)[len(kept):]
+    splits["train"] = [*kept, *apart_from(held_out, apart_from(judged_on, copies))]
     for records in splits.values():
         random.Random(settings.seed).shuffle(records)
     before, after = _by_kind(train), _by_kind(kept)

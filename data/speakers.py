@@ -35,7 +35,8 @@ def format_dialogue(lines: list[tuple[str, str]]) -> str:
     A corpus has speakers called ``诈骗者: 李浩`` or nothing at all, and contents of several paragraphs; none of
     them may be mistaken for a line of somebody else.
     """
-    return join_lines([(safe_name(_without_stamp(name)), " ".join(content.split())) for name, content in lines])
+    safe = {name: safe_name(_without_stamp(name)) for name in {name for name, _ in lines}}
+    return join_lines([(safe[name], " ".join(content.split())) for name, content in lines])
 
 
 def _without_stamp(name: str) -> str:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from fractions import Fraction
 
-from .leakage import rows_sharing_a_line, rows_that_repeat
+from .leakage import Known
 from .records import Dialogue
 from .segments import SEGMENT_LENGTHS, cut_dialogue
 
@@ -58,7 +58,7 @@ def deal(dialogues: Sequence[Dialogue], shares: Sequence[float], rng: random.Ran
     return dealt
 
 
-def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: Sequence[int] = SEGMENT_LENGTHS
+def leave_out(dialogues: Sequence[Dialogue], held_out: Known, lengths: Sequence[int] = SEGMENT_LENGTHS
               ) -> list[Dialogue]:
     """The dialogues of which no segment shares a line with a held-out record or repeats one; see `remove_repeats`.
 
@@ -71,7 +71,7 @@ def leave_out(dialogues: Sequence[Dialogue], held_out: Sequence[dict], lengths: 
     return [dialogue for dialogue in dialogues if dialogue.case not in cases or dialogue.category not in left]
 
 
-def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Sequence[dict], *,
+def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: Known, *,
               labels: str = "lines") -> list[dict]:
     """The segments of `dialogues` that share no line with a held-out record and repeat none; see `remove_repeats`."""
     segments = [record for dialogue in dialogues for record in cut_dialogue(dialogue, lengths, labels)]
@@ -79,29 +79,35 @@ def cut_apart(dialogues: Sequence[Dialogue], lengths: Sequence[int], held_out: S
     return [record for record, repeats in zip(segments, repeated, strict=True) if not repeats]
 
 
-def _repeats(segments: Sequence[dict], held_out: Sequence[dict]) -> list[bool]:
+def _repeats(segments: Sequence[dict], held_out: Known) -> list[bool]:
     """For each segment, whether it shares a whole line with some held-out record, or repeats one."""
-    if not held_out:
-        return [False] * len(segments)
-    repeats = rows_that_repeat([segment["input"] for segment in segments], [record["input"] for record in held_out])
-    return [either or line for either, line in zip(repeats, rows_sharing_a_line(segments, held_out), strict=True)]
+    found = held_out.compare([segment["input"] for segment in segments])
+    return [common.repeats or bool(common.lines) for common in found]
 
 
-def remove_repeats(splits: dict[str, list[dict]]) -> dict[str, int]:
-    """Removes, in place, segments that repeat one of a dearer part (`DEARER`); returns how many each part lost.
+def apart_from(known: Known, records: Sequence[dict]) -> list[dict]:
+    """The records that repeat none of `known`; see `remove_repeats`."""
+    found = known.compare([record["input"] for record in records])
+    return [record for record, common in zip(records, found, strict=True) if not common.repeats]
+
+
+def remove_repeats(splits: dict[str, list[dict]]) -> tuple[dict[str, int], Known]:
+    """Removes, in place, segments that repeat one of a dearer part (`DEARER`).
 
     A segment repeats another by near-duplication, and where it holds half of the other's runs of 20 characters: a call
     that was cut elsewhere.
+
+    Returns:
+        How many each part lost; and what the last of them, which is train, was compared with.
     """
-    removed = dict.fromkeys(splits, 0)
+    removed, known = dict.fromkeys(splits, 0), Known(())
     for name, dearer in DEARER.items():
-        others = [record["input"] for other in dearer for record in splits.get(other, ())]
-        if name not in splits or not others:
-            continue
-        repeats = rows_that_repeat([record["input"] for record in splits[name]], others)
-        splits[name] = [record for record, repeated in zip(splits[name], repeats, strict=True) if not repeated]
-        removed[name] = sum(repeats)
-    return removed
+        if name in splits:
+            known = Known(record["input"] for other in dearer for record in splits.get(other, ()))
+            kept = apart_from(known, splits[name])
+            removed[name] = len(splits[name]) - len(kept)
+            splits[name] = kept
+    return removed, known
 
 
 def rebalance(records: Sequence[dict], *, negatives_per_positive: float | None = 1.0,

@@ -8,18 +8,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data import leakage
-from data.leakage import (
-    leakage_report,
-    near_duplicates,
-    overlap,
-    rows_sharing_a_line,
-    rows_that_repeat_most_of,
-    rows_with_half_their_runs,
-)
+from data.leakage import Common, Known, leakage_report, overlap, rows_sharing_a_line
 
 
 def record(text, case=None, label=True):
     return {"input": text, "label": label, **({"case": case} if case else {})}
+
+
+def near_duplicates(texts, others, threshold=0.8):
+    return [common.is_near for common in Known(others, threshold=threshold).compare(texts)]
+
+
+def rows_that_repeat_most_of(texts, others):
+    return [common.holds_half for common in Known(others).compare(texts)]
 
 
 # ---------------------------------------------------------------------------------------------- near-duplicates
@@ -103,7 +104,8 @@ SAID = "".join(chr(0x4E00 + i) for i in range(24))  # five runs of 20 characters
 ])
 def test_half_of_a_texts_runs_may_stand_in_several_others(others, expected):
     text = f"甲: {SAID[:9]}\n乙: {SAID[9:]}"
-    assert rows_with_half_their_runs([text], [f"丙: {other}" for other in others]) == [expected]
+    found = overlap([record(text)], [record(f"丙: {other}") for other in others])
+    assert found["rows_with_half_their_runs"] == expected
 
 
 def test_a_text_repeats_another_that_it_holds_half_of():
@@ -168,5 +170,21 @@ def test_a_text_is_normalised_once_however_often_it_is_compared(monkeypatch):
     read = []
     monkeypatch.setattr(leakage, "normalise", lambda text: read.append(text) or text)
     for _ in range(2):
-        leakage.rows_that_repeat(texts, texts[:1])
+        Known(texts[:1]).compare(texts)
     assert sorted(read) == texts
+
+
+@given(texts=TEXTS, others=TEXTS)
+def test_overlap_counts_near_duplicates_as_the_other_way_round(texts, others):
+    records, other_records = ([record(text) for text in those] for those in (texts or [""], others))
+    found = overlap(records, other_records)
+    assert found["near_duplicates"] == sum(near_duplicates(texts or [""], others))
+    assert overlap(records, other_records, Known([*texts, "", "丙丁"])) == found
+
+
+def test_a_text_that_was_compared_is_not_compared_again(monkeypatch):
+    known = Known(["甲: 请把验证码告诉我吧"])
+    found = known.compare(["乙: 请把验证码告诉我", "乙: 今天的会议现在开始"])
+    monkeypatch.setattr(leakage, "_runs", None)
+    assert known.compare(["乙: 今天的会议现在开始", "乙: 请把验证码告诉我"]) == found[::-1]
+    assert [common.repeats for common in found] == [True, False] and Known([]).compare(["乙: 好"]) == [Common()]

@@ -11,7 +11,7 @@ import pytest
 from corpora import dialogue, read_splits, write_corpus
 
 from data.files import DataError
-from data.leakage import near_duplicates
+from data.leakage import Known
 from data.noise import add_asr_noise
 from data.ordinary import OrdinarySettings
 from data.prepare import Settings, augment, describe, main, prepare
@@ -114,7 +114,7 @@ def test_noise_goes_into_train_alone(tmp_path):
 def test_a_noisy_copy_that_repeats_what_is_judged_on_is_dropped_and_its_original_stays(tmp_path, judged_on):
     said = "".join(f"{chr(0x5000 + i)}的验证码在银行做吗" for i in range(20))
     noisy = add_asr_noise(f"甲: {said}")
-    assert near_duplicates([f"甲: {said}"], [noisy]) == [False]
+    assert not Known([noisy]).compare([f"甲: {said}"])[0].repeats
     write_corpus(tmp_path / "corpus")
     for name, text in (("甲", said), ("乙", noisy.removeprefix("甲: "))):
         write_dialogues(tmp_path / f"{name}.csv", [dialogue(("甲", text, False), case=name, category=name)])

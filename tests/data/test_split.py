@@ -3,6 +3,7 @@
 import pytest
 from corpora import dialogue
 
+from data.leakage import Known
 from data.split import SPLITS, cut_apart, is_fraud, leave_out, rebalance, remove_repeats, split_by_case
 
 
@@ -75,8 +76,11 @@ def test_near_duplicates_leave_train_for_eval_and_eval_for_test():
         "eval": [record(f"乙: {long}！"), record(f"乙: {other}")],
         "test": [record(f"丙: {long}")],
     }
-    removed = remove_repeats(splits)
+    removed, judged_on = remove_repeats(splits)
     assert removed == {"train": 2, "eval": 1, "test": 0}
+    # Train was compared with the rest of eval and with test.
+    assert [common.repeats for common in judged_on.compare([f"丁: {said}" for said in (long, other, third)])] == \
+        [True, True, False]
     # What repeats within one split stays: it gives nothing away.
     assert splits == {
         "train": [record(f"甲: {third}"), record(f"乙: {third}")],
@@ -145,13 +149,13 @@ HALF, LESS = MORE + SAID[:22], MORE + SAID[:21]  # three of them, and two
                                           ("ordinary_eval", "ordinary")])
 def test_a_segment_that_holds_half_of_one_of_a_dearer_part_leaves(part, dearer):
     splits = {part: [record(f"甲: {HALF}"), record(f"甲: {LESS}")], dearer: [record(f"乙: {SAID}")]}
-    assert remove_repeats(splits) == {part: 1, dearer: 0}
+    assert remove_repeats(splits)[0] == {part: 1, dearer: 0}
     assert splits == {part: [record(f"甲: {LESS}")], dearer: [record(f"乙: {SAID}")]}
 
 
 def test_a_dialogue_that_holds_half_of_a_held_out_record_is_left_out():
     half, less = (dialogue(("甲", said, True), case=said, category="退款") for said in (HALF, LESS))
-    held_out = [record(f"乙: {SAID}")]
+    held_out = Known([f"乙: {SAID}"])
     assert leave_out([half, less], held_out, [300]) == [less]
     assert [segment["input"] for segment in cut_apart([half, less], [300], held_out)] == [f"甲: {LESS}"]
 
@@ -164,7 +168,7 @@ def test_what_is_dropped_depends_on_the_seed():
 def test_of_a_kind_that_held_out_records_touch_everywhere_other_segments_stay():
     lines = [[("客服", chr(0x4E00 + 50 * i + j) * 12, j == 1) for j in range(4)] for i in range(3)]
     long = [dialogue(*of_one, case=f"会议/{i}", category="会议") for i, of_one in enumerate(lines)]
-    touched = [{"input": f"客服: {of_one[0][1]}", "label": False} for of_one in lines]
-    assert leave_out(long, touched) == long and leave_out(long, touched[:2]) == long[2:]
-    segments = cut_apart(long, [12], touched)
-    assert len(segments) == 9 and not any(record["input"] in {row["input"] for row in touched} for record in segments)
+    touched = [f"客服: {of_one[0][1]}" for of_one in lines]
+    assert leave_out(long, Known(touched)) == long and leave_out(long, Known(touched[:2])) == long[2:]
+    segments = cut_apart(long, [12], Known(touched))
+    assert len(segments) == 9 and not any(record["input"] in touched for record in segments)
