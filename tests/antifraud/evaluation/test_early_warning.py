@@ -249,6 +249,17 @@ def test_ordinary_calls_help_to_find_the_threshold_and_tfidf_is_judged_alike(bas
     assert attempt(base, run_folder, corpus, **{"ordinary-eval": corpus / "ordinary_eval.jsonl"}, **names) == 2
 
 
+def test_rows_passed_over_are_named_and_calls_without_a_case_are_their_own(base, run_folder, corpus, capsys):
+    calls = [{"input": "甲: 明天开会吗？", "label": False, "case": ""}, {"input": "", "label": False}]
+    for name in ("ordinary_eval", "ordinary"):
+        write_records(corpus / f"{name}.jsonl", calls)
+    names = {"ordinary-eval": corpus / "ordinary_eval.jsonl", "ordinary": corpus / "ordinary.jsonl"}
+    assert attempt(base, run_folder, corpus, **names) == 0
+    assert json.loads((corpus / "warning.json").read_text())["at"][0]["ordinary"]["non_fraud"] == 1
+    said = capsys.readouterr().err
+    assert f"skipped 2: {names['ordinary-eval']}:2: 'input' is empty; {names['ordinary']}:2: 'input' is empty" in said
+
+
 def test_a_fraud_at_the_end_of_a_call_longer_than_the_context_is_scored_and_its_windows_are_counted(
         base, run_folder, corpus):
     long = [Line("甲", "明天再说吧。" * 30, False)] * 15
