@@ -136,7 +136,7 @@ class BadRequest(ValueError):
 
 
 class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # connections that may wait to be accepted; of five at once, Python's number, more are lost
+    request_queue_size = 128  # connections that may wait to be accepted; Python's five lose those of a burst
 
 
 def make_server(model, tokenizer, port: int = 7860) -> ThreadingHTTPServer:
