@@ -36,11 +36,11 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
 
     Returns:
         ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
-        ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
-        it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
-        ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
-        ``warnings`` (of lines that are joined),
-        ``first`` (good rows as they would be read, or calls), ``read`` (all records or dialogues); and of these
+        ``numbers_return`` (the rows may be lines of calls), ``reading``, ``options`` (none where it is of the project's
+        own format), ``refused`` (why they are needed, where it is nearly so), ``becomes`` ("records" or "dialogues"),
+        ``rows``, ``good``, ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each
+        with its place), ``warnings`` (of lines that are joined), ``first`` (good rows as they would be read, or calls),
+        ``read`` (all records or dialogues); and of these
         ``labels`` (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text
         appears before) and ``contradictions`` (texts that appear with both labels). A dialogue is fraud if a line is.
 
@@ -50,8 +50,10 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     reading, source, sample = find_reading(path, dict(given or {}))
     refused = _first_refused(path) if reading == Reading() and source.kind == "JSON Lines" else ""
     good, skipped, problems = _read_all(path, reading)
+    other_sheets = _other_sheets(path, reading)
     if not (good or skipped or problems):
-        raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md")
+        others = f"; name another sheet with --sheet: {', '.join(other_sheets)}" if other_sheets else ""
+        raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md{others}")
     read = dialogues_of(path, good) if reading.layout in LINES else good
     if reading.layout == "lines":
         read = calls_of(read, {})
@@ -63,9 +65,9 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "path": str(path),
         "kind": source.kind,
         "encoding": None if source.kind == "Excel workbook" else reading.encoding,
-        "other_sheets": [name for name in workbook_sheets(path, read_bytes(path)) if name != reading.sheet]
-        if reading.sheet else [],
+        "other_sheets": other_sheets,
         "columns": list(dict.fromkeys(key for row in sample for key in row)),
+        "numbers_return": _numbers_return(sample),
         "reading": reading,
         "options": [] if _is_native(source, reading) and not refused else reading.options(),
         "refused": refused,
@@ -84,6 +86,10 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "problems": problems,
         "read": read,
     }
+
+
+def _other_sheets(path: str | Path, reading: Reading) -> list[str]:
+    return [name for name in workbook_sheets(path, read_bytes(path)) if name != reading.sheet] if reading.sheet else []
 
 
 def _text(item: dict | Dialogue) -> str:
@@ -233,6 +239,15 @@ def _return(columns: Sequence[str], sample: Sequence[dict]) -> bool:
     return "" in cases or len(cases) < len(sample)
 
 
+def _numbers_return(sample: Sequence[dict]) -> bool:
+    """Whether a column that may number calls holds one of its numbers twice."""
+    for name in ("case", *SYNONYMS["case"]):
+        numbers = [str(row[name]) for row in sample if row.get(name) not in ("", None)]
+        if len(set(numbers)) < len(numbers):
+            return True
+    return False
+
+
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
     """How often the file writes which label, where it is no boolean."""
     if reading.layout == "messages":
@@ -282,7 +297,8 @@ def describe(report: dict) -> str:
         lines.append(f"  without them: {report['refused']}")
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
-    if reading.layout in ("records", "texts") and {"speaker", "说话人", "发言人", "角色"} & set(report["columns"]):
+    names_speakers = {"speaker", "说话人", "发言人", "角色"} & set(report["columns"])
+    if reading.layout in ("records", "texts") and (names_speakers or report["numbers_return"] and report["options"]):
         lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues, or "
                      "--layout lines without labels, and --columns case=NAME for the column that names the dialogue")
     lines += _numbers(report)

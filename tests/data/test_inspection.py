@@ -174,6 +174,26 @@ def test_a_workbook_names_the_sheet_where_there_are_several(tmp_path):
     assert (report["reading"].sheet, report["other_sheets"]) == (book.sheetnames[0], ["二"])
     assert "二" in describe(report)
     assert inspect(path, {"sheet": "二"})["first"] == [{"input": "爬山", "label": False}]
+    book.create_sheet("说明", 0).append(("本表为通话",))  # the first is no data
+    book.save(path)
+    with pytest.raises(DataError, match="no rows in it; .* name another sheet with --sheet: Sheet, 二"):
+        inspect(path)
+
+
+def test_names_of_columns_that_break_in_a_narrow_cell_are_one_line(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in ("通话\n内容", "是否\r\n诈骗"), ("转账", "是"), ("爬山", "否"):
+        book.active.append(row)
+    book.save(tmp_path / "f.xlsx")
+    assert inspect(tmp_path / "f.xlsx")["reading"] == Reading(columns={"input": "通话内容", "label": "是否诈骗"},
+                                                              label_values=YES_NO)
+
+
+def test_a_table_that_pandas_wrote_column_by_column_is_told_how_to_write_rows(tmp_path):
+    for columns in {"input": ["转账"], "label": [1]}, {"input": {"0": "转账"}, "label": {"0": 1}}:
+        problem, = inspect(written(tmp_path, "f.json", columns))["problems"]
+        assert "orient='records'" in problem and "--label-values" not in problem
 
 
 # ----------------------------------------------------------------------------------------------------- the command
