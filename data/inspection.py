@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from .command import command
 from .convert import calls_of, conversion, convert, join_warnings, label_warnings, suffixes_of
 from .files import DataError, grouped, how_to_read
@@ -40,9 +42,9 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         own format), ``refused`` (why they are needed, where it is nearly so), ``becomes`` ("records" or "dialogues"),
         ``rows``, ``good``, ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each
         with its place), ``warnings`` (of lines that are joined), ``first`` (good rows as they would be read, or calls),
-        ``read`` (all records or dialogues); and of these
-        ``labels`` (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text
-        appears before) and ``contradictions`` (texts that appear with both labels). A dialogue is fraud if a line is.
+        ``read`` (all records or dialogues); and of these ``labels`` (fraud, non-fraud; a dialogue is fraud if a line
+        is), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text appears before) and
+        ``contradictions`` (texts that appear with both labels).
 
     Raises:
         DataError: no such file, or one that is none of the known kinds.
@@ -104,7 +106,8 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
     """(good rows, places of skipped rows, problems)."""
     good, skipped, problems = [], [], []
     try:
-        for number, row in (dialogue_rows if reading.layout in LINES else record_rows)(path, reading):
+        rows = (dialogue_rows if reading.layout in LINES else record_rows)(path, reading)
+        for number, row in tqdm(rows, desc="reading", unit=" rows", delay=2, disable=None):
             if isinstance(row, DataError):
                 problems.append(str(row))
             elif row is None or isinstance(row, str):
@@ -241,11 +244,8 @@ def _return(columns: Sequence[str], sample: Sequence[dict]) -> bool:
 
 def _numbers_return(sample: Sequence[dict]) -> bool:
     """Whether a column that may number calls holds one of its numbers twice."""
-    for name in ("case", *SYNONYMS["case"]):
-        numbers = [str(row[name]) for row in sample if row.get(name) not in ("", None)]
-        if len(set(numbers)) < len(numbers):
-            return True
-    return False
+    cells = ([str(row[key]) for row in sample if row.get(key) not in ("", None)] for key in ("case", *SYNONYMS["case"]))
+    return any(len(set(numbers)) < len(numbers) for numbers in cells)
 
 
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:

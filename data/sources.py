@@ -8,7 +8,10 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+from tqdm import tqdm
 
 from .files import DataError, how_to_read, one_line, refuse_lfs_pointer, require_input
 from .transcripts import SPEAKER
@@ -233,6 +236,7 @@ def _csv_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[in
                         "and quotes in it are doubled") from None
 
 
+@lru_cache(1)  # --inspect asks three times, and a thousand rows take a tenth of a second
 def workbook_sheets(path: str | Path, content: bytes) -> dict:
     """The sheets of an Excel workbook that hold something, by name."""
     try:
@@ -240,7 +244,9 @@ def workbook_sheets(path: str | Path, content: bytes) -> dict:
     except ImportError:
         raise DataError(f"{path}: is an Excel workbook; to read it: pip install openpyxl (or save it as CSV)") from None
     try:
-        sheets = openpyxl.load_workbook(io.BytesIO(content), data_only=True).worksheets
+        with tqdm.wrapattr(io.BytesIO(content), "read", total=len(content), desc=Path(path).name, delay=2,
+                           disable=None) as file:
+            sheets = openpyxl.load_workbook(file, data_only=True).worksheets
     except Exception as error:  # a zip file of any other kind fails anywhere in there
         raise DataError(f"{path}: an archive, but not an Excel workbook ({one_line(error)}); unpack it") from None
     return {sheet.title: sheet for sheet in sheets if sheet.max_row > 1 or sheet["A1"].value is not None}

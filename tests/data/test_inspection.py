@@ -180,6 +180,18 @@ def test_a_workbook_names_the_sheet_where_there_are_several(tmp_path):
         inspect(path)
 
 
+def test_a_workbook_is_loaded_once_with_a_bar_for_one_that_takes_long(tmp_path, monkeypatch):
+    openpyxl = pytest.importorskip("openpyxl")
+    book, load, loads = openpyxl.Workbook(), openpyxl.load_workbook, []
+    for sheet in book.active, book.create_sheet("二"):
+        sheet.append(("text",))
+        sheet.append(("转账",))
+    book.save(tmp_path / "f.xlsx")
+    monkeypatch.setattr("openpyxl.load_workbook", lambda file, **options: loads.append(file) or load(file, **options))
+    assert inspect(tmp_path / "f.xlsx")["other_sheets"] == ["二"]
+    assert [type(file).__name__ for file in loads] == ["CallbackIOWrapper"]  # tqdm's, which counts what is read
+
+
 def test_names_of_columns_that_break_in_a_narrow_cell_are_one_line(tmp_path):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
