@@ -314,11 +314,14 @@ def test_transcripts_are_named_as_such_and_the_page_makes_json_lines_of_them(tmp
         if path.suffix != ".json":
             with pytest.raises(DataError, match="docs/data.md"):
                 inspect(path)
+    (tmp_path / "通话" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1\xff")
+    (tmp_path / "通话" / "旧").mkdir()
+    written(tmp_path / "通话", "f.txt", "客服: 您好", "utf-16")
     monkeypatch.chdir(tmp_path)
     exec(re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1], {})
     report = inspect("calls.jsonl")
-    assert [row["id"] for row in report["read"]] == list(TRANSCRIPTS) and not report["problems"]
-    assert report["read"][-1]["input"] == "SPEAKER_00: 您好"
+    assert [row["id"] for row in report["read"]] == [*TRANSCRIPTS, "f.txt"] and not report["problems"]
+    assert [row["input"] for row in report["read"][-2:]] == ["SPEAKER_00: 您好", "客服: 您好"]
     assert inspect(written(tmp_path, "table.txt", "文本,标签\n转账,是\n"))["good"] == 1
 
 
