@@ -189,6 +189,7 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
     if train_path:
+        print("TF-IDF, on all beginnings of all calls: that may take minutes", file=sys.stderr)
         try:
             report["tfidf"] = {"at": _at(calls, _tfidf_scores(train_path, calls), false_alarms)}
         except Exception as error:  # records of one label, say: the rest is worth more

@@ -261,12 +261,13 @@ def test_rows_passed_over_are_named_and_calls_without_a_case_are_their_own(base,
 
 
 def test_a_fraud_at_the_end_of_a_call_longer_than_the_context_is_scored_and_its_windows_are_counted(
-        base, run_folder, corpus):
+        base, run_folder, corpus, capsys):
     long = [Line("甲", "明天再说吧。" * 30, False)] * 15
     kept = [Dialogue(f"退款/{i}", "退款", dialogue("", False, i % 2 == 0).lines) for i in range(7)]
     write_dialogues(corpus / "退款.csv", [*kept, Dialogue("退款/7", "退款", (*long, Line("甲", "转", True)))])
     write_records(corpus / "train.jsonl", [{"input": "甲: 好", "label": True}] * 2)
     assert attempt(base, run_folder, corpus, train=corpus / "train.jsonl") == 0
+    assert "may take minutes" in capsys.readouterr().err  # has no bar
     report = json.loads((corpus / "warning.json").read_text())
     assert report["windows"]["eval"] == {"calls": 0, "most": 1}
     assert report["windows"]["test"]["calls"] == 1 and report["windows"]["test"]["most"] > 1
