@@ -159,18 +159,23 @@ def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str
                         "those of a table")
     dialogues = list(dialogues)
     for place, dialogue in enumerate(dialogues):
-        if not isinstance(dialogue, str):
-            raise DataError(f"dialogues[{place}] is no text but {type(dialogue).__name__}; leave out what is missing")
+        require_text(dialogue, f"dialogues[{place}]")
         if is_blank(dialogue):  # it would get the score of the question alone
             raise DataError(f"dialogues[{place}] is empty; leave it out")
-        try:
-            dialogue.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(f"dialogues[{place}] holds half a surrogate pair, which is not text; what takes it out: "
-                            "dialogue.encode('utf-8', 'replace').decode()") from None
     lineage = lineage_of(model)
     readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), dialogues, line_aware=lineage.decision.line_aware)
     return predict_readings(model, readings, progress=progress)
+
+
+def require_text(text: object, name: str) -> None:
+    """Raises DataError where `text` is none, and where the tokenizer could not read it."""
+    if not isinstance(text, str):
+        raise DataError(f"{name} is no text but {type(text).__name__}; leave out what is missing")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{name} holds half a surrogate pair, which is not text; what takes it out: "
+                        "text.encode('utf-8', 'replace').decode()") from None
 
 
 def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> np.ndarray:

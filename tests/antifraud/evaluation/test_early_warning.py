@@ -51,6 +51,15 @@ def test_a_growing_dialogue_scores_as_the_dialogue_so_far(random_base):
     np.testing.assert_allclose([growing.add(line) for line in LINES], whole_scores(model, tokenizer, LINES), atol=1e-4)
 
 
+@pytest.mark.parametrize("no_text", [None, float("nan"), 5, "\ud83d"])
+def test_a_line_that_is_no_text_is_refused_and_costs_the_dialogue_nothing(loaded, no_text):
+    growing, other = GrowingDialogue(*loaded), GrowingDialogue(*loaded)
+    assert growing.add(LINES[0]) == other.add(LINES[0])
+    with pytest.raises(DataError, match="the line "):  # "None" was read
+        growing.add(no_text)
+    assert growing.add(LINES[1]) == other.add(LINES[1])
+
+
 def test_with_an_adapter_and_a_temperature_too(loaded):
     model, tokenizer = loaded
     growing = GrowingDialogue(model, tokenizer)
