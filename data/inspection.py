@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .command import command
-from .convert import calls_of, conversion, convert, join_warnings, label_warnings, suffixes_of
+from .convert import calls_of, conversion, convert, join_warnings, label_warnings, spoken_lines, suffixes_of
 from .files import DataError, grouped, how_to_read
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, LINES, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
@@ -40,11 +40,10 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
         ``numbers_return`` (the rows may be lines of calls), ``reading``, ``options`` (none where it is of the project's
         own format), ``refused`` (why they are needed, where it is nearly so), ``becomes`` ("records" or "dialogues"),
-        ``rows``, ``good``, ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each
-        with its place), ``warnings`` (of lines that are joined), ``first`` (good rows as they would be read, or calls),
-        ``read`` (all records or dialogues); and of these ``labels`` (fraud, non-fraud; a dialogue is fraud if a line
-        is), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text appears before) and
-        ``contradictions`` (texts that appear with both labels).
+        ``rows``, ``good``, ``label_words`` (how often which is written), ``skipped`` and ``problems`` (with places),
+        ``warnings`` (of lines that are joined), ``first`` (good rows as they would be read, or calls), ``read`` (all
+        records or dialogues); and of these ``labels`` (a dialogue is fraud if a line is), ``lengths`` (characters),
+        ``duplicates`` (those whose text appears before) and ``contradictions`` (texts that appear with both labels).
 
     Raises:
         DataError: no such file, or one that is none of the known kinds.
@@ -82,7 +81,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
                     "max": max(map(len, texts))} if texts else {},
         "duplicates": len(texts) - len(labels_of),
         "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
-        "warnings": join_warnings([case for case, _ in good], sample, reading) if reading.layout in LINES else [],
+        "warnings": (join_warnings(spoken_lines(path, reading) if skipped else good, sample, reading)
+                     if reading.layout in LINES else []),
         "first": (read if reading.layout == "lines" else good)[:SHOWN_ROWS],
         "skipped": skipped,
         "problems": problems,

@@ -232,6 +232,12 @@ def test_a_number_that_returns_is_warned_of(tmp_path, capsys):
     assert "  warning: dialogues that go on after lines of others: 1, as '000'; " in capsys.readouterr().out
 
 
+def test_a_number_that_returns_in_lines_without_a_label_is_warned_of_too(tmp_path, capsys):
+    again = [*labelled(OF_FIRST), (*LINES[0], "")]
+    assert main(["--inspect", str(table(tmp_path / "f.csv", again))]) == 0
+    assert "  warning: dialogues that go on after lines of others: 1, as '000'; " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("times, back", [
     (("10:00:05", "10:00:01"), True), (("0.9", "0.25"), True), (("2024/5/1 9:59", "2024/5/1 10:00"), False),
     (("0.25", "0.5"), False), (("上午11:59", "下午0:01"), False), (("", "10:00"), False)])
