@@ -246,7 +246,7 @@ def locate_model(model_path: str, *, with_code: bool = False) -> str:
             folder = download(model_id, local_files_only=True, **files)
             print(f"{model_path}: using the copy on this machine ({why})", file=sys.stderr)
             return folder
-        raise DataError(f"{model_path}: no such folder, and no such model to fetch: {why}") from error
+        raise DataError(f"{model_path}: no folder, nor fetched ({why}); give a folder, or modelscope:ID") from error
 
 
 def _downloader(model_path: str):

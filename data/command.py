@@ -11,7 +11,7 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def command(main: Main) -> Main:
-    """`main`, so that it ends in an exit code: 2 with one line for what the user can mend, 130 after Ctrl-C.
+    """`main`, so that it ends in an exit code and one line: 2 for what the user can mend, 130 after Ctrl-C.
 
     A character that the terminal cannot show is written as an escape: printing never costs a result. Where nobody reads
     the output any more, as behind ``| head``, the command ends with 1 and says nothing.
@@ -38,6 +38,7 @@ def command(main: Main) -> Main:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so once more at its end
             return 1
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            print(stop.args[0] if stop.args else "stopped", file=sys.stderr)
             return 130
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .files import DataError, require_paths
 from .formats import Reading
-from .records import Dialogue, dialogue_rows, dialogues_of, write_dialogues, write_records
+from .records import Dialogue, Line, dialogue_rows, dialogues_of, write_dialogues, write_records
 from .sources import SUFFIXES, short
 from .speakers import format_dialogue
 
@@ -91,22 +91,27 @@ def _labelled_calls(report: dict) -> list[dict]:
     The row of the label may be one without words, above the lines of the call.
     """
     path, reading = report["path"], report["reading"]
-    columns = {key: name for key, name in reading.columns.items() if key != "is_fraud"}
-    rows = dialogue_rows(path, replace(reading, layout="lines", columns=columns))
     wordless = replace(reading, columns={**reading.columns, "content": reading.names["case"]})
     labelled = dialogues_of(path, [row for _, row in dialogue_rows(path, wordless) if isinstance(row, tuple)])
-    return calls_of(dialogues_of(path, [row for _, row in rows if isinstance(row, tuple)]),
+    return calls_of(dialogues_of(path, spoken_lines(path, reading)),
                     {dialogue.case: any(line.is_fraud for line in dialogue.lines) for dialogue in labelled})
 
 
-def join_warnings(cases: Sequence[str], sample: Iterable[dict], reading: Reading) -> list[str]:
+def spoken_lines(path: str | Path, reading: Reading) -> list[tuple[str, Line]]:
+    """All lines of a table with the calls that they belong to, those without a label, too."""
+    columns = {key: name for key, name in reading.columns.items() if key != "is_fraud"}
+    rows = dialogue_rows(path, replace(reading, layout="lines", columns=columns))
+    return [row for _, row in rows if isinstance(row, tuple)]
+
+
+def join_warnings(lines: Iterable[tuple[str, Line]], sample: Iterable[dict], reading: Reading) -> list[str]:
     """One line where two calls may have been joined, and one where lines are not as they were spoken.
 
     Args:
-        cases: of all lines, as they follow one another.
+        lines: all of them with their calls, as they follow one another.
         sample: rows, with all their columns.
     """
-    runs = collections.Counter(case for case, _ in itertools.groupby(cases))
+    runs = collections.Counter(case for case, _ in itertools.groupby(case for case, _ in lines))
     again = [case for case, count in runs.items() if count > 1]
     warnings = [f"dialogues that go on after lines of others: {len(again)}, as {short(again[0])!r}; all lines of a "
                 "number are joined: where it was given to two calls, make two numbers of it"] if again else []

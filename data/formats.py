@@ -255,6 +255,9 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
             answers = []
         if len(answers) == 1 and isinstance(answers[0], bool):
             return answers[0]
+    if isinstance(value, (list, dict)):
+        raise DataError(f"column '{column}' must be true or false, found {shown(value)}; if it is all of a table's "
+                        "column, write rows: DataFrame.to_json(FILE, orient='records', lines=True)")
     if value is None or text in ("", "nan"):
         raise DataError(f"column '{column}' is empty; label the row, or remove it (--layout texts scores rows without "
                         "labels)")
@@ -273,7 +276,8 @@ SYNONYMS = {
     "case": ("case_id", "dialogue_id", "dialog_id", "session_id", "session", "call_id", "conversation_id", "会话",
              "会话编号", "会话ID", "案例", "案例编号", "对话编号", "对话ID", "通话编号", "通话ID", "通话流水号",
              "流水号", "录音编号", "录音ID", "录音文件", "id", "编号"),
-    "speaker": ("role", "name", "from", "说话人", "说话者", "发言人", "讲话人", "角色", "姓名"),
+    "speaker": ("role", "name", "from", "说话人", "说话者", "发言人", "讲话人", "角色", "角色类型", "说话角色", "姓名",
+                "channel", "channel_id", "声道", "通道"),
     "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容", "说话内容", "转写文本", "转写内容",
                 "识别文本", "识别结果", "对话内容", "通话内容"),
     "is_fraud": ("label", "fraud", "is_scam", "标签", "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),

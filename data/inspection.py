@@ -14,8 +14,10 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from .command import command
-from .convert import calls_of, conversion, convert, join_warnings, label_warnings, suffixes_of
+from .convert import calls_of, conversion, convert, join_warnings, label_warnings, spoken_lines, suffixes_of
 from .files import DataError, grouped, how_to_read
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, LINES, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
@@ -37,12 +39,11 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     Returns:
         ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
         ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
-        it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``,
-        ``label_words`` (how often the file writes which label), ``skipped`` and ``problems`` (each with its place),
-        ``warnings`` (of lines that are joined),
-        ``first`` (good rows as they would be read, or calls), ``read`` (all records or dialogues); and of these
-        ``labels`` (fraud, non-fraud), ``lengths`` (characters: min, median, max), ``duplicates`` (those whose text
-        appears before) and ``contradictions`` (texts that appear with both labels). A dialogue is fraud if a line is.
+        it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``, ``label_words`` (how often which
+        is written), ``skipped`` and ``problems`` (with places), ``warnings`` (of lines that are joined), ``first``
+        (good rows as they would be read, or calls), ``read`` (all records or dialogues); and of these ``labels`` (a
+        dialogue is fraud if a line is), ``lengths`` (characters), ``duplicates`` (those whose text appears before) and
+        ``contradictions`` (texts that appear with both labels).
 
     Raises:
         DataError: no such file, or one that is none of the known kinds.
@@ -50,8 +51,11 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     reading, source, sample = find_reading(path, dict(given or {}))
     refused = _first_refused(path) if reading == Reading() and source.kind == "JSON Lines" else ""
     good, skipped, problems = _read_all(path, reading)
+    sheets = workbook_sheets(path, read_bytes(path)) if reading.sheet else ()
+    other_sheets = [name for name in sheets if name != reading.sheet]
     if not (good or skipped or problems):
-        raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md")
+        others = f"; name another sheet with --sheet: {', '.join(other_sheets)}" if other_sheets else ""
+        raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md{others}")
     read = dialogues_of(path, good) if reading.layout in LINES else good
     if reading.layout == "lines":
         read = calls_of(read, {})
@@ -63,8 +67,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "path": str(path),
         "kind": source.kind,
         "encoding": None if source.kind == "Excel workbook" else reading.encoding,
-        "other_sheets": [name for name in workbook_sheets(path, read_bytes(path)) if name != reading.sheet]
-        if reading.sheet else [],
+        "other_sheets": other_sheets,
         "columns": list(dict.fromkeys(key for row in sample for key in row)),
         "reading": reading,
         "options": [] if _is_native(source, reading) and not refused else reading.options(),
@@ -78,7 +81,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
                     "max": max(map(len, texts))} if texts else {},
         "duplicates": len(texts) - len(labels_of),
         "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
-        "warnings": join_warnings([case for case, _ in good], sample, reading) if reading.layout in LINES else [],
+        "warnings": (join_warnings(spoken_lines(path, reading) if skipped else good, sample, reading)
+                     if reading.layout in LINES else []),
         "first": (read if reading.layout == "lines" else good)[:SHOWN_ROWS],
         "skipped": skipped,
         "problems": problems,
@@ -98,7 +102,8 @@ def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list
     """(good rows, places of skipped rows, problems)."""
     good, skipped, problems = [], [], []
     try:
-        for number, row in (dialogue_rows if reading.layout in LINES else record_rows)(path, reading):
+        rows = (dialogue_rows if reading.layout in LINES else record_rows)(path, reading)
+        for number, row in tqdm(rows, desc="reading", unit=" rows", delay=2, disable=None):
             if isinstance(row, DataError):
                 problems.append(str(row))
             elif row is None or isinstance(row, str):
@@ -169,7 +174,7 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
     if given["layout"] == "alpaca" and not any(row.get("input") for row in sample):
         found["input"] = "instruction"  # where all is in one text
     given["columns"] = {**found, **given.get("columns", {})}
-    if given["layout"] not in ("texts", *LINES) and "case" not in (*columns, *given["columns"]):
+    if given["layout"] not in LINES and "case" not in (*columns, *given["columns"]):
         given["columns"] |= _calls_of_rows(sample, but=given["columns"].values())
     if "label_values" not in given:
         given["label_values"] = meanings_of(_label_words(sample, Reading(**given)), source.is_table)
@@ -293,7 +298,8 @@ def describe(report: dict) -> str:
         lines.append(f"  without them: {report['refused']}")
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
-    if reading.layout in ("records", "texts") and {"speaker", "说话人", "发言人", "角色"} & set(report["columns"]):
+    names_speakers = {"speaker", "说话人", "发言人", "角色"} & set(report["columns"])
+    if reading.layout in ("records", "texts") and (names_speakers or "case" in reading.columns):
         lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues, or "
                      "--layout lines without labels, and --columns case=NAME for the column that names the dialogue")
     lines += _numbers(report)

@@ -103,7 +103,8 @@ def read_numbered_records(path: str | Path, skipped: Skipped | None = None) -> l
         else:
             skipped_rows.add(f"{path}:{number}: 'input' is empty")
     if not records:
-        raise DataError(f"{path}: no records; expected one JSON object a line with 'input' and 'label'")
+        raise DataError(f"{path}: no records; " + ("'input' is empty in every row" if skipped_rows else
+                                                   "expected one JSON object a line with 'input' and 'label'"))
     if skipped is not None:
         skipped.places += skipped_rows.places
     return records
@@ -365,8 +366,8 @@ def _dialogue_row(row: dict, reading: Reading, is_table: bool) -> tuple[str, Lin
             raise DataError(f"key '{reading.names[key]}' must be a string, found {shown(value)}")
         texts[key] = value.strip()
     if not texts["case"]:
-        raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue (a CSV "
-                        "made of merged cells lacks them: give the workbook itself)")
+        raise DataError(f"column '{reading.names['case']}' is empty; every line belongs to a dialogue: fill the column "
+                        "down (where a CSV was made of merged cells, give the workbook itself)")
     if is_table and SHORTENED.fullmatch(texts["case"]):
         raise DataError(f"column '{reading.names['case']}' holds {texts['case']}, which a spreadsheet made of a longer "
                         "number, and of several the same; export the column as text")

@@ -323,6 +323,10 @@ def main(argv: Sequence[str] | None = None) -> int:
               f"--ordinary-judge {output}/sample_ordinary_judge --train-only {output}/sample_scams_train")
         return 0
     paths = write_sample(args.output, args.dialogues, seed=args.seed)
+    others = sorted({path.name for path in Path(args.output).glob("*.csv")} - {path.name for path in paths})
+    if others:
+        print(f"{args.output}: {len(others)} other CSV files are there, {others[0]} for one, which --source reads, "
+              "too; remove them, or name an empty folder", file=sys.stderr)
     print(f"{args.dialogues} dialogues of {len(paths)} kinds written to {args.output}; "
           f"next: python -m data.prepare --source {output} --output outputs/data")
     return 0

@@ -8,7 +8,10 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+from tqdm import tqdm
 
 from .files import DataError, how_to_read, one_line, refuse_lfs_pointer, require_input
 from .transcripts import SPEAKER
@@ -17,6 +20,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl")
 SUBTITLES = (".srt", ".vtt", ".lrc")
 WORKBOOK = b"PK\x03\x04"  # a zip archive, as any .xlsx is
+WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|meta|table|\?xml)\b", re.IGNORECASE)
 MOST_TITLES = 5  # rows, blank ones too
 BLANK = re.compile("[\\s\ufeff]*")  # files that were joined have byte-order marks inside
 
@@ -40,7 +44,7 @@ def read_bytes(path: str | Path) -> bytes:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    refuse_archive(path, content[:8])
+    refuse_archive(path, content[:4096])
     return content
 
 
@@ -50,6 +54,9 @@ def refuse_archive(path: str | Path, head: bytes) -> None:
         raise DataError(f"{path}: is an old Excel or Word file; save it as .xlsx or as CSV")
     if head.startswith((b"\x1f\x8b", b"PAR1", b"%PDF", b"7z\xbc\xaf", b"Rar!")):
         raise DataError(f"{path}: is an archive or a document, not text; unpack or export it as JSON, CSV or .xlsx")
+    if WEB_PAGE.match(head):
+        raise DataError(f"{path}: is a web page or XML, which some programs save as an .xls; open it in Excel and save "
+                        "it as .xlsx or as CSV")
 
 
 def refuse_other(path: str | Path) -> None:
@@ -225,9 +232,11 @@ def _csv_cells(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[in
             last_good = reader.line_num
             yield last_good, cells
     except csv.Error as error:  # an open quote swallows the rest; it opens in the row after the last good one
-        raise DataError(f"{path}:{last_good + 1}: not CSV ({error})") from None
+        raise DataError(f"{path}:{last_good + 1}: not CSV ({error}); a cell that begins with a quote ends with one, "
+                        "and quotes in it are doubled") from None
 
 
+@lru_cache(1)  # --inspect asks three times, and a thousand rows take a tenth of a second
 def workbook_sheets(path: str | Path, content: bytes) -> dict:
     """The sheets of an Excel workbook that hold something, by name."""
     try:
@@ -235,7 +244,9 @@ def workbook_sheets(path: str | Path, content: bytes) -> dict:
     except ImportError:
         raise DataError(f"{path}: is an Excel workbook; to read it: pip install openpyxl (or save it as CSV)") from None
     try:
-        sheets = openpyxl.load_workbook(io.BytesIO(content), data_only=True).worksheets
+        with tqdm.wrapattr(io.BytesIO(content), "read", total=len(content), desc=Path(path).name, delay=2,
+                           disable=None) as file:
+            sheets = openpyxl.load_workbook(file, data_only=True).worksheets
     except Exception as error:  # a zip file of any other kind fails anywhere in there
         raise DataError(f"{path}: an archive, but not an Excel workbook ({one_line(error)}); unpack it") from None
     return {sheet.title: sheet for sheet in sheets if sheet.max_row > 1 or sheet["A1"].value is not None}
@@ -273,15 +284,20 @@ def _table_rows(path: str | Path, cells: Iterator[tuple[int, list[str]]], pad: b
             if row and names:  # a blank line is nothing; a line of commas is a row
                 yield number, None
         elif names is None:
-            names = [name.strip() for name in row]
+            names = _column_names(row)
             double = next((name for name in names if name and names.count(name) > 1), None)
             if double:
                 raise DataError(f"{path}:{number}: column '{double}' appears twice")
-        elif [name.strip("\ufeff ") for name in row] == names:
+        elif _column_names(row) == names:
             yield number, DataError(f"{path}:{number}: the names of the columns again, as where files were joined; "
                                     "remove the row")
         else:
             yield number, _table_row(f"{path}:{number}", names, row + [""] * (len(names) - len(row)) * pad)
+
+
+def _column_names(row: Sequence[str]) -> list[str]:
+    """The names in a row, without the line breaks of a narrow cell in Excel, which nobody can type in an option."""
+    return [re.sub(r"\s*[\r\n]\s*", "", name.strip("\ufeff").strip()) for name in row]
 
 
 def _without_title(cells: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:

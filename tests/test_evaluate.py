@@ -304,6 +304,12 @@ def test_a_peers_threshold_keeps_the_bound_on_false_alarms_that_the_models_was_f
     assert without["baselines"]["encoder"]["at_threshold"] is None and "threshold of encoder" in without["not_made"]
 
 
+@pytest.mark.parametrize("recall, n_lines", [(None, 0), (0.0, 0), (0.5, 1)])
+def test_no_probe_costs_recall_where_there_is_none(report, recall, n_lines):
+    said = summary({**report, "recall": recall})
+    assert sum("costs the most recall" in line for line in said) == n_lines
+
+
 @pytest.mark.parametrize("rows", [make_records(6), [row for row in make_records(12) if row["label"]]])
 def test_six_rows_and_rows_of_one_label_cost_the_baselines_and_nothing_else(loaded, rows, tmp_path):
     write_records(tmp_path / "few.jsonl", rows)

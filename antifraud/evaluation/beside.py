@@ -1,6 +1,7 @@
 """What a full report needs no model for, done beside the model's work: baselines, label audit, overlap with train."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,9 @@ def start_cpu_work(encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, dev
     run = call if alone else call_in_process
     pool = ThreadPoolExecutor(1 if device == "cpu" else 4)
     submit = _done_first if alone else pool.submit
+    if alone and inputs.progress:
+        print("first, on the one core, baselines, label audit and overlap with train: that may take minutes",
+              file=sys.stderr)
 
     def overlap() -> dict:
         return run("data.leakage", "overlap_with_file", inputs.records, train_path.result())

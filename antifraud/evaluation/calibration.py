@@ -9,6 +9,7 @@ the data that a report is about.
 """
 
 import dataclasses
+import json
 import math
 import sys
 from collections.abc import Callable, Hashable, Sequence
@@ -296,6 +297,9 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     """
     target = _given(target)  # or a misspelt one would be told after minutes
     records, calls, files = _read(data_path, ordinary)
+    if len({record["label"] for record in records}) < 2:  # said now, and not when all is scored
+        raise DataError(f"{data_path}: all {len(records)} records have \"label\": {json.dumps(records[0]['label'])}; "
+                        "a temperature needs dialogues of both labels")
     folder = find_checkpoint(checkpoint_path)
     require_calibratable(folder)
     model, tokenizer = load_tuned(model_path, str(folder), device, quantization=quantization,

@@ -79,19 +79,22 @@ def calls_of(dialogues: Sequence[Dialogue], *, characters: int = CALL_CHARACTERS
     return calls
 
 
-def ordinary_calls(path: str) -> list[Dialogue]:
+def ordinary_calls(path: str, skipped: Skipped | None = None) -> list[Dialogue]:
     """The calls of a file of ordinary talk, one a record.
+
+    Args:
+        skipped: where to note rows whose ``input`` is empty. Without it that is an error.
 
     Raises:
         DataError: a record is labelled fraud.
     """
     calls = []
-    numbered = read_numbered_records(path, Skipped())
+    numbered = read_numbered_records(path, skipped)
     require_ordinary(numbered, path)
     for number, record in numbered:
         turns = split_lines(normalise(record["input"]))
         lines = tuple(Line(speaker or "", content, False) for speaker, content in turns)
-        calls.append(Dialogue(str(record.get("case", f"{path}:{number}")), record.get("category", ""), lines))
+        calls.append(Dialogue(record.get("case") or f"{path}:{number}", record.get("category", ""), lines))
     return calls
 
 
@@ -186,6 +189,7 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
     if train_path:
+        print("TF-IDF, on all beginnings of all calls: that may take minutes", file=sys.stderr)
         try:
             report["tfidf"] = {"at": _at(calls, _tfidf_scores(train_path, calls), false_alarms)}
         except Exception as error:  # records of one label, say: the rest is worth more
@@ -210,12 +214,16 @@ def read_calls(source: str, eval_path: str, test_path: str, ordinary_eval: str |
         ordinary_eval: ordinary calls (JSONL) among those that the threshold is found on.
         ordinary: other ordinary calls, judged apart.
     """
+    skipped = Skipped()
+    # Of these, data.prepare named what it passed over when it cut the splits.
     dialogues = {dialogue.case: dialogue for dialogue in read_dialogues(source, Skipped())}
-    calls = {name: calls_of(dialogues_of(path, dialogues, source))
+    calls = {name: calls_of(dialogues_of(path, dialogues, source, skipped))
              for name, path in (("eval", eval_path), ("test", test_path))}
-    calls["eval"] += ordinary_calls(ordinary_eval) if ordinary_eval else []
+    calls["eval"] += ordinary_calls(ordinary_eval, skipped) if ordinary_eval else []
     if ordinary:
-        calls["ordinary"] = ordinary_calls(ordinary)
+        calls["ordinary"] = ordinary_calls(ordinary, skipped)
+    if skipped:
+        print(skipped.summary(), file=sys.stderr)
     known = {call.case for call in calls["eval"]}
     for name, path in (("test", test_path), ("ordinary", ordinary)):
         both = known & {call.case for call in calls.get(name, ())}
@@ -235,13 +243,17 @@ def _at(calls: dict[str, list[Dialogue]], scores: dict[str, list[np.ndarray]],
             for wanted, threshold in thresholds.items()]
 
 
-def dialogues_of(path: str, dialogues: dict[str, Dialogue], source: str) -> list[Dialogue]:
+def dialogues_of(path: str, dialogues: dict[str, Dialogue], source: str, skipped: Skipped | None = None
+                 ) -> list[Dialogue]:
     """The whole dialogues that the records of a split are segments of.
+
+    Args:
+        skipped: as of `ordinary_calls`.
 
     Raises:
         DataError: a record without ``case``, or one whose dialogue is not in `source`.
     """
-    cases = list(dict.fromkeys(record.get("case") for record in read_records(path, Skipped())))
+    cases = list(dict.fromkeys(record.get("case") or None for record in read_records(path, skipped)))
     missing = [case for case in cases if case not in dialogues]
     if None in cases:
         raise DataError(f"{path}: a record has no 'case', so its dialogue cannot be found; use python -m data.prepare")

@@ -14,7 +14,7 @@ from data.prompt import PromptEncoder
 
 from ..checkpoint import lineage_of
 from ..logits import label_logits_at
-from .scoring import calibrated, inference, score_of_log_odds, windows_of
+from .scoring import calibrated, inference, require_text, score_of_log_odds, windows_of
 
 
 class GrowingDialogue:
@@ -50,8 +50,10 @@ class GrowingDialogue:
         """The probability of fraud after one more line (``speaker: what is said``).
 
         Raises:
-            FloatingPointError: it is not finite.
+            DataError: the line is no text.
+            FloatingPointError: the probability is not finite.
         """
+        require_text(line, "the line")
         self._text = line if self._text is None else f"{self._text}\n{line}"
         # Tokenised from the start: a line break may merge with the mark before it, and a role comes from what precedes.
         window = windows_of(self.encoder, [self._text])[0][-1]

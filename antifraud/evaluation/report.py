@@ -8,12 +8,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 
 import numpy as np
 from peft import PeftModel
 from scipy.special import expit
+from tqdm.auto import tqdm
 
 from data.files import DataError, one_line
 from data.prompt import PromptEncoder
@@ -181,7 +182,11 @@ def _optional_parts(model, inputs: Inputs, scored: Scored, beside: Mapping[str, 
         model, scored.encoder, records, scored.readings, scored.scores, texts=beside["probed"].result(),
         threshold=scored.threshold, groups=groups_of(records),
         progress="probing" if inputs.progress else None), not_full)
-    untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(model, scored.readings), not_full)
+    untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(
+        model, scored.readings, progress="scoring, untuned" if inputs.progress else None), not_full)
+    for _ in tqdm(as_completed(beside.values()), desc="baselines, label audit, overlap", total=len(beside),
+                  disable=not (inputs.full and inputs.progress)):  # what is not done yet may take minutes
+        pass
     baselines = _attempt(not_made, "tfidf", lambda: beside["answers"].result(), not_full) or {
         "probabilities": {}, "rule": None, "lines": None, "note": None}
     if baselines["note"]:
@@ -212,13 +217,13 @@ def _optional_parts(model, inputs: Inputs, scored: Scored, beside: Mapping[str, 
     }
 
 
-def _untuned_scores(model, readings: Sequence[Reading]) -> np.ndarray:
+def _untuned_scores(model, readings: Sequence[Reading], progress: str | None) -> np.ndarray:
     if not isinstance(model, PeftModel):
         raise DataError("the model has no adapter to leave out")
     answers_only = [replace(reading, rows=tuple(replace(row, places=row.places[-1:]) for row in reading.rows))
                     for reading in readings]
     with model.disable_adapter():
-        return np.array([one.score for one in predict_readings(model, answers_only)])
+        return np.array([one.score for one in predict_readings(model, answers_only, progress=progress)])
 
 
 def _line_scores(scored: Scored) -> list[np.ndarray]:
@@ -327,7 +332,7 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
         lines += [f"ordinary dialogues, {name}: {row['false_alarms_per_hundred_calls']:.1f} of 100 calls raise a false "
                   f"alarm ({row['calls']} calls)" for name, row in
                   {**ordinary["by_source"], "all": ordinary["all"]}.items()]
-    if report["probes"]:
+    if report["probes"] and report["recall"]:  # or there is none to lose
         probes = {name: probe for name, probe in report["probes"].items() if name not in NOT_NORMALISED}
         name, probe = min(probes.items(), key=lambda item: item[1]["change"]["recall"]["value"] or 0.0)
         lines.append(f"of {len(probes)} probes {name} costs the most recall: "

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,18 +153,29 @@ def scores_by(decision: Decision, readings: Sequence[Reading], odds: Mapping[Row
 def predict_details(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> list[Prediction]:
     """[dialogues] probability of fraud, and in how many windows and where it was found; see `predict`."""
     # Each character of a text would be a dialogue, each name of a column of a table.
-    if isinstance(dialogues, (str, Mapping)) or getattr(dialogues, "ndim", 1) != 1:
+    if (isinstance(dialogues, (str, bytes, Mapping)) or not isinstance(dialogues, Iterable)
+            or getattr(dialogues, "ndim", 1) != 1):
         raise DataError("predict takes a list of dialogues; write [dialogue] for a single one, table['column'] for "
                         "those of a table")
     dialogues = list(dialogues)
     for place, dialogue in enumerate(dialogues):
-        if not isinstance(dialogue, str):
-            raise DataError(f"dialogues[{place}] is no text but {type(dialogue).__name__}; leave out what is missing")
+        require_text(dialogue, f"dialogues[{place}]")
         if is_blank(dialogue):  # it would get the score of the question alone
             raise DataError(f"dialogues[{place}] is empty; leave it out")
     lineage = lineage_of(model)
     readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), dialogues, line_aware=lineage.decision.line_aware)
     return predict_readings(model, readings, progress=progress)
+
+
+def require_text(text: object, name: str) -> None:
+    """Raises DataError where `text` is none, and where the tokenizer could not read it."""
+    if not isinstance(text, str):
+        raise DataError(f"{name} is no text but {type(text).__name__}; leave out what is missing")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{name} holds half a surrogate pair, which is not text; what takes it out: "
+                        "text.encode('utf-8', 'replace').decode()") from None
 
 
 def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None = None) -> np.ndarray:
@@ -176,7 +187,7 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
         dialogues: texts as in a record's ``input``, lines of ``speaker: what is said``.
 
     Raises:
-        DataError: `dialogues` is a text or a table, or holds what is no text or an empty one.
+        DataError: `dialogues` is no list, as a text or a table, or holds what is no text or an empty one.
         FloatingPointError: a score is not finite.
     """
     return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])

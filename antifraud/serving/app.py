@@ -135,6 +135,10 @@ class BadRequest(ValueError):
     """A request that is answered with one line instead of scores."""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that may wait to be accepted; Python's five lose those of a burst
+
+
 def make_server(model, tokenizer, port: int = 7860) -> ThreadingHTTPServer:
     """A server on 127.0.0.1, not yet running; port 0 means any that is free.
 
@@ -156,7 +160,7 @@ def make_server(model, tokenizer, port: int = 7860) -> ThreadingHTTPServer:
 
 def _bound(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     try:
-        return ThreadingHTTPServer((ADDRESS, port), handler)
+        return _Server((ADDRESS, port), handler)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"port {port}: {why}; choose another with --port") from None

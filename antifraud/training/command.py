@@ -231,8 +231,8 @@ def stopping_explained(output: str) -> Iterator[None]:
         raise DataError("out of memory: take --recipe small, or a smaller --tokens-per-micro-batch; "
                         f"{what_is_kept(output)}, go on with --resume") from error
     except KeyboardInterrupt:
-        print(f"stopped; {what_is_kept(output)}; go on with --resume --output {shlex.quote(output)}", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"stopped; {what_is_kept(output)}; go on with --resume --output {shlex.quote(output)}"
+                                ) from None
     except (DataError, FloatingPointError):  # all processes meet them alike
         raise
     except Exception as error:

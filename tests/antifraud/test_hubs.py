@@ -250,7 +250,7 @@ def test_a_modelscope_model_fetched_once_loads_without_a_network(modelscope, cap
 
 
 def test_an_unknown_modelscope_id_is_one_line(modelscope):
-    with pytest.raises(DataError, match="^modelscope:nobody/none: .* ConnectionError: .*$"):
+    with pytest.raises(DataError, match=r"^modelscope:nobody/none: .*ConnectionError: .* give a folder, or model"):
         locate_model("modelscope:nobody/none")
 
 

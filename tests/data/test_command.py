@@ -42,6 +42,12 @@ def test_a_command_ends_in_an_exit_code_and_one_line_at_most(body, code):
     assert done.returncode == code and len(done.stderr.splitlines()) <= 1
 
 
+@pytest.mark.parametrize("args, line", [("", "stopped"), ("'go on with --resume'", "go on with --resume")])
+def test_ctrl_c_ends_a_command_with_a_line(args, line):
+    done = run(f"raise KeyboardInterrupt({args})")
+    assert (done.returncode, done.stderr.decode().splitlines()) == (130, [line])
+
+
 def test_a_command_whose_reader_has_gone_ends_without_a_word():
     reading, writing = os.pipe()
     os.close(reading)

@@ -10,7 +10,7 @@ from data.files import DataError
 from data.formats import Reading
 from data.inspection import describe, inspect
 from data.prepare import Settings, main, prepare
-from data.records import Skipped, read_dialogues, read_records
+from data.records import Skipped, read_dialogues, read_records, write_records
 
 NAMES = ("录音编号", "角色", "开始时间", "内容")
 TITLES = [("2024年5月通话转写明细", "", "", ""), ("导出人：王", "", "", ""), ("", "", "", "")]
@@ -101,6 +101,21 @@ def test_dialogues_to_train_on_are_for_prepare(tmp_path, capsys):
 def test_rows_whose_numbers_never_return_are_whole_dialogues(tmp_path, rows):
     report = inspect(table(tmp_path / "f.csv", rows))
     assert [row["input"] for row in report["read"]] == ["甲: 转账", "甲: 爬山"]
+
+
+@pytest.mark.parametrize("column", ["channel", "声道", "角色类型"])
+def test_a_channel_is_a_speaker(tmp_path, column):
+    rows = [("通话ID", column, "内容"), ("7", "坐席", "您好"), ("7", "客户", "谁？")]
+    assert [row["input"] for row in inspect(table(tmp_path / "f.csv", rows))["read"]] == ["坐席: 您好\n客户: 谁？"]
+
+
+def test_rows_whose_numbers_return_may_be_lines_of_calls_where_no_speaker_is_known(tmp_path):
+    rows = [("通话ID", "谁", "内容"), ("7", "坐席", "您好"), ("7", "客户", "谁？"), ("8", "坐席", "您好")]
+    assert "where it is one line of a dialogue: " in describe(inspect(table(tmp_path / "f.csv", rows)))
+    assert "where it is one line" not in describe(inspect(table(tmp_path / "g.csv", [rows[0], *rows[2:]])))
+    records = [{"input": "甲: 好", "label": True, "case": "7"}] * 2  # segments of a dialogue
+    write_records(tmp_path / "train.jsonl", records)
+    assert "where it is one line" not in describe(inspect(tmp_path / "train.jsonl"))
 
 
 def test_numbers_of_rows_are_not_those_of_calls(tmp_path):
@@ -214,6 +229,12 @@ def test_numbers_too_long_for_excel_join_no_calls(tmp_path):
 def test_a_number_that_returns_is_warned_of(tmp_path, capsys):
     path = table(tmp_path / "f.csv", [NAMES, *LINES[:6], *LINES[:3]])
     assert main(["--inspect", str(path)]) == 0
+    assert "  warning: dialogues that go on after lines of others: 1, as '000'; " in capsys.readouterr().out
+
+
+def test_a_number_that_returns_in_lines_without_a_label_is_warned_of_too(tmp_path, capsys):
+    again = [*labelled(OF_FIRST), (*LINES[0], "")]
+    assert main(["--inspect", str(table(tmp_path / "f.csv", again))]) == 0
     assert "  warning: dialogues that go on after lines of others: 1, as '000'; " in capsys.readouterr().out
 
 

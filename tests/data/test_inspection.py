@@ -174,6 +174,38 @@ def test_a_workbook_names_the_sheet_where_there_are_several(tmp_path):
     assert (report["reading"].sheet, report["other_sheets"]) == (book.sheetnames[0], ["二"])
     assert "二" in describe(report)
     assert inspect(path, {"sheet": "二"})["first"] == [{"input": "爬山", "label": False}]
+    book.create_sheet("说明", 0).append(("本表为通话",))  # the first is no data
+    book.save(path)
+    with pytest.raises(DataError, match="no rows in it; .* name another sheet with --sheet: Sheet, 二"):
+        inspect(path)
+
+
+def test_a_workbook_is_loaded_once_with_a_bar_for_one_that_takes_long(tmp_path, monkeypatch):
+    openpyxl = pytest.importorskip("openpyxl")
+    book, load, loads = openpyxl.Workbook(), openpyxl.load_workbook, []
+    for sheet in book.active, book.create_sheet("二"):
+        sheet.append(("text",))
+        sheet.append(("转账",))
+    book.save(tmp_path / "f.xlsx")
+    monkeypatch.setattr("openpyxl.load_workbook", lambda file, **options: loads.append(file) or load(file, **options))
+    assert inspect(tmp_path / "f.xlsx")["other_sheets"] == ["二"]
+    assert [type(file).__name__ for file in loads] == ["CallbackIOWrapper"]  # tqdm's, which counts what is read
+
+
+def test_names_of_columns_that_break_in_a_narrow_cell_are_one_line(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in ("通话\n内容", "是否\r\n诈骗"), ("转账", "是"), ("爬山", "否"):
+        book.active.append(row)
+    book.save(tmp_path / "f.xlsx")
+    assert inspect(tmp_path / "f.xlsx")["reading"] == Reading(columns={"input": "通话内容", "label": "是否诈骗"},
+                                                              label_values=YES_NO)
+
+
+def test_a_table_that_pandas_wrote_column_by_column_is_told_how_to_write_rows(tmp_path):
+    for columns in {"input": ["转账"], "label": [1]}, {"input": {"0": "转账"}, "label": {"0": 1}}:
+        problem, = inspect(written(tmp_path, "f.json", columns))["problems"]
+        assert "orient='records'" in problem and "--label-values" not in problem
 
 
 # ----------------------------------------------------------------------------------------------------- the command
@@ -282,11 +314,14 @@ def test_transcripts_are_named_as_such_and_the_page_makes_json_lines_of_them(tmp
         if path.suffix != ".json":
             with pytest.raises(DataError, match="docs/data.md"):
                 inspect(path)
+    (tmp_path / "通话" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1\xff")
+    (tmp_path / "通话" / "旧").mkdir()
+    written(tmp_path / "通话", "f.txt", "客服: 您好", "utf-16")
     monkeypatch.chdir(tmp_path)
     exec(re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1], {})
     report = inspect("calls.jsonl")
-    assert [row["id"] for row in report["read"]] == list(TRANSCRIPTS) and not report["problems"]
-    assert report["read"][-1]["input"] == "SPEAKER_00: 您好"
+    assert [row["id"] for row in report["read"]] == [*TRANSCRIPTS, "f.txt"] and not report["problems"]
+    assert [row["input"] for row in report["read"][-2:]] == ["SPEAKER_00: 您好", "客服: 您好"]
     assert inspect(written(tmp_path, "table.txt", "文本,标签\n转账,是\n"))["good"] == 1
 
 

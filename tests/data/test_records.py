@@ -157,7 +157,7 @@ def test_an_empty_input_is_skipped_counted_and_named_where_asked(path):
 
 def test_a_file_of_empty_inputs_only_is_an_error_even_where_they_may_be_skipped(path):
     path.write_text('{"input": "", "label": true}\n')
-    assert error_of(read_records, path, Skipped()).startswith(" no records")
+    assert error_of(read_records, path, Skipped()) == " no records; 'input' is empty in every row"
 
 
 def test_an_empty_input_with_a_bad_label_is_an_error_not_a_skip(path):
@@ -343,7 +343,7 @@ def test_accepts_byte_order_mark_crlf_blank_rows_and_quoted_contents(tmp_path):
     (HEADER + '1,a,"b\nc\nd",True\n1,a,e,no\n', "5: column 'is_fraud' must be True or False, found the string \"no\""),
     (HEADER + '1,a,"b\nc\nd",no\n', "4: column 'is_fraud' must be True or False, found the string \"no\""),
     (HEADER + '1,a,b,True\n1,a,"b,True\n1,a,b,True\n', "3: not CSV (unexpected end of data)"),
-    (HEADER + '1,a,"b"c,True\n', "2: not CSV (',' expected after '\"')"),
+    (HEADER + '1,a,"b"c,True\n', "2: not CSV (',' expected after '\"'); a cell that begins with a quote ends with"),
     (HEADER.encode() + "1,a,您,True\n".encode("gbk"), "2: not UTF-8"),
 ])
 def test_a_bad_csv_is_named_with_its_line_and_column(tmp_path, text, expected):

@@ -65,6 +65,12 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
         assert [(there / path.name).read_bytes() for path in paths] == [path.read_bytes() for path in paths]
 
 
+def test_files_that_were_there_are_pointed_out(tmp_path, capsys):
+    assert sample.main(["--output", str(tmp_path), "--dialogues", "40"]) == 0 and not capsys.readouterr().err
+    assert sample.main(["--output", str(tmp_path), "--dialogues", "4"]) == 0
+    assert "30 other CSV files are there" in capsys.readouterr().err
+
+
 def test_another_seed_gives_other_dialogues():
     ours = {text(dialogue) for dialogue in sample_dialogues(340, seed=1)}
     assert not ours & {text(dialogue) for dialogue in sample_dialogues(340, seed=2)}

@@ -31,7 +31,7 @@ def test_a_model_leaves_a_core_to_the_work_beside_it_until_that_is_done(cores):
     assert cores == [2, 1, 2, 1, 2]
 
 
-def test_work_in_a_process_gives_what_it_gives_in_turn(base, run_folder, eval_file, monkeypatch, request):
+def test_work_in_a_process_gives_what_it_gives_in_turn(base, run_folder, eval_file, monkeypatch, request, capsys):
     loaded, in_a_process, really = load_model(base, run_folder, "cpu"), [], beside.call_in_process
 
     def call_in_process(module, function, *args):
@@ -39,10 +39,13 @@ def test_work_in_a_process_gives_what_it_gives_in_turn(base, run_folder, eval_fi
         return (really if module == "data.leakage" else beside.call)(module, function, *args)  # the others start slowly
 
     monkeypatch.setattr(beside, "call_in_process", call_in_process)
-    in_turn = evaluate_with_model(*loaded, eval_file, "cpu", full=True, progress=False)
+    in_turn = evaluate_with_model(*loaded, eval_file, "cpu", full=True)
     assert not in_a_process
+    said = capsys.readouterr().err  # of each thing that may take minutes
+    assert all(name in said for name in ("first, on the one core", "scoring, untuned", "baselines, label audit"))
     request.getfixturevalue("cores")
     report = evaluate_with_model(*loaded, eval_file, "cpu", full=True, progress=False)
+    assert "%|" not in capsys.readouterr().err
     assert sorted(in_a_process) == ["answers", "overlap_with_file", "second_opinion"]
     assert report.pop("rows_per_second") > 0 < in_turn.pop("rows_per_second")
     assert report == in_turn and report["baselines"]["tfidf"] and report["overlap_with_train"]

@@ -177,6 +177,13 @@ def test_two_targets_are_refused_and_not_the_second_forgotten():
         choose_threshold(TRUE, SCORES)
 
 
+@pytest.mark.parametrize("label", [True, False])
+def test_eval_data_of_one_label_is_refused_before_a_model_is_loaded(tmp_path, label):
+    write_records(tmp_path / "eval.jsonl", [{"input": "甲: 好", "label": label}] * 2)
+    with pytest.raises(DataError, match=f"eval.jsonl: all 2 records .*{str(label).lower()}; .* both labels"):
+        calibrate_checkpoint("no model", "no checkpoint", str(tmp_path / "eval.jsonl"), best_f1=True)
+
+
 def test_without_a_target_the_threshold_moves_with_the_temperature_and_no_answer_changes():
     y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.02, 0.97])
     before = Decision(threshold=0.65)

@@ -51,6 +51,15 @@ def test_a_growing_dialogue_scores_as_the_dialogue_so_far(random_base):
     np.testing.assert_allclose([growing.add(line) for line in LINES], whole_scores(model, tokenizer, LINES), atol=1e-4)
 
 
+@pytest.mark.parametrize("no_text", [None, float("nan"), 5, "\ud83d"])
+def test_a_line_that_is_no_text_is_refused_and_costs_the_dialogue_nothing(loaded, no_text):
+    growing, other = GrowingDialogue(*loaded), GrowingDialogue(*loaded)
+    assert growing.add(LINES[0]) == other.add(LINES[0])
+    with pytest.raises(DataError, match="the line "):  # "None" was read
+        growing.add(no_text)
+    assert growing.add(LINES[1]) == other.add(LINES[1])
+
+
 def test_with_an_adapter_and_a_temperature_too(loaded):
     model, tokenizer = loaded
     growing = GrowingDialogue(model, tokenizer)
@@ -249,13 +258,25 @@ def test_ordinary_calls_help_to_find_the_threshold_and_tfidf_is_judged_alike(bas
     assert attempt(base, run_folder, corpus, **{"ordinary-eval": corpus / "ordinary_eval.jsonl"}, **names) == 2
 
 
+def test_rows_passed_over_are_named_and_calls_without_a_case_are_their_own(base, run_folder, corpus, capsys):
+    calls = [{"input": "甲: 明天开会吗？", "label": False, "case": ""}, {"input": "", "label": False}]
+    for name in ("ordinary_eval", "ordinary"):
+        write_records(corpus / f"{name}.jsonl", calls)
+    names = {"ordinary-eval": corpus / "ordinary_eval.jsonl", "ordinary": corpus / "ordinary.jsonl"}
+    assert attempt(base, run_folder, corpus, **names) == 0
+    assert json.loads((corpus / "warning.json").read_text())["at"][0]["ordinary"]["non_fraud"] == 1
+    said = capsys.readouterr().err
+    assert f"skipped 2: {names['ordinary-eval']}:2: 'input' is empty; {names['ordinary']}:2: 'input' is empty" in said
+
+
 def test_a_fraud_at_the_end_of_a_call_longer_than_the_context_is_scored_and_its_windows_are_counted(
-        base, run_folder, corpus):
+        base, run_folder, corpus, capsys):
     long = [Line("甲", "明天再说吧。" * 30, False)] * 15
     kept = [Dialogue(f"退款/{i}", "退款", dialogue("", False, i % 2 == 0).lines) for i in range(7)]
     write_dialogues(corpus / "退款.csv", [*kept, Dialogue("退款/7", "退款", (*long, Line("甲", "转", True)))])
     write_records(corpus / "train.jsonl", [{"input": "甲: 好", "label": True}] * 2)
     assert attempt(base, run_folder, corpus, train=corpus / "train.jsonl") == 0
+    assert "may take minutes" in capsys.readouterr().err  # has no bar
     report = json.loads((corpus / "warning.json").read_text())
     assert report["windows"]["eval"] == {"calls": 0, "most": 1}
     assert report["windows"]["test"]["calls"] == 1 and report["windows"]["test"]["most"] > 1

@@ -60,8 +60,16 @@ def test_predictions_are_calibrated_scores_and_say_where_they_come_from(loaded, 
 
 def test_one_text_in_the_place_of_a_list_is_refused(loaded):
     for ask in (predict, predict_details):
-        with pytest.raises(DataError, match=r"\[dialogue\]"):
-            ask(*loaded, DIALOGUES[0])
+        for no_list in (DIALOGUES[0], DIALOGUES[0].encode(), None, 5):
+            with pytest.raises(DataError, match=r"\[dialogue\]"):
+                ask(*loaded, no_list)
+
+
+def test_half_a_surrogate_pair_is_refused_with_what_takes_it_out(loaded):
+    half = DIALOGUES[0] + "\ud83d"  # of an emoji that was cut in two
+    with pytest.raises(DataError, match=r"dialogues\[1\] holds half a surrogate pair"):
+        predict(*loaded, [DIALOGUES[0], half])
+    assert predict(*loaded, [half.encode("utf-8", "replace").decode()]).shape == (1,)
 
 
 def test_a_column_is_a_list_and_a_table_or_a_missing_dialogue_is_refused(loaded):

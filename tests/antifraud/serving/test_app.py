@@ -5,8 +5,9 @@ import dataclasses
 import hashlib
 import http.client
 import json
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -217,6 +218,14 @@ def test_a_model_that_fails_costs_an_answer_of_one_line_and_not_the_server(serve
         status, answer = ask_score(server, DIALOGUE)
     assert status == 500 and len(answer["error"].splitlines()) == 1 and "out of memory" in answer["error"]
     assert ask_score(server, "甲: 好")[0] == 200
+
+
+def test_many_requests_at_once_wait_their_turn(loaded):
+    busy = make_server(*loaded, port=0)  # it accepts none yet, as while it is busy
+    with ExitStack() as held:
+        held.callback(busy.server_close)
+        for _ in range(40):
+            held.enter_context(socket.create_connection(busy.server_address, timeout=0.5))
 
 
 def test_other_pages_do_not_exist(server):
