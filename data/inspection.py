@@ -6,6 +6,7 @@ the meaning of labels. Reading for training and evaluation takes the options and
 
 import argparse
 import collections
+import contextlib
 import csv
 import io
 import shlex
@@ -41,9 +42,9 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
         it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``, ``label_words`` (how often which
         is written), ``skipped`` and ``problems`` (with places), ``warnings`` (of lines that are joined), ``first``
-        (good rows as they would be read, or calls), ``read`` (all records or dialogues); and of these ``labels`` (a
-        dialogue is fraud if a line is), ``lengths`` (characters), ``duplicates`` (those whose text appears before) and
-        ``contradictions`` (texts that appear with both labels).
+        (good rows, or calls), ``read`` (all records or dialogues); and of these ``labels`` (a dialogue is fraud if a
+        line is), ``lengths``, ``duplicates`` (whose text appears before) and ``contradictions`` (texts with both
+        labels).
 
     Raises:
         DataError: no such file, or one that is none of the known kinds.
@@ -54,8 +55,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     sheets = workbook_sheets(path, read_bytes(path)) if reading.sheet else ()
     other_sheets = [name for name in sheets if name != reading.sheet]
     if not (good or skipped or problems):
-        others = f"; name another sheet with --sheet: {', '.join(other_sheets)}" if other_sheets else ""
-        raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md{others}")
+        raise DataError(f"{path}: no rows in it; expected records or dialogues as in docs/data.md"
+                        + f"; name another sheet with --sheet: {', '.join(other_sheets)}" * bool(other_sheets))
     read = dialogues_of(path, good) if reading.layout in LINES else good
     if reading.layout == "lines":
         read = calls_of(read, {})
@@ -154,7 +155,7 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
             given = {"delimiter": delimiter_of(text), **given}
     source = open_source(path, **{name: given[name] for name in ("encoding", "delimiter", "sheet") if name in given})
     sample, filled = [], {}
-    try:
+    with contextlib.suppress(DataError):  # it is among the problems when all is read
         for _, row in source.rows:
             if not isinstance(row, dict):
                 continue
@@ -162,8 +163,6 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
             if new or len(sample) < SAMPLE_ROWS:
                 sample.append(row)
             filled |= dict.fromkeys(new)
-    except DataError:
-        pass  # it is among the problems when all is read
     columns = dict.fromkeys(key for row in sample for key in row)
     known = [key for key in columns if key in filled or key in ("speaker", *SYNONYMS["speaker"])]  # no label to come
     given = {"layout": layout_of(known, sample), **given}
@@ -298,8 +297,8 @@ def describe(report: dict) -> str:
         lines.append(f"  without them: {report['refused']}")
     if report["other_sheets"]:
         lines.append(f"  other sheets, not read: {', '.join(report['other_sheets'])}")
-    names_speakers = {"speaker", "说话人", "发言人", "角色"} & set(report["columns"])
-    if reading.layout in ("records", "texts") and (names_speakers or "case" in reading.columns):
+    of_lines = {"speaker", "说话人", "发言人", "角色"} & set(report["columns"]) or "case" in reading.columns
+    if reading.layout in ("records", "texts") and of_lines:
         lines.append("  each row is a dialogue of its own; where it is one line of a dialogue: --layout dialogues, or "
                      "--layout lines without labels, and --columns case=NAME for the column that names the dialogue")
     lines += _numbers(report)
