@@ -325,6 +325,9 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     decision, found = _best(by_rule, rules, data_path)
     if calls:
         found["ordinary"]["files"] = files
+    if not found["tp"]:
+        print(f"warning: no fraud in {data_path} reaches this threshold, so the checkpoint will hardly ever alarm; "
+              "train longer, or allow more alarms in ordinary calls", file=sys.stderr)
     save_calibration(folder, decision, {**found, "data": data})
     return {**found, "data": data, "checkpoint": str(folder)}
 

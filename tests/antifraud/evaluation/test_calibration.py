@@ -299,6 +299,18 @@ def test_the_command_calibrates_and_says_what_it_found(base, checkpoint, noisy_e
     assert kept["calibration"]["ordinary"] == calls and str(tmp_path) not in json.dumps(kept)
 
 
+def test_a_threshold_that_no_fraud_reaches_is_warned_of(base, checkpoint, tmp_path, capsys):
+    texts = [row["input"] for row in make_records(8, first_case=700)]
+    scores = predict(*load_model(base, str(checkpoint), "cpu"), texts)
+    low, second, highest = (texts[place] for place in np.argsort(scores)[-3:])
+    write_records(tmp_path / "eval.jsonl", [{"input": highest, "label": False}, {"input": second, "label": True},
+                                            {"input": low, "label": False}])
+    write_records(tmp_path / "ordinary.jsonl", [{"input": second, "label": False}])
+    calibrate_checkpoint(base, str(checkpoint), str(tmp_path / "eval.jsonl"), "cpu", progress=False, best_f1=True,
+                         ordinary=[str(tmp_path / "ordinary.jsonl")], false_alarms=0)
+    assert "no fraud in" in capsys.readouterr().err
+
+
 def test_what_it_was_trained_on_and_an_unreachable_target_are_refused_and_change_nothing(base, checkpoint, train_file,
                                                                                       tmp_path, capsys):
     kept = (checkpoint / "fraud_task.json").read_bytes()
