@@ -184,7 +184,8 @@ def _object_rows(path: str | Path, text: str) -> Iterator[tuple[int, dict | Data
 
 def as_object(value: object) -> dict:
     if not isinstance(value, dict):
-        raise DataError(f"expected a JSON object, found {shown(value)}")
+        remedy = '; a text alone is written {"input": TEXT}' if isinstance(value, str) else ""
+        raise DataError(f"expected a JSON object, found {shown(value)}{remedy}")
     return value
 
 

@@ -69,6 +69,7 @@ def test_blank_lines_count_in_line_numbers(path):
     (GOOD + GOOD, "not JSON (Extra data at column 37)"),
     ("[1]", "expected a JSON object, found a list"),
     ("null", "expected a JSON object, found null"),
+    ('"A: 好"', 'expected a JSON object, found the string "A: 好"; a text alone is written {"input": TEXT}'),
     ("NaN", "expected a JSON object, found the number NaN"),
     ('{"label": true}', "key 'input' is missing; found: label; "),
     ('{"input": "a"}', "key 'label' is missing; found: input; "),
