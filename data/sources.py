@@ -285,20 +285,20 @@ def _table_rows(path: str | Path, cells: Iterator[tuple[int, list[str]]], pad: b
             if row and names:  # a blank line is nothing; a line of commas is a row
                 yield number, None
         elif names is None:
-            names = _column_names(row)
+            names = list(map(_column_name, row))
             double = next((name for name in names if name and names.count(name) > 1), None)
             if double:
                 raise DataError(f"{path}:{number}: column '{double}' appears twice")
-        elif _column_names(row) == names:
+        elif len(row) == len(names) and all(_column_name(cell) == name for cell, name in zip(row, names)):
             yield number, DataError(f"{path}:{number}: the names of the columns again, as where files were joined; "
                                     "remove the row")
         else:
             yield number, _table_row(f"{path}:{number}", names, row + [""] * (len(names) - len(row)) * pad)
 
 
-def _column_names(row: Sequence[str]) -> list[str]:
-    """The names in a row, without the line breaks of a narrow cell in Excel, which nobody can type in an option."""
-    return [re.sub(r"\s*[\r\n]\s*", "", name.strip("\ufeff").strip()) for name in row]
+def _column_name(cell: str) -> str:
+    """What names a column, without the line breaks of a narrow cell in Excel, which nobody can type in an option."""
+    return re.sub(r"\s*[\r\n]\s*", "", cell.strip("\ufeff").strip())
 
 
 def _without_title(cells: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
