@@ -1,4 +1,8 @@
-"""Ordinary talk from elsewhere: non-fraud dialogues for training, for choosing the threshold, and for judging."""
+"""Ordinary talk from elsewhere: non-fraud dialogues for training, for choosing the threshold, and for judging.
+
+In train some of it stands before other segments, too. A model that saw scams alone, or ordinary talk alone, lets
+harmless words at the beginning of a call hide what follows.
+"""
 
 import random
 from collections.abc import Sequence
@@ -7,9 +11,11 @@ from pathlib import Path
 
 from .files import DataError
 from .records import Dialogue, Skipped, read_dialogues
+from .speakers import begin_with, split_lines
 from .split import deal, is_fraud
 
 PARTS = ("train", "ordinary_eval", "ordinary")
+MOST_FIRST = 3  # lines of ordinary talk before another segment
 OTHER_CASE = "rename one of the files (in a .jsonl, the case)"
 
 
@@ -23,6 +29,7 @@ class OrdinarySettings:
         judge_sources: others, that go into ``ordinary.jsonl`` alone.
         eval_sources: others again, that go into ``ordinary_eval.jsonl`` alone.
         train_share: of the negatives of train, as far as they go; None puts all of it beside them. See `rebalance`.
+        first_share: of the other records of train, that begin with some of it. See `begin_with_ordinary`.
     """
 
     sources: Sequence[str | Path] = ()
@@ -31,6 +38,7 @@ class OrdinarySettings:
     judge_share: float = 0.2
     eval_share: float = 0.1
     train_share: float | None = 0.25
+    first_share: float = 0.2
 
     @property
     def paths(self) -> tuple[str | Path, ...]:
@@ -70,6 +78,27 @@ def _read(path: Path, source_of: dict[str, str], skipped: Skipped) -> list[Dialo
                             f"file once, or {OTHER_CASE}")
         source_of[dialogue.case] = source
     return dialogues
+
+
+def begin_with_ordinary(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
+    """`records`, a share of which, drawn among those that are no ordinary talk, begins with lines of such.
+
+    That is how one to `MOST_FIRST` lines of a record with a ``source`` begin. Labels of lines get one for each; that of
+    the record stays. Without any ordinary talk nothing changes.
+    """
+    rng = random.Random(seed)
+    beginnings = [[said for _, said in split_lines(record["input"])][:MOST_FIRST]
+                  for record in records if "source" in record and not record.get("position")]
+    others = [place for place, record in enumerate(records) if "source" not in record]
+    drawn = set(rng.sample(others, round(share * len(others)))) if beginnings else ()
+    return [_after(rng.choice(beginnings)[:rng.randint(1, MOST_FIRST)], record) if place in drawn else record
+            for place, record in enumerate(records)]
+
+
+def _after(said: Sequence[str], record: dict) -> dict:
+    labels = record.get("line_labels")
+    return {**record, "input": begin_with(said, record["input"]),
+            **({"line_labels": [False] * len(said) + labels} if labels else {})}
 
 
 def refuse_same_cases(dialogues: Sequence[Dialogue], source_of: dict[str, str]) -> None:

@@ -14,9 +14,10 @@ three splits: ``--held-out``.
 
 Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
-(``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. All these hold
-segments; ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold
-the same dialogues whole. Those to choose on are without calls that those to judge on repeat.
+(``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. A fifth of the other
+train segments begins with lines of it, so that a harmless beginning hides nothing. All these files hold segments;
+``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold the same
+dialogues whole. Those to choose on are without calls that those to judge on repeat.
 """
 
 import argparse
@@ -35,14 +36,13 @@ from .convert import label_warnings
 from .files import DataError, json_text, require_output, write_together
 from .formats import Reading, add_reading_options, reading_of
 from .leakage import Known, leakage_report
-from .noise import add_asr_noise, add_dictated_verdict
+from .noise import augment
 from .normalise import normalise
-from .ordinary import OrdinarySettings, deal_ordinary, refuse_same_cases, with_source
+from .ordinary import OrdinarySettings, begin_with_ordinary, deal_ordinary, refuse_same_cases, with_source
 from .records import Dialogue, Skipped, call_files, read_dialogues, read_records, records_text
 from .segments import LABELS, SEGMENT_LENGTHS, cut_dialogue
 from .split import SHARES, SPLITS, apart_from, cut_apart, is_fraud, leave_out, rebalance, remove_repeats, split_by_case
 
-DICTATED_EVERY = 5  # of the copies with ASR noise
 FEW_DIALOGUES = 30  # of a label in eval or test: with fewer, an interval is too wide to say anything
 MUCH_SHARED = 0.05  # of the rows of a part; of the public corpus fewer than one in a hundred
 KINDS = ("fraud", "non_fraud", "ordinary")  # of train segments
@@ -148,23 +148,6 @@ def _of_calls(source: str | Path, settings: Settings) -> Settings:
     return settings
 
 
-def augment(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
-    """`records` and, of a share of them drawn at random, a second copy with ASR noise.
-
-    In every fifth copy somebody dictates a verdict, which changes neither its label nor those of its lines.
-    """
-    drawn = random.Random(seed).sample(list(records), round(share * len(records)))
-    copies = [{**record, "input": add_asr_noise(record["input"], seed=seed)} for record in drawn]
-    copies[::DICTATED_EVERY] = [_dictated(record, seed) for record in copies[::DICTATED_EVERY]]
-    return [*records, *copies]
-
-
-def _dictated(record: dict, seed: int) -> dict:
-    text, at = add_dictated_verdict(record["input"], seed=seed)
-    labels = record.get("line_labels")
-    return {**record, "input": text, **({"line_labels": [*labels[:at], False, *labels[at:]]} if labels else {})}
-
-
 def _make_train(splits: dict[str, list[dict]], judged_on: Known, held_out: Known, settings: Settings) -> dict:
     """Rebalances and augments train in place, shuffles every part; returns what there was and what was kept."""
     train = splits["train"]
@@ -175,12 +158,15 @@ def _make_train(splits: dict[str, list[dict]], judged_on: Known, held_out: Known
                         f"be left of the {len(train)} of train; give a ratio nearer to 1, or all")
     # Noise may make a copy nearly the same as a segment that its original only resembles.
     copies = augment(kept, settings.augment, seed=settings.seed)[len(kept):]
-    splits["train"] = [*kept, *apart_from(held_out, apart_from(judged_on, copies))]
+    copies = apart_from(held_out, apart_from(judged_on, copies))
+    plain = [*kept, *copies]
+    splits["train"] = begin_with_ordinary(plain, settings.ordinary.first_share, seed=settings.seed)
+    begun = sum(record is not one for record, one in zip(splits["train"], plain, strict=True))
     for records in splits.values():
         random.Random(settings.seed).shuffle(records)
     before, after = _by_kind(train), _by_kind(kept)
     return {**{kind: {"found": before[kind], "kept": after[kind]} for kind in before},
-            "asr_noise_copies": len(splits["train"]) - len(kept)}
+            "asr_noise_copies": len(copies), "begin_with_ordinary_talk": begun}
 
 
 def _by_kind(records: Sequence[dict]) -> dict[str, int]:
@@ -287,7 +273,8 @@ def describe(report: dict) -> str:
     balance = report["balance"]
     lines.append("train keeps " + ", ".join(
         f"{balance[kind]['kept']} of {balance[kind]['found']} {kind.replace('_', '-')} records"
-        for kind in KINDS) + f"; {balance['asr_noise_copies']} copies with ASR noise")
+        for kind in KINDS) + f"; {balance['asr_noise_copies']} copies with ASR noise, "
+        f"{balance['begin_with_ordinary_talk']} records that begin with ordinary talk")
     for name, leak in report["leakage"].items():
         lines.append(f"{name}: {leak['shared_cases']} dialogues in common, {leak['near_duplicates']} near-duplicates, "
                      f"{leak['rows_sharing_a_line']:.1%} of rows share a whole line, "
@@ -353,6 +340,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ordinary-share", type=_share_or_all, default=defaults.train_share, metavar="SHARE",
                         help="of the negatives of train that are ordinary talk (default: %(default)s); all puts the "
                              "whole of it beside the negatives of the corpus")
+    parser.add_argument("--ordinary-first", type=float, default=defaults.first_share, metavar="SHARE",
+                        help="of the other train records, to begin with one to three lines of ordinary talk (default: "
+                             "%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     add_reading_options(parser)
     return parser
@@ -361,7 +351,8 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
     if not all(0 < value < math.inf for value in (*(args.lengths or ()), *args.shares)):
         parser.error("lengths and shares must be above zero")
-    shares = (args.augment, args.ordinary_share or 0.0, args.ordinary_judge_share, args.ordinary_eval_share)
+    shares = (args.augment, args.ordinary_share or 0.0, args.ordinary_judge_share, args.ordinary_eval_share,
+              args.ordinary_first)
     if not all(0 <= share <= 1 for share in shares):
         parser.error("--augment and the shares of ordinary talk must be from 0 to 1")
     if args.ordinary_judge_share + args.ordinary_eval_share > 1:
@@ -375,7 +366,7 @@ def _settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Sett
         augment=args.augment, labels=args.labels or "lines", held_out=args.held_out, seed=args.seed,
         train_only=args.train_only, reading=reading,
         ordinary=OrdinarySettings(args.ordinary, args.ordinary_judge, args.ordinary_eval, args.ordinary_judge_share,
-                                  args.ordinary_eval_share, args.ordinary_share))
+                                  args.ordinary_eval_share, args.ordinary_share, args.ordinary_first))
 
 
 @command

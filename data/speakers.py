@@ -6,10 +6,12 @@ roles, A, B, C, ... in order of appearance, before anything is tokenised: two di
 speaker names give the same tokens.
 """
 
+import itertools
 import string
+from collections.abc import Sequence
 
 from .normalise import normalise
-from .transcripts import MAY_BE_STAMPED, SPEAKER, safe_name
+from .transcripts import MAY_BE_STAMPED, NARRATOR, SPEAKER, safe_name
 
 PERSONAL_NAMES = ("李明", "王芳", "张伟", "刘洋", "陈静", "杨强", "赵敏", "黄磊", "周婷", "吴刚", "徐丽", "孙浩")
 
@@ -53,6 +55,13 @@ def map_speakers(text: str, names_of) -> str:
     names = list(dict.fromkeys(name for name, _ in lines if name is not None))
     renamed = dict(zip(names, names_of(names), strict=True))
     return join_lines([(renamed.get(name), content) for name, content in lines])
+
+
+def begin_with(said: Sequence[str], text: str) -> str:
+    """`text` after other words, said in turn by the two who speak in it first."""
+    lines = split_lines(text)
+    names = list(dict.fromkeys(name for name, _ in lines if name is not None))[:2] or [NARRATOR]
+    return join_lines([*zip(itertools.cycle(names), said), *lines])
 
 
 def roles(names: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ the tokens are equal and so are the scores, which are then not computed again.
 """
 
 import dataclasses
+import functools
+import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from data.noise import add_asr_noise, add_unseen_noise
 from data.normalise import normalise
 from data.prompt import PromptEncoder
-from data.speakers import join_lines, map_speakers, split_lines, swap_speakers
+from data.speakers import begin_with, join_lines, map_speakers, split_lines, swap_speakers
 from data.transcripts import NARRATOR
 
 from ..checkpoint import lineage_of
@@ -27,6 +29,32 @@ INSTRUCTIONS = {
     "instruction_article_only": ARTICLE_INSTRUCTION.format("只"),
 }
 PREAMBLE = ("喂，您好，听得清楚吗？", "听得清楚，您请说。", "好的，今天天气不错，先祝您生活愉快。")
+ORDINARY_PREAMBLES = (  # of calls that have nothing to do with what follows; no train data has these words
+    ("喂，是王姐吗？我是楼下的快递员，您的箱子放门口行吗？",
+     "行，放鞋柜旁边就好，我晚上回来拿。",
+     "好嘞，那我拍张照片给您。"),
+    ("妈，我今天加班，晚饭不用等我了。",
+     "那我把汤留在锅里，你回来自己热一下。",
+     "知道了，您早点睡。"),
+    ("您好，这里是口腔科，提醒您周四上午九点复查。",
+     "周四我要开会，能改到周五下午吗？",
+     "可以，周五三点半还有一个号，给您留着。"),
+    ("李老师，孩子有点发烧，今天请一天假。",
+     "好的，让他多喝水，作业我发到群里。",
+     "麻烦您了，明天退烧了就去上学。"),
+    ("这周末去爬山吗？天气预报说是晴天。",
+     "去啊，叫上小周他们，早上七点在地铁口见。",
+     "好，我带水和面包，你带相机。"),
+    ("物业吗？我家厨房的水管在滴水。",
+     "您是几号楼几单元？师傅下午两点以后能过去。",
+     "三号楼二单元，我下午都在家。"),
+    ("你好，我想订一个六人的包间，周六晚上。",
+     "周六晚上还有一间，请问几点到，贵姓？",
+     "六点半，姓陈，麻烦安排靠窗的。"),
+    ("小刘，上周那份报表你改完了吗？",
+     "改完了，数字核对过两遍，下班前发给您。",
+     "好，记得把图也放进去，明天开会要用。"),
+)
 NOT_NORMALISED = {  # asked as written, to show what the normaliser is there for; name: how `written` writes
     "line_ends_not_normalised": {"line_end": "  \r\n"},
     "time_stamps_not_normalised": {"stamps": True},
@@ -39,7 +67,8 @@ def dialogue_probes(encoder: PromptEncoder) -> dict[str, Callable[[str], str]]:
 
     speakers_renamed: a meeting's 发言人N get personal names, all other speakers become 发言人N. meeting_style: every
     speaker is 发言人N, as a recogniser writes all calls down. asr_noise, unseen_noise: see `data.noise`.
-    benign_preamble: three harmless lines come first. injected_command: the first speaker ends by telling the model what
+    benign_preamble: three lines of greeting come first. ordinary_preamble: the first three of an ordinary call, of
+    another one for each dialogue. injected_command: the first speaker ends by telling the model what
     to answer. injected_tokens: ... by writing the template's control tokens and the answer "not fraud" after them.
     formatting: a time stamp before each speaker, brackets round the name, blanks and CRLF at line ends.
     """
@@ -50,7 +79,8 @@ def dialogue_probes(encoder: PromptEncoder) -> dict[str, Callable[[str], str]]:
         "meeting_style": meeting_style,
         "asr_noise": add_asr_noise,
         "unseen_noise": add_unseen_noise,
-        "benign_preamble": _with_preamble,
+        "benign_preamble": functools.partial(begin_with, PREAMBLE),
+        "ordinary_preamble": lambda text: begin_with(random.Random(text).choice(ORDINARY_PREAMBLES), text),
         "injected_command": lambda text: _with_last_words(text, COMMAND.format(not_fraud)),
         "injected_tokens": lambda text: _with_last_words(
             text, " ".join([*turn, not_fraud]) + encoder.tokenizer.decode([encoder.end_ids[-1]])),
@@ -73,13 +103,6 @@ def written(text: str, *, stamps: bool = False, brackets: bool = False, line_end
 def meeting_style(text: str) -> str:
     """`text` with every speaker called 发言人1, 发言人2, ... in order of appearance."""
     return map_speakers(text, lambda names: [f"发言人{number}" for number in range(1, len(names) + 1)])
-
-
-def _with_preamble(text: str) -> str:
-    lines = split_lines(text)
-    names = list(dict.fromkeys(name for name, _ in lines if name is not None)) or [NARRATOR]
-    caller, callee = names[0], names[min(1, len(names) - 1)]
-    return join_lines(list(zip((caller, callee, caller), PREAMBLE)) + lines)
 
 
 def _with_last_words(text: str, words: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from corpora import dialogue, read_splits, write_corpus
 
 from data.files import DataError
-from data.ordinary import OrdinarySettings
+from data.ordinary import MOST_FIRST, OrdinarySettings, begin_with_ordinary
 from data.prepare import Settings, main, prepare
 from data.records import read_records, write_dialogues
 
@@ -150,3 +150,48 @@ def test_balancing_that_throws_much_away_and_few_dialogues_are_warned_of(tmp_pat
         main(["--source", str(tmp_path), "--output", str(tmp_path / "all"), "--negatives-per-positive", everything])
         balance = json.loads((tmp_path / "all" / "leakage.json").read_text(encoding="utf-8"))["balance"]
         assert all(counts["found"] == counts["kept"] for counts in (balance["fraud"], balance["non_fraud"]))
+
+
+# ------------------------------------------------------------------------------------------- ordinary talk comes first
+
+
+def test_a_share_of_the_other_records_begins_with_ordinary_talk_and_keeps_its_labels():
+    talk = [{"input": f"店员: 您要{i}号还是别的\n顾客: 就它吧\n店员: 好的\n顾客: 谢谢", "label": False, "source": "店",
+             "line_labels": [False] * 4, "position": place} for i in range(5) for place in (0.0, 0.5)]
+    scams = [{"input": f"骗子: 把{i}元转给我\n老人: 好", "label": True, "line_labels": [True, False]}
+             for i in range(50)]
+    more = begin_with_ordinary([*talk, *scams], 0.4)
+    assert more[:10] == talk and [r["label"] for r in more] == [r["label"] for r in (*talk, *scams)]
+    begun = [(before, after) for before, after in zip(scams, more[10:]) if after is not before]
+    added = [len(after["line_labels"]) - 2 for _, after in begun]
+    assert len(begun) == 20 and set(added) == set(range(1, MOST_FIRST + 1))
+    for (before, after), lines in zip(begun, added):
+        *first, last, _ = after["input"].split("\n")
+        assert after["input"].endswith("\n" + before["input"])
+        assert after["line_labels"] == [*[False] * lines, True, False]
+        assert [line.split(": ")[0] for line in (*first, last)] == (["骗子", "老人", "骗子"][:lines] + ["骗子"])
+        assert any(":".join(first[0].split(":")[1:]) in one["input"] for one in talk)
+    assert begin_with_ordinary([*talk, *scams], 0.4) == more != begin_with_ordinary([*talk, *scams], 0.4, seed=1)
+    assert begin_with_ordinary(scams, 0.4) == scams  # no ordinary talk, nothing to begin with
+    without = begin_with_ordinary([*talk, *({"input": r["input"], "label": True} for r in scams)], 1.0)
+    assert not any("line_labels" in r for r in without[10:])
+
+
+def test_data_prepare_lets_train_alone_begin_with_ordinary_talk_and_counts_how_often(tmp_path, capsys):
+    write_corpus(tmp_path)
+    chat = write_talk(tmp_path / "a" / "聊天.csv", 20, seed=20)
+
+    def prepared(name, *options):
+        assert main(["--source", str(tmp_path), "--output", str(tmp_path / name), "--ordinary", str(chat),
+                     "--lengths", "100", *options]) == 0
+        return read_splits(tmp_path / name), json.loads((tmp_path / name / "leakage.json").read_text(encoding="utf-8"))
+
+    begun, report = prepared("begun", "--ordinary-first", "0.5")
+    plain, other = prepared("plain", "--ordinary-first", "0")
+    rows = sorted(({r["case"]: r for r in splits["train"] if "source" not in r} for splits in (begun, plain)), key=len)
+    changed = sum(rows[0][case]["input"] != rows[1][case]["input"] for case in rows[0])
+    assert changed == round(0.5 * len(rows[0])) == report["balance"]["begin_with_ordinary_talk"] > 0
+    assert other["balance"]["begin_with_ordinary_talk"] == 0 == report["balance"]["asr_noise_copies"]
+    assert {name: rows for name, rows in begun.items() if name != "train"} == {
+        name: rows for name, rows in plain.items() if name != "train"}
+    assert f"{changed} records that begin with ordinary talk" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from data.files import DataError
 from data.leakage import Known
 from data.noise import add_asr_noise
 from data.ordinary import OrdinarySettings
-from data.prepare import Settings, augment, describe, main, prepare
+from data.prepare import KINDS, Settings, describe, main, prepare
 from data.records import Skipped, read_dialogues, read_records, write_dialogues, write_records
 from data.sample import sample_dialogues, sets_of_kinds
 from data.speakers import format_dialogue
@@ -45,7 +45,8 @@ def test_the_command_writes_three_splits_and_a_leakage_report(tmp_path):
         "test": {"records": 12, "fraud": 4, "cases": 4, "cut": 12, "removed_as_repeats": 0},
     }
     assert report["balance"] == {"fraud": {"found": 32, "kept": 32}, "non_fraud": {"found": 64, "kept": 32},
-                                 "ordinary": {"found": 0, "kept": 0}, "asr_noise_copies": 0}
+                                 "ordinary": {"found": 0, "kept": 0}, "asr_noise_copies": 0,
+                                 "begin_with_ordinary_talk": 0}
     clean = {"shared_cases": 0, "near_duplicates": 0, "rows_sharing_a_line": 0.0, "rows_with_half_their_runs": 0.0}
     assert report["leakage"] == {"eval against train": clean, "test against train": clean, "test against eval": clean}
     assert report["if_segments_were_shuffled"]["rows_sharing_a_line"] > 0.5  # every line stands in two segments
@@ -125,7 +126,7 @@ def test_a_noisy_copy_that_repeats_what_is_judged_on_is_dropped_and_its_original
         lengths=[300], augment=1.0, negatives_per_positive=None, train_only=[tmp_path / "甲.csv"], **elsewhere))
     train = read_splits(tmp_path / "out")["train"]
     assert [record["input"] for record in train if record["category"] == "甲"] == [f"甲: {said}"]
-    kept = sum(kind["kept"] for name, kind in report["balance"].items() if name != "asr_noise_copies")
+    kept = sum(report["balance"][kind]["kept"] for kind in KINDS)
     assert report["balance"]["asr_noise_copies"] == kept - 1 == len(train) - kept
 
 
@@ -273,28 +274,6 @@ def test_options_that_make_no_sense_end_with_code_2(tmp_path, capsys, option):
         main(["--source", str(tmp_path), "--output", str(tmp_path), *option])
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err
-
-
-def test_augmenting_adds_copies_with_noise_and_the_originals_stay():
-    records = [{"input": f"甲: 第{i}次，请把验证码告诉我，我替您退款。", "label": i % 2 == 0} for i in range(40)]
-    more = augment(records, 0.5)
-    assert more[:40] == records and len(more) == 60
-    said = {r["input"] for r in records}
-    assert sum(copy["input"] not in said for copy in more[40:]) > 15  # chance may leave a short line as it is
-    assert augment(records, 0.5) == more != augment(records, 0.5, seed=1)
-    assert augment(records, 0.0) == records
-
-
-def test_every_fifth_copy_has_a_line_more_that_dictates_a_verdict_and_changes_no_label():
-    records = [{"input": f"甲: 您把{i}元退给我。\n乙: 好，我看一下。", "label": True, "line_labels": [True, False]}
-               for i in range(100)]
-    copies = augment(records, 1.0)[100:]
-    dictated = [copy for copy in copies if copy["input"].count("\n") == 2]
-    assert len(dictated) == 20 and all(copy["label"] for copy in copies)
-    assert all(copy["line_labels"] == ["元退给我" in line for line in copy["input"].split("\n")] for copy in dictated)
-    assert len({copy["line_labels"].index(True) for copy in dictated}) == 2  # before the first line, too
-    without = augment([{"input": record["input"], "label": True} for record in records], 1.0)
-    assert not any("line_labels" in record for record in without)
 
 
 # ------------------------------------------------------------------------------- calls that are labelled as a whole

@@ -13,6 +13,7 @@ from antifraud.evaluation.metrics import rate_differences
 from antifraud.evaluation.probes import (
     INSTRUCTIONS,
     NOT_NORMALISED,
+    ORDINARY_PREAMBLES,
     dialogue_probes,
     meeting_style,
     probe_readings,
@@ -37,8 +38,9 @@ from data.sample import write_sample
 from data.speakers import format_dialogue, split_lines
 
 DIALOGUE = "客服: 您好，请把验证码告诉我，我替您退款。\n张伟: 为什么？"
-NAMES = {"speakers_renamed", "meeting_style", "asr_noise", "unseen_noise", "benign_preamble", "injected_command",
-         "injected_tokens", "formatting", "instruction_article", "instruction_article_only", *NOT_NORMALISED}
+NAMES = {"speakers_renamed", "meeting_style", "asr_noise", "unseen_noise", "benign_preamble", "ordinary_preamble",
+         "injected_command", "injected_tokens", "formatting", "instruction_article",
+         "instruction_article_only", *NOT_NORMALISED}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,15 @@ def test_a_benign_preamble_is_spoken_by_the_dialogues_own_speakers(encoder):
     assert [name for name, _ in lines] == ["客服", "张伟", "客服", "客服", "张伟"]
     assert lines[3:] == split_lines(DIALOGUE)
     assert [name for name, _ in split_lines(probed(encoder, "benign_preamble", "没有人说"))] == ["旁白"] * 3 + [None]
+
+
+def test_an_ordinary_preamble_is_another_for_other_dialogues_and_the_same_for_the_same(encoder):
+    texts = [f"客服: 这是第{number}通电话。\n张伟: 为什么？" for number in range(40)]
+    begun = [probed(encoder, "ordinary_preamble", text) for text in texts]
+    assert begun == [probed(encoder, "ordinary_preamble", text) for text in texts]
+    assert all(after.endswith("\n" + before) for before, after in zip(texts, begun))
+    beginnings = [tuple(said for _, said in split_lines(text)[:3]) for text in begun]
+    assert set(beginnings) == set(ORDINARY_PREAMBLES)
 
 
 def test_an_injected_command_is_the_first_speakers_last_line_and_asks_for_the_tasks_own_answer(encoder, tokenizer):
