@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--show-text", action="store_true", help="show the dialogues of the worst errors in the report")
 
     calibration = parser.add_argument_group(
-        "calibration", "temperature, threshold and how many lines count, found on eval data, kept in the checkpoint")
+        "calibration", "probabilities, threshold and how many lines count, found on eval data, kept in the checkpoint")
     calibration.add_argument("--calibrate", action="store_true", help="on --data, which must be the eval split")
     target = calibration.add_mutually_exclusive_group()
     target.add_argument("--best-f1", action="store_true", help="the highest F1")
@@ -204,8 +204,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.output:
         write_json(args.output, found)
     unsure = "" if found["temperature"] != 1.0 else " (no error here to learn one from)"
-    print(f"temperature {found['temperature']:.4f}{unsure}: calibration error {found['ece_before']:.4f} before, "
-          f"{found['ece_after']:.4f} after")
+    print(f"temperature {found['temperature']:.4f}, bias {found['bias']:.4f}{unsure}: calibration error "
+          f"{found['ece_before']:.4f} before, {found['ece_after']:.4f} after")
     print(f"threshold {found['threshold']:.6f}: precision {figure_text(found['precision'])}, recall "
           f"{figure_text(found['recall'])} on the {found['data']['rows']} rows they were found on")
     if found["line_weight"]:

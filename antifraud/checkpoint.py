@@ -40,7 +40,8 @@ class Decision:
 
     Attributes:
         threshold: probability of fraud from which on a dialogue is called one.
-        temperature: what the log-odds of a score are divided by to become a probability; see `evaluation.calibration`.
+        temperature, bias: the log-odds of a score become a probability's: divided by the one, and the other added; see
+            `evaluation.calibration`.
         line_weight: how much of a score, in log-odds, is the mean of the most suspicious lines and not the answer; for
             a model trained with the auxiliary line loss.
         top_lines: how many lines that mean is of.
@@ -48,6 +49,7 @@ class Decision:
 
     threshold: float = 0.5
     temperature: float = 1.0
+    bias: float = 0.0
     line_weight: float = 0.0
     top_lines: int = 1
 
@@ -56,6 +58,8 @@ class Decision:
             raise DataError(f"threshold must be a number from 0 to 1, not {self.threshold!r}")
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
             raise DataError(f"temperature must be a number above zero, not {self.temperature!r}")
+        if not (isinstance(self.bias, (int, float)) and math.isfinite(self.bias)):
+            raise DataError(f"bias must be a number, not {self.bias!r}")
         if not (isinstance(self.line_weight, (int, float)) and 0 <= self.line_weight <= 1):
             raise DataError(f"line_weight must be a number from 0 to 1, not {self.line_weight!r}")
         if not (isinstance(self.top_lines, int) and self.top_lines >= 1):
@@ -84,7 +88,7 @@ class Lineage:
         base: ``name`` and ``fingerprint`` of the base model.
         quantization: ``type`` (nf4, fp4 or none) and ``double`` of the base weights.
         train_data: ``name``, ``path``, ``sha256`` and ``rows`` of the train file, where known.
-        calibration: on what data temperature and threshold of the task were found, and how that went.
+        calibration: on what data the decision of the task was found, and how that went.
         averaged: sha256 of each adapter that this one is the mean of; empty for one that was trained.
         adapter_sha256: of the saved adapter; empty before it is saved.
         checkpoint: the folder's name; empty for an untuned model.

@@ -27,8 +27,8 @@ from evaluate import evaluate, evaluate_with_model, load_model, main, predict
 REPORT_KEYS = {
     "n", "tn", "fp", "fn", "tp", "precision", "recall", "f1", "accuracy", "average_precision", "threshold",
     "intervals", "unparsed", "speakers_renamed", "baselines", "by_category", "rows_per_second", "provenance",
-    "probes", "calibration", "temperature", "at_prevalence", "by_length", "by_position", "by_source", "worst_errors",
-    "label_audit", "lines", "ordinary", "calls", "not_made", "overlap_with_train",
+    "probes", "calibration", "temperature", "bias", "at_prevalence", "by_length", "by_position", "by_source",
+    "worst_errors", "label_audit", "lines", "ordinary", "calls", "not_made", "overlap_with_train",
 }
 
 

@@ -3,9 +3,9 @@
     python evaluate.py --model MODEL --checkpoint DIR --data eval.jsonl --calibrate [--best-f1]
                        [--ordinary ordinary_eval.jsonl --false-alarms 5]
 
-Temperature and threshold, and how much the most suspicious lines count, are found on eval dialogues, kept with the
-checkpoint, and used from then on: by every report, ``--predict``, the page, the export. Nothing here is ever fitted on
-the data that a report is about.
+What makes a score a probability, the threshold, and how much the most suspicious lines count are found on eval
+dialogues, kept with the checkpoint, and used from then on: by every report, ``--predict``, the page, the export.
+Nothing here is ever fitted on the data that a report is about.
 """
 
 import dataclasses
@@ -48,28 +48,34 @@ TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")  # of `
 LINE_RULES = ((0.5, 1), (0.5, 2), (0.5, 3), (0.4, 3), (0.3, 1), (0.3, 2), (0.3, 3), (0.2, 3))
 
 
-def fit_temperature(y_true: Sequence[bool], scores: np.ndarray) -> float:
-    """The temperature at which the labels are most likely; 1.0 where the model makes no error.
+def platt_scaling(y_true: Sequence[bool], scores: np.ndarray) -> tuple[float, float]:
+    """(temperature, bias) of the log-odds at which the labels are most likely; (1, 0) where the model makes no error.
 
-    Rows without an error would be likelier the surer the model were, without end: they do not tell how sure it may be.
+    Log-odds are divided by the temperature, and the bias is added (Platt, Probabilistic Outputs for Support Vector
+    Machines, 1999). The latter has a standard normal prior, so that a few rows don't move it far: the lines that count
+    make log-odds lower than the answer alone, which no temperature mends. Rows without an error would be likelier the
+    surer the model were, without end: they do not tell how sure it may be.
 
     Raises:
         DataError: dialogues of one label only.
     """
-    from scipy.optimize import minimize_scalar
-    from sklearn.metrics import log_loss
+    from scipy.optimize import minimize
 
     y_true = np.asarray(y_true, dtype=bool)
     if y_true.all() or not y_true.any():
-        raise DataError("a temperature needs dialogues of both labels")
+        raise DataError("calibration needs dialogues of both labels")
     log_odds = logit(np.clip(scores, SMALLEST, 1 - SMALLEST))
     if log_odds[y_true].min() > 0 > log_odds[~y_true].max():
-        return 1.0
+        return 1.0, 0.0
+    toward_label = np.where(y_true, -1, 1)
 
-    def loss(log_temperature: float) -> float:
-        return log_loss(y_true, expit(log_odds / math.exp(log_temperature)), labels=[False, True])
+    def loss(found: np.ndarray) -> float:
+        log_temperature, bias = found
+        scaled = log_odds / math.exp(log_temperature) + bias
+        return np.logaddexp(0, toward_label * scaled).sum() + bias ** 2 / 2
 
-    return math.exp(minimize_scalar(loss, bounds=tuple(map(math.log, TEMPERATURES)), method="bounded").x)
+    log_temperature, bias = minimize(loss, (0.0, 0.0), bounds=[tuple(map(math.log, TEMPERATURES)), (None, None)]).x
+    return math.exp(log_temperature), float(bias)
 
 
 def reliability(y_true: Sequence[bool], scores: np.ndarray) -> dict:
@@ -227,32 +233,33 @@ def _widest(recalls: list[float] | None, false_positive_rates: list[float] | Non
 def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *, ordinary: Sequence[dict] = (),
               ordinary_scores: Sequence[float] = (), false_alarms: float = FALSE_ALARMS, **target: float | bool | None
               ) -> tuple[Decision, dict]:
-    """A decision with its temperature, and its threshold if there is a target, found on these rows; and how that went.
+    """A decision with Platt scaling, and a threshold if there is a target, found on these rows; and how that went.
 
     Args:
         scores: [rows] before any calibration: ``score`` of `scoring.predict_details`.
         ordinary, ordinary_scores: records of ordinary calls and their scores, of which at most `false_alarms` in a
             hundred may raise an alarm; see `quiet_above`.
-        target: at most one of those of `choose_threshold`. Without one, the threshold moves with the temperature so
-            that no answer changes.
+        target: at most one of those of `choose_threshold`. Without one, the threshold moves with the probabilities
+            so that no answer changes.
 
     Raises:
-        DataError: see `fit_temperature` and `choose_threshold`.
+        DataError: see `platt_scaling` and `choose_threshold`.
     """
     target = _given(target)
-    temperature = fit_temperature(y_true, scores)
-    probabilities = calibrated(scores, temperature)
-    ordinary_probabilities = calibrated(np.asarray(ordinary_scores), temperature)
+    temperature, bias = platt_scaling(y_true, scores)
+    scaled = dataclasses.replace(decision, temperature=temperature, bias=bias)
+    probabilities, ordinary_probabilities = (calibrated(np.asarray(rows), scaled) for rows in (scores, ordinary_scores))
     if target:
         above = quiet_above(ordinary, ordinary_probabilities, false_alarms)
         threshold = bounded_threshold(y_true, probabilities, above, **target)
     elif len(ordinary):
         raise DataError("a bound on false alarms needs a target, such as the best F1")
     elif 0 < decision.threshold < 1:
-        threshold = float(calibrated(np.float64(decision.threshold), temperature / decision.temperature))
+        unscaled = (logit(decision.threshold) - decision.bias) * decision.temperature
+        threshold = float(calibrated(expit(unscaled), scaled))
     else:
         threshold = decision.threshold
-    found = {"temperature": temperature, "threshold": threshold, "target": target,
+    found = {"temperature": temperature, "bias": bias, "threshold": threshold, "target": target,
              "ece_before": reliability(y_true, scores)["ece"], "ece_after": reliability(y_true, probabilities)["ece"],
              "average_precision": average_precision(y_true, scores),
              **classification_metrics(y_true, probabilities >= threshold)}
@@ -260,7 +267,7 @@ def calibrate(y_true: Sequence[bool], scores: np.ndarray, decision: Decision, *,
         found["ordinary"] = {"at_most_per_hundred_calls": false_alarms,
                              "moved_threshold": threshold != choose_threshold(y_true, probabilities, **target),
                              **ordinary_report(ordinary, ordinary_probabilities, threshold)}
-    return dataclasses.replace(decision, temperature=temperature, threshold=threshold), found
+    return dataclasses.replace(scaled, threshold=threshold), found
 
 
 def _given(target: dict) -> dict:
@@ -278,7 +285,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
                          quantization: str | None = None, trust_remote_code: bool = False, progress: bool = True,
                          ordinary: Sequence[str] = (), false_alarms: float = FALSE_ALARMS,
                          **target: float | bool | None) -> dict:
-    """Finds temperature and threshold on eval dialogues and keeps them in the checkpoint; see `calibrate`.
+    """Finds a decision on eval dialogues and keeps it in the checkpoint; see `calibrate`.
 
     With a target, a checkpoint that was trained with the auxiliary line loss gets the one of `LINE_RULES` with the
     highest F1 at the threshold found with it.
@@ -299,7 +306,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
     records, calls, files = _read(data_path, ordinary)
     if len({record["label"] for record in records}) < 2:  # said now, and not when all is scored
         raise DataError(f"{data_path}: all {len(records)} records have \"label\": {json.dumps(records[0]['label'])}; "
-                        "a temperature needs dialogues of both labels")
+                        "calibration needs dialogues of both labels")
     folder = find_checkpoint(checkpoint_path)
     require_calibratable(folder)
     model, tokenizer = load_tuned(model_path, str(folder), device, quantization=quantization,

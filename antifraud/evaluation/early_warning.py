@@ -48,7 +48,7 @@ def score_growing(model, tokenizer, dialogues: Sequence[Dialogue], *, progress: 
     encoder = PromptEncoder(tokenizer, lineage_of(model).task)
     newest = [prompt for dialogue in dialogues for prompt in encoder.newest_prompts(_text(dialogue.lines))]
     scores = score_prompts(model, encoder, newest, progress=progress)
-    return _by_dialogue(calibrated(scores, lineage_of(model).decision.temperature), dialogues)
+    return _by_dialogue(calibrated(scores, lineage_of(model).decision), dialogues)
 
 
 def _beginnings(dialogues: Sequence[Dialogue]) -> Iterator[str]:
@@ -185,7 +185,7 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
     windows = {name: [len(of_call) for of_call in windows_of(encoder, [_text(call.lines) for call in members])]
                for name, members in calls.items()}
     report = {"at": _at(calls, scores, false_alarms), "call_characters": CALL_CHARACTERS,
-              "temperature": lineage_of(model).decision.temperature,
+              "temperature": lineage_of(model).decision.temperature, "bias": lineage_of(model).decision.bias,
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
     if train_path:

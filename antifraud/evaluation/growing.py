@@ -77,7 +77,7 @@ class GrowingDialogue:
         score = score_of_log_odds([*of_lines, last[-1]], self.decision)
         if not math.isfinite(score):
             raise FloatingPointError("the score is not finite")
-        return float(calibrated(np.array([score]), self.decision.temperature)[0])
+        return float(calibrated(np.array([score]), self.decision)[0])
 
     def _remember(self, ids: list[int], line_ends: list[int]) -> None:
         """Brings the cache to hold `ids`, from the longest beginning that it shares with them.

@@ -57,7 +57,7 @@ def rows_of(encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *, line_aw
 
 def score_rows(model, rows: Sequence[Row], *, tokens_a_batch: int | None = None, progress: str | None = None,
                require_finite: bool = True, odds_of: dict[Row, np.ndarray] | None = None) -> np.ndarray:
-    """[rows] score: the probability of "fraud" against "not fraud", before any temperature.
+    """[rows] score: the probability of "fraud" against "not fraud", before any calibration.
 
     One forward pass a row, a softmax over the two tokens that may follow. Of rows with several places, the log-odds
     of the last and of the highest of the others count as the model's `Decision` says. Rows of several prompts,
@@ -136,7 +136,7 @@ def predict_readings(model, readings: Sequence[Reading], **options) -> list[Pred
     of_windows = np.split(scores, np.cumsum([len(reading.rows) for reading in readings])[:-1]) if readings else []
     best = [int(np.argmax(windows)) for windows in of_windows]  # a NaN comes first
     highest = np.array([windows[place] for windows, place in zip(of_windows, best)])
-    probabilities = calibrated(highest, lineage_of(model).decision.temperature) if readings else highest
+    probabilities = calibrated(highest, lineage_of(model).decision) if readings else highest
     return [Prediction(float(score), float(probability), len(reading.rows), reading.lines[place])
             for score, probability, reading, place in zip(highest, probabilities, readings, best)]
 
@@ -193,13 +193,13 @@ def predict(model, tokenizer, dialogues: Sequence[str], *, progress: str | None 
     return np.array([one.probability for one in predict_details(model, tokenizer, dialogues, progress=progress)])
 
 
-def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities from what `score_prompts` returns: the one place where the temperature is applied.
+def calibrated(scores: np.ndarray, decision: Decision) -> np.ndarray:
+    """Probabilities from what `score_prompts` returns: the one place where temperature and bias are applied.
 
-    Log-odds are divided by it (Guo et al., On Calibration of Modern Neural Networks, 2017): the order of the scores
-    stays, 0.5 stays 0.5, and a temperature of 1 changes nothing, not even the last digit.
+    The order of the scores stays; a temperature of 1 without a bias changes nothing, not even the last digit.
     """
-    return scores if temperature == 1.0 else expit(logit(scores) / temperature)
+    plain = decision.temperature == 1.0 and decision.bias == 0.0
+    return scores if plain else expit(logit(scores) / decision.temperature + decision.bias)
 
 
 def score_of_log_odds(odds: Sequence[float], decision: Decision) -> float:

@@ -100,7 +100,7 @@ def score_windows(model, tokenizer, dialogue: str) -> list[ScoredLine]:
     """The probability of fraud in each of the overlapping windows in which `dialogue` is read."""
     decision, encoder = lineage_of(model).decision, PromptEncoder(tokenizer, lineage_of(model).task)
     windows, = windows_of(encoder, [dialogue])
-    scores = calibrated(score_prompts(model, encoder, [window.ids for window in windows]), decision.temperature)
+    scores = calibrated(score_prompts(model, encoder, [window.ids for window in windows]), decision)
     read = [window.ids[len(encoder.head):len(window.ids) - len(encoder.tail)] for window in windows]
     return [ScoredLine(window.last_line + 1, None, tokenizer.decode(ids), float(score), window.first_line + 1, None)
             for window, ids, score in zip(windows, read, scores)]

@@ -140,8 +140,9 @@ def _prompt(lineage: Lineage, prompt: PromptEncoder) -> str:
     highest = "the highest" if decision.top_lines == 1 else f"the mean of the {decision.top_lines} highest"
     lines = (f"Inference is line-aware: in log-odds, {decision.line_weight:.0%} is {highest} softmax at the ends of "
              "the lines, over the same two tokens. " if decision.line_aware else "")
-    if decision.temperature != 1:
-        lines += f"The log-odds are divided by the temperature **{decision.temperature}**. "
+    if decision.temperature != 1 or decision.bias:
+        lines += (f"The log-odds are divided by the temperature **{decision.temperature}**, and the bias "
+                  f"**{decision.bias}** is added. ")
     form = (f"Texts are brought into normal form (`data/normalise.py`, version {task.normaliser}) first. "
             if task.normaliser else "")
     exact = f"{decode(prompt.head)}DIALOGUE{decode(prompt.tail)}"
@@ -224,10 +225,10 @@ def _loading(name: str, facts: dict, lineage: Lineage) -> str:
               "with `temperature` 0.")
     if facts["gguf"]:
         served += f" For llama.cpp: `{facts['gguf']}`."
-    if lineage.decision.line_aware or lineage.decision.threshold != 0.5:
-        served += (" A server writes the likelier answer, which is a threshold of 0.5 on the answer alone, not the one "
-                   "above that the figures are of. For that one compute the probability from the two tokens' "
-                   "log-probabilities, as said under Prompt, or use `evaluate.py`.")
+    if lineage.decision.line_aware or lineage.decision.bias or lineage.decision.threshold != 0.5:
+        served += (" A server writes the likelier answer, which is a threshold of 0.5 on the answer alone, without a "
+                   "bias, not the one above that the figures are of. For that one compute the probability from the two "
+                   "tokens' log-probabilities, as said under Prompt, or use `evaluate.py`.")
     return (f"## Loading\n\n{_code(merged, 'python')}\n\nThe adapter alone, over the 16-bit base weights:\n\n"
             f"{_code(adapter, 'python')}\n\nProbabilities as above: `python evaluate.py --model {name} --data F`, "
             f"which reads the task from `fraud_task.json`. {served}")

@@ -170,6 +170,7 @@ def test_a_checkpoint_of_an_earlier_version_is_judged_by_its_own_threshold_tempe
 
 
 @pytest.mark.parametrize("field, value", [("temperature", 0), ("temperature", float("inf")), ("temperature", "1"),
+                                          ("bias", float("nan")), ("bias", None),
                                           ("threshold", 60), ("threshold", float("nan")), ("threshold", None),
                                           ("line_weight", 1.5), ("line_weight", "0.3"), ("top_lines", 0)])
 def test_a_decision_that_decides_nothing_is_refused_in_memory_and_in_a_task_file(run, field, value):

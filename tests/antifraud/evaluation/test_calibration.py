@@ -1,4 +1,4 @@
-"""Calibration: a temperature is found again, thresholds keep their promise, and a checkpoint keeps both."""
+"""Calibration: temperature and bias are found again, thresholds keep their promise, and a checkpoint keeps both."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from antifraud.evaluation.calibration import (
     calibrate_checkpoint,
     calibrated,
     choose_threshold,
-    fit_temperature,
+    platt_scaling,
     quiet_above,
     reliability,
 )
@@ -32,33 +32,42 @@ from evaluate import evaluate, load_model, predict
 TRUE = np.array([True, True, False, True, False, False])
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.1])
 
-# ---------------------------------------------------------------------------------------------- the temperature
+# ---------------------------------------------------------------------------------- scores become probabilities
 
 
-def test_a_temperature_divides_the_log_odds():
-    np.testing.assert_allclose(calibrated(np.array([0.9, 0.5, 0.1]), 2.0), [0.75, 0.5, 0.25])  # odds of 9 become 3
-    assert calibrated(SCORES, 1.0) is SCORES
-    assert calibrated(np.array([0.0, 1.0]), 2.0).tolist() == [0.0, 1.0]
+def test_a_temperature_divides_the_log_odds_and_a_bias_is_added():
+    halved = Decision(temperature=2.0)
+    np.testing.assert_allclose(calibrated(np.array([0.9, 0.5, 0.1]), halved), [0.75, 0.5, 0.25])  # odds of 9 become 3
+    tripled = Decision(bias=float(np.log(3)))
+    np.testing.assert_allclose(calibrated(np.array([0.9, 0.5, 0.1]), tripled), [27 / 28, 0.75, 0.25])
+    assert calibrated(SCORES, Decision()) is SCORES
+    assert calibrated(np.array([0.0, 1.0]), Decision(temperature=2.0, bias=-1.0)).tolist() == [0.0, 1.0]
 
 
-def test_the_temperature_that_spoilt_the_probabilities_is_found():
+def test_the_temperature_and_the_bias_that_spoilt_the_probabilities_are_found():
     generator = np.random.default_rng(0)
     right = generator.uniform(0.02, 0.98, 20_000)
     y_true = generator.random(20_000) < right
-    assert fit_temperature(y_true, right) == pytest.approx(1.0, abs=0.05)
-    assert fit_temperature(y_true, expit(logit(right) * 3)) == pytest.approx(3.0, abs=0.15)
-    assert fit_temperature(y_true, expit(logit(right) / 2)) == pytest.approx(0.5, abs=0.03)
+    for temperature, bias in (1.0, 0.0), (3.0, 0.0), (0.5, 0.0), (1.0, 2.0), (2.0, -1.5):
+        spoilt = expit((logit(right) - bias) * temperature)
+        assert platt_scaling(y_true, spoilt) == pytest.approx((temperature, bias), abs=0.15)
+
+
+def test_a_few_rows_move_the_bias_less_than_many_of_the_same():
+    y_true, scores = [True, True, False, True], np.array([0.3, 0.2, 0.25, 0.1])
+    few, many = platt_scaling(y_true, scores)[1], platt_scaling(y_true * 100, np.tile(scores, 100))[1]
+    assert 0 < few < 0.8 * many
 
 
 def test_scores_of_exactly_zero_and_one_are_no_obstacle():
-    assert 1 < fit_temperature([True, False, True, False], np.array([1.0, 0.0, 0.0, 0.3])) <= 20
+    assert 1 < platt_scaling([True, False, True, False], np.array([1.0, 0.0, 0.0, 0.3]))[0] <= 20
 
 
-def test_no_error_and_one_label_teach_no_temperature():
-    assert fit_temperature([True, False], np.array([0.7, 0.2])) == 1.0
+def test_no_error_and_one_label_teach_nothing():
+    assert platt_scaling([True, False], np.array([0.7, 0.2])) == (1.0, 0.0)
     for y_true in ([True, True], [False, False]):
         with pytest.raises(DataError, match="both labels"):
-            fit_temperature(y_true, np.array([0.7, 0.2]))
+            platt_scaling(y_true, np.array([0.7, 0.2]))
 
 
 def test_the_calibration_error_by_hand():
@@ -143,7 +152,7 @@ def test_a_target_that_the_bound_leaves_out_of_reach_says_what_is_left():
         bounded_threshold(TRUE, SCORES, 0.9, best_f1=True)
 
 
-def test_a_calibration_keeps_the_bound_after_its_temperature_and_says_what_it_did():
+def test_a_calibration_keeps_the_bound_after_its_scaling_and_says_what_it_did():
     y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.3, 0.65])  # F1 is highest above 0.1
     records, ordinary_scores = ordinary_calls(chat=[0.05] * 48 + [0.72, 0.95], bank=[0.05] * 19)
     for bound, raised in ((2.0, True), (4.0, False)):
@@ -153,7 +162,7 @@ def test_a_calibration_keeps_the_bound_after_its_temperature_and_says_what_it_di
         assert found["ordinary"]["at_most_per_hundred_calls"] == bound
         alarmed = found["ordinary"]["all"]["alarmed_calls"], found["ordinary"]["by_source"]["chat"]["alarmed_calls"]
         assert alarmed == ((1, 1) if raised else (2, 2)) and found["ordinary"]["by_source"]["bank"]["calls"] == 19
-        assert ((calibrated(ordinary_scores, decision.temperature) >= decision.threshold).sum()) == alarmed[0]
+        assert ((calibrated(ordinary_scores, decision) >= decision.threshold).sum()) == alarmed[0]
     with pytest.raises(DataError, match="needs a target"):
         calibrate(y_true, scores, Decision(), ordinary=records, ordinary_scores=ordinary_scores)
 
@@ -184,13 +193,13 @@ def test_eval_data_of_one_label_is_refused_before_a_model_is_loaded(tmp_path, la
         calibrate_checkpoint("no model", "no checkpoint", str(tmp_path / "eval.jsonl"), best_f1=True)
 
 
-def test_without_a_target_the_threshold_moves_with_the_temperature_and_no_answer_changes():
+def test_without_a_target_the_threshold_moves_with_the_probabilities_and_no_answer_changes():
     y_true, scores = np.append(TRUE, [True, False]), np.append(SCORES, [0.02, 0.97])
     before = Decision(threshold=0.65)
     decision, found = calibrate(y_true, scores, before)
-    assert decision.temperature == found["temperature"] > 1.5
-    assert ((calibrated(scores, decision.temperature) >= decision.threshold) == (scores >= 0.65)).all()
-    again, _ = calibrate(y_true, scores, decision)  # from one temperature to the same: nothing moves
+    assert decision.temperature == found["temperature"] > 1.5 and decision.bias == found["bias"] != 0
+    assert ((calibrated(scores, decision) >= decision.threshold) == (scores >= 0.65)).all()
+    again, _ = calibrate(y_true, scores, decision)  # from one scaling to the same: nothing moves
     assert again.threshold == pytest.approx(decision.threshold)
     assert found["ece_after"] < found["ece_before"]
 
@@ -256,9 +265,10 @@ def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, che
 
     model, tokenizer = load_model(base, str(checkpoint), "cpu")
     task, decision = model.lineage.task, model.lineage.decision
-    assert (decision.temperature, decision.threshold) == (found["temperature"], found["threshold"])
+    assert (decision.temperature, decision.bias, decision.threshold) == tuple(
+        found[name] for name in ("temperature", "bias", "threshold"))
     report = evaluate_module.evaluate_with_model(model, tokenizer, noisy_eval_file, "cpu", full=True, progress=False)
-    assert report["threshold"] == found["threshold"] and report["temperature"] == found["temperature"]
+    assert report["threshold"] == found["threshold"] and report["bias"] == found["bias"] != 0
     assert report["recall"] == found["recall"] and report["average_precision"] == before["average_precision"]
     assert report["calibration"]["before"] == before["calibration"]["after"]
     assert report["calibration"]["after"]["ece"] == pytest.approx(found["ece_after"]) != found["ece_before"]
@@ -270,7 +280,7 @@ def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, che
     first = json.loads(Path(eval_file).read_text(encoding="utf-8").split("\n")[0])
     raw = score_prompts(model, encoder, encoder.prompts([first["input"]]))
     row = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[0])
-    assert row["probability"] == pytest.approx(expit(logit(raw[0]) / found["temperature"]), abs=2e-6)
+    assert row["probability"] == pytest.approx(expit(logit(raw[0]) / found["temperature"] + found["bias"]), abs=2e-6)
     assert row["is_fraud"] == (row["probability"] >= found["threshold"])
     assert predict(model, tokenizer, [first["input"]])[0] == pytest.approx(row["probability"], abs=2e-6)
     assert score_lines(model, tokenizer, first["input"])[-1].probability == pytest.approx(row["probability"], abs=1e-4)
@@ -284,7 +294,7 @@ def test_the_command_calibrates_and_says_what_it_found(base, checkpoint, noisy_e
     assert evaluate_module.main(calibrating) == 0
     found = json.loads(output.read_text())
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(f"temperature {found['temperature']:.4f}: calibration error ")
+    assert printed[0].startswith(f"temperature {found['temperature']:.4f}, bias {found['bias']:.4f}: calibration ")
     assert printed[1].startswith(f"threshold {found['threshold']:.6f}: precision ")
     assert load_model(base, str(checkpoint), "cpu")[0].lineage.decision.threshold == found["threshold"]
 

@@ -52,7 +52,8 @@ def test_predictions_are_calibrated_scores_and_say_where_they_come_from(loaded, 
     encoder = PromptEncoder(tokenizer, model.lineage.task)
     scores = score_prompts(model, encoder, encoder.prompts(DIALOGUES))
     np.testing.assert_allclose([one.score for one in found], scores, atol=1e-6)
-    np.testing.assert_allclose([one.probability for one in found], calibrated(scores, 2.0), atol=1e-6)
+    probabilities = calibrated(scores, Decision(temperature=2.0))
+    np.testing.assert_allclose([one.probability for one in found], probabilities, atol=1e-6)
     assert [(one.windows, one.lines) for one in found] == [(1, (1, 1)), (1, (1, 2)), (1, (1, 3))]
     np.testing.assert_array_equal(predict(model, tokenizer, DIALOGUES), [one.probability for one in found])
     assert predict_details(model, tokenizer, []) == [] and predict(model, tokenizer, []).shape == (0,)

@@ -283,9 +283,11 @@ def test_the_card_shows_the_prompt_and_the_threshold_exactly_as_used(exported, l
         facts = json.loads((exported[0] / "export.json").read_text())
         return render_card("model", facts, lineage, PromptEncoder(tokenizer, lineage.task), None)
 
-    card = card_by(Decision(line_weight=0.3, temperature=0.75))
-    assert "line-aware" in card and "divided by the temperature **0.75**" in card and "on the answer alone" in card
+    card = card_by(Decision(line_weight=0.3, temperature=0.75, bias=0.5))
+    assert "line-aware" in card and "by the temperature **0.75**, and the bias **0.5** is added" in card
+    assert "on the answer alone" in card
     assert "on the answer alone" not in card_by(Decision(temperature=0.75))  # 0.5 stays 0.5
+    assert "on the answer alone" in card_by(Decision(bias=0.5))
 
 
 def test_the_hub_reads_the_cards_front_matter(exported, loaded, report_file):
