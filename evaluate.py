@@ -20,24 +20,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-gc.disable()  # looking for garbage among what imports bring takes seconds, and there is none
+from data.command import command, heavy_imports
 
-from antifraud.evaluation.calibration import TARGETS, calibrate_checkpoint
-from antifraud.evaluation.inputs import METHODS, input_files, read_inputs
-from antifraud.evaluation.metrics import figure_text
-from antifraud.evaluation.report import make_report, summary
-from antifraud.evaluation.scoring import predict
-from antifraud.figures import report_figure
-from antifraud.model import QUANTIZATIONS, default_device
-from antifraud.model import load_tuned as load_model
-from antifraud.serving.chunks import require_rows
-from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
-from data.command import command
-from data.files import one_line, require_input, require_output, write_json
-from data.prompt import add_task_options, task_of
-from data.sources import TABLE_SUFFIXES
+# %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
+IS_COMMAND = __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__")
 
-gc.enable()
+with heavy_imports(by_command=IS_COMMAND):
+    from antifraud.evaluation.calibration import TARGETS, calibrate_checkpoint
+    from antifraud.evaluation.inputs import METHODS, input_files, read_inputs
+    from antifraud.evaluation.metrics import figure_text
+    from antifraud.evaluation.report import make_report, summary
+    from antifraud.evaluation.scoring import predict
+    from antifraud.figures import report_figure
+    from antifraud.model import QUANTIZATIONS, default_device
+    from antifraud.model import load_tuned as load_model
+    from antifraud.serving.chunks import require_rows
+    from antifraud.serving.predict import BATCH_ROWS, predict_file, require_request
+    from data.files import one_line, require_input, require_output, write_json
+    from data.prompt import add_task_options, task_of
+    from data.sources import TABLE_SUFFIXES
 
 __all__ = ["evaluate", "evaluate_with_model", "load_model", "predict"]
 OF_REPORT = ("full", "show_text", "train", "eval", "ordinary_eval", "peer")
@@ -243,8 +244,7 @@ _share = functools.partial(_number, fits=lambda value: 0 < value <= 1, expected=
 _hundred = functools.partial(_number, fits=lambda value: 0 <= value <= 100, expected="must be from 0 to 100")
 _positive = functools.partial(_number, fits=lambda value: 0 < value < math.inf, expected="must be above 0")
 
-# %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
-if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):
+if IS_COMMAND:
     code = main()
     gc.freeze()  # or Python would look for garbage among a million objects before it ends: seconds
     sys.exit(code)

@@ -19,44 +19,46 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # so that `%run` finds the library from any folder
-gc.disable()  # looking for garbage among what imports bring takes seconds, and there is none
 
-import torch
-from datasets import Dataset, disable_progress_bars
+from data.command import command, heavy_imports
 
-from antifraud.checkpoint import LINE_WEIGHT, Decision, lineage_of, newest_complete_checkpoint
-from antifraud.compiling import compiling_put_off
-from antifraud.figures import loss_curve
-from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base
-from antifraud.training.adapters import TARGET_MODULES, with_adapters
-from antifraud.training.command import (
-    check_run,
-    check_settings,
-    only_the_first_process_prints,
-    parse,
-    stopping_explained,
-)
-from antifraud.training.examples import origin_of, read_examples, require_learnable
-from antifraud.training.loop import EarlyStopping, LabelPositionTrainer
-from antifraud.training.recipes import (
-    CHECKPOINTING,
-    SHARDED_STORAGE,
-    FraudTrainingArguments,
-    choose_recipe,
-    name_now,
-    shardable,
-    sharded,
-)
-from antifraud.training.settings import require_honoured
-from data.command import command
-from data.files import DataError
-from data.prompt import Task, task_of
+# %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
+IS_COMMAND = __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__")
 
-with compiling_put_off():
-    from peft import LoraConfig
-    from transformers import TrainingArguments
+with heavy_imports(by_command=IS_COMMAND):
+    import torch
+    from datasets import Dataset, disable_progress_bars
 
-gc.enable()
+    from antifraud.checkpoint import LINE_WEIGHT, Decision, lineage_of, newest_complete_checkpoint
+    from antifraud.compiling import compiling_put_off
+    from antifraud.figures import loss_curve
+    from antifraud.model import compute_dtype, compute_in_eval_as_in_training, load_base
+    from antifraud.training.adapters import TARGET_MODULES, with_adapters
+    from antifraud.training.command import (
+        check_run,
+        check_settings,
+        only_the_first_process_prints,
+        parse,
+        stopping_explained,
+    )
+    from antifraud.training.examples import origin_of, read_examples, require_learnable
+    from antifraud.training.loop import EarlyStopping, LabelPositionTrainer
+    from antifraud.training.recipes import (
+        CHECKPOINTING,
+        SHARDED_STORAGE,
+        FraudTrainingArguments,
+        choose_recipe,
+        name_now,
+        shardable,
+        sharded,
+    )
+    from antifraud.training.settings import require_honoured
+    from data.files import DataError
+    from data.prompt import Task, task_of
+
+    with compiling_put_off():
+        from peft import LoraConfig
+        from transformers import TrainingArguments
 
 
 def load_model(model_path: str, device: str = "cuda", *, quantization: str = "nf4", double_quantization: bool = False,
@@ -227,8 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-# %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
-if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):
+if IS_COMMAND:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers send it: stop as on Ctrl-C
     code = main()
     gc.freeze()  # or Python would look for garbage among a million objects before it ends: seconds

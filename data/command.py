@@ -1,9 +1,11 @@
 """What every command of this project does around its work: output in any encoding, errors in one line, exit codes."""
 
+import contextlib
 import functools
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .files import DataError, one_line
 
@@ -39,6 +41,28 @@ def command(main: Main) -> Main:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so once more at its end
             return 1
         except KeyboardInterrupt as stop:
-            print(stop.args[0] if stop.args else "stopped", file=sys.stderr)
-            return 130
+            return _stopped(stop)
     return run
+
+
+@contextlib.contextmanager
+def heavy_imports(*, by_command: bool) -> Iterator[None]:
+    """Around imports that take seconds: Ctrl-C ends a command there, too, with a line and 130.
+
+    Args:
+        by_command: whether they are those of a command; a notebook or a program is told of Ctrl-C as usual.
+    """
+    gc.disable()  # looking for garbage among what imports bring takes seconds, and there is none
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not by_command:
+            raise
+        sys.exit(_stopped(stop))
+    finally:
+        gc.enable()
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    print(stop.args[0] if stop.args else "stopped", file=sys.stderr)
+    return 130

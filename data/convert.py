@@ -4,7 +4,8 @@ import collections
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LABELS_OF_CALLS = ("every dialogue has one label in all its lines, so the greeti
                    "where this is the label of the call, convert the file to whole calls, a .jsonl: \"A label for the "
                    "whole call\" in docs/data.md")
 
+SHOWN_ROWS = 10
 TIMES = ("时间", "开始时间", "起始时间", "发言时间", "说话时间", "time", "timestamp", "start", "start_time", "begin",
          "begin_time")
 HALF_DAY = re.compile("[上下]午|[ap]m", re.IGNORECASE)  # whose numbers begin again at noon
@@ -48,7 +50,7 @@ def convert(report: dict, output: str | Path) -> str:
     if suffix == ".csv":
         write_dialogues(output, report["read"])
         return to_split
-    records = _labelled_calls(report) if report["becomes"] == "dialogues" else report["read"]
+    records = whole_calls(report)["read"]
     write_records(output, records)
     labels = {record.get("label") for record in records}
     what = ["--data", str(output)]
@@ -85,23 +87,54 @@ def calls_of(dialogues: Iterable[Dialogue], labels: Mapping[str, bool]) -> list[
              "case": dialogue.case.removeprefix(f"{dialogue.category}/")} for dialogue in dialogues]
 
 
-def _labelled_calls(report: dict) -> list[dict]:
-    """Whole calls of labelled lines, with those that have no label: a call may have its label in the first alone.
+def whole_calls(report: dict) -> dict:
+    """The report of labelled lines as that of the whole calls that a ``.jsonl`` has of them; any other as it is.
 
-    The row of the label may be one without words, above the lines of the call.
+    The calls have the lines without a label, too: the label may be in the first line alone, or in a row without words
+    above the lines.
     """
+    if report["becomes"] != "dialogues" or report["problems"] or not report["good"]:
+        return report
     path, reading = report["path"], report["reading"]
     wordless = replace(reading, columns={**reading.columns, "content": reading.names["case"]})
     labelled = dialogues_of(path, [row for _, row in dialogue_rows(path, wordless) if isinstance(row, tuple)])
-    return calls_of(dialogues_of(path, spoken_lines(path, reading)),
-                    {dialogue.case: any(line.is_fraud for line in dialogue.lines) for dialogue in labelled})
+    rows = list(_unlabelled_rows(path, reading))
+    lines = [row for _, row in rows if isinstance(row, tuple)]
+    calls = calls_of(dialogues_of(path, lines),
+                     {dialogue.case: any(line.is_fraud for line in dialogue.lines) for dialogue in labelled})
+    return {**report, "becomes": "records", "good": len(lines), "first": calls[:SHOWN_ROWS], "read": calls,
+            "skipped": [f"{path}:{number}: {row}" for number, row in rows if isinstance(row, str)], **numbers_of(calls)}
 
 
 def spoken_lines(path: str | Path, reading: Reading) -> list[tuple[str, Line]]:
     """All lines of a table with the calls that they belong to, those without a label, too."""
+    return [row for _, row in _unlabelled_rows(path, reading) if isinstance(row, tuple)]
+
+
+def _unlabelled_rows(path: str | Path, reading: Reading) -> Iterator[tuple[int, tuple[str, Line] | DataError | str]]:
     columns = {key: name for key, name in reading.columns.items() if key != "is_fraud"}
-    rows = dialogue_rows(path, replace(reading, layout="lines", columns=columns))
-    return [row for _, row in rows if isinstance(row, tuple)]
+    return dialogue_rows(path, replace(reading, layout="lines", columns=columns))
+
+
+def numbers_of(read: Sequence[dict | Dialogue]) -> dict:
+    """``labels``, ``lengths``, ``duplicates`` and ``contradictions`` of records or dialogues: see `inspect`."""
+    texts, labels = list(map(_text, read)), list(map(_label, read))
+    labels_of = collections.defaultdict(set)
+    for text, label in zip(texts, labels):
+        labels_of[text.strip()].add(label)
+    return {"labels": {"fraud": labels.count(True), "non-fraud": labels.count(False)},
+            "lengths": {"min": min(map(len, texts)), "median": statistics.median(map(len, texts)),
+                        "max": max(map(len, texts))} if texts else {},
+            "duplicates": len(texts) - len(labels_of),
+            "contradictions": sum({True, False} <= labels for labels in labels_of.values())}
+
+
+def _text(item: dict | Dialogue) -> str:
+    return item["input"] if isinstance(item, dict) else "\n".join(line.content for line in item.lines)
+
+
+def _label(item: dict | Dialogue) -> bool | None:  # None without one
+    return item.get("label") if isinstance(item, dict) else any(line.is_fraud for line in item.lines)
 
 
 def join_warnings(lines: Iterable[tuple[str, Line]], sample: Iterable[dict], reading: Reading) -> list[str]:

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import io
 import shlex
-import statistics
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,15 +17,26 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .command import command
-from .convert import calls_of, conversion, convert, join_warnings, label_warnings, spoken_lines, suffixes_of
+from .convert import (
+    SHOWN_ROWS,
+    calls_of,
+    conversion,
+    convert,
+    join_warnings,
+    label_warnings,
+    numbers_of,
+    spoken_lines,
+    suffixes_of,
+    whole_calls,
+)
 from .files import DataError, grouped, how_to_read
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, LINES, PAIRS, SYNONYMS, Reading, add_reading_options, asked
 from .normalise import is_blank
-from .records import Dialogue, dialogue_rows, dialogues_of, record_rows
+from .records import dialogue_rows, dialogues_of, record_rows
 from .sources import SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_transcript, short, workbook_sheets
 
 ENCODINGS = ("utf-8", "gb18030")
-SHOWN_ROWS, SHOWN_PROBLEMS, SHOWN_CHARACTERS = 10, 20, 100
+SHOWN_PROBLEMS, SHOWN_CHARACTERS = 20, 100
 SAMPLE_ROWS = 1000  # that the layout and the columns are told from, with later ones that first fill a column
 
 
@@ -60,10 +70,6 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
     read = dialogues_of(path, good) if reading.layout in LINES else good
     if reading.layout == "lines":
         read = calls_of(read, {})
-    texts, labels = [_text(item) for item in read], [_label(item) for item in read]  # None without labels
-    labels_of = collections.defaultdict(set)
-    for text, label in zip(texts, labels):
-        labels_of[text.strip()].add(label)
     return {
         "path": str(path),
         "kind": source.kind,
@@ -76,27 +82,15 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "becomes": "dialogues" if reading.layout == "dialogues" else "records",
         "rows": len(good) + len(skipped) + len(problems),
         "good": len(good),
-        "labels": {"fraud": labels.count(True), "non-fraud": labels.count(False)},
         "label_words": _label_words(sample, reading),
-        "lengths": {"min": min(map(len, texts)), "median": statistics.median(map(len, texts)),
-                    "max": max(map(len, texts))} if texts else {},
-        "duplicates": len(texts) - len(labels_of),
-        "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
         "warnings": (join_warnings(spoken_lines(path, reading) if skipped else good, sample, reading)
                      if reading.layout in LINES else []),
         "first": (read if reading.layout == "lines" else good)[:SHOWN_ROWS],
         "skipped": skipped,
         "problems": problems,
         "read": read,
+        **numbers_of(read),
     }
-
-
-def _text(item: dict | Dialogue) -> str:
-    return item["input"] if isinstance(item, dict) else "\n".join(line.content for line in item.lines)
-
-
-def _label(item: dict | Dialogue) -> bool | None:
-    return item.get("label") if isinstance(item, dict) else any(line.is_fraud for line in item.lines)
 
 
 def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list[str]]:
@@ -315,6 +309,7 @@ def describe(report: dict) -> str:
 
 def _numbers(report: dict) -> list[str]:
     labels, lengths = report["labels"], report["lengths"]
+    labelled = labels["fraud"] + labels["non-fraud"]
     lines = [f"  rows: {report['rows']}, of which {report['good']} can be read; {report['becomes']}: "
              f"{len(report['read'])}"]
     words = ", ".join(f"{short(word, 30)} ({count})" for word, count in list(report["label_words"].items())[:10])
@@ -323,7 +318,9 @@ def _numbers(report: dict) -> list[str]:
                      + "; of several kinds: check what each means" * (len(report["reading"].label_values) > 2))
     if report["read"]:
         lines += [f"  labels as read: {labels['fraud']} fraud, {labels['non-fraud']} non-fraud "
-                  f"({labels['fraud'] / len(report['read']):.1%} fraud)" if report["reading"].has_labels else
+                  f"({labels['fraud'] / labelled:.1%} fraud)"
+                  + f", {len(report['read']) - labelled} without a label" * (labelled < len(report["read"]))
+                  if labelled else
                   "  no labels: only for evaluate.py --predict",
                   f"  characters: {lengths['min']} to {lengths['max']}, median {lengths['median']:g}",
                   f"  repeated: {report['duplicates']}; with both labels: {report['contradictions']}"]
@@ -362,6 +359,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in paths:
         try:
             report = inspect(path, asked(args))
+            if (args.convert or "").lower().endswith(".jsonl"):
+                report = whole_calls(report)
         except DataError as error:
             if len(paths) == 1:
                 raise
@@ -373,8 +372,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             print(describe(report))
         faulty |= bool(report["problems"]) or not report["read"]
-        of_lines = report["becomes"] == "dialogues" and not (args.convert or "").lower().endswith(".jsonl")
-        for warning in [*report["warnings"], *(label_warnings(report["read"]) if of_lines else ())]:
+        of_labels = label_warnings(report["read"]) if report["becomes"] == "dialogues" else []
+        for warning in [*report["warnings"], *of_labels]:
             print(f"  warning: {warning}")
         if args.convert:
             print(f"written to {args.convert}; next: {following}")

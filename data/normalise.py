@@ -13,7 +13,8 @@ import unicodedata
 from .transcripts import FULL_MARKS, MARKS, MAY_BE_STAMPED, TO_HALF, read_turns, without_columns
 
 # The version; a checkpoint says with which one it was trained, 0 being none. It stays while the texts that models were
-# trained on keep their form: chats and subtitles are read better than in the first release, the public corpus the same.
+# trained on keep their form: chats, subtitles and calls in one line are read better than in the first release, the
+# public corpus the same.
 NORMALISER = 1
 
 MOST_STEPS = 8

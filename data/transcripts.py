@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 Turn = tuple[str | None, str]  # speaker and words; a line without a speaker belongs to the turn before
 Place = tuple[int, int]  # the first and the last line of the text that a turn was made from
@@ -101,6 +101,9 @@ _NUMBERED = re.compile(r"(?:说话人|发言人|讲话人|角色|Speaker|spk)[ _
 _PERSON = re.compile(
     "[王李张刘陈杨赵黄周吴徐孙朱郭罗宋郑韩唐冯董萧曹袁邓傅沈彭吕苏卢蒋蔡贾丁魏薛叶阎潘杜戴夏钟汪姜姚谭廖邹熊陆郝崔邱秦侯邵孟汤尹黎贺赖龚]"
     "[\u4e00-\u9fff]{1,2}|.{1,4}(?:先生|女士|小姐|经理|老师|警官|医生|主任)|客服|坐席|客户|用户|顾客|主持人|嘉宾|骗子|受害者")
+# A name and a colon inside a line, at its beginning, behind a blank or behind the end of a sentence.
+_INSIDE = re.compile(rf"(?<![^ 。！？；!?;…])({_NUMBERED.pattern}|(?!\d)[^{_UNNAMED}\s]{{1,20}}) ?[:：](?!//)",
+                     re.IGNORECASE)
 # --------------------------------------------------------------------------------------------------- subtitles
 _TIMING = re.compile(rf"{_TIME} ?--> ?{_TIME}.*")
 _VOICE = re.compile(r"<v(?:\.[\w.]+)? ([^<>:：]{1,40})>(.*?)(?:</v>)?")
@@ -130,6 +133,7 @@ def read_turns(lines: list[str], places: list[Place], *, stamped: bool) -> tuple
         places: where each line comes from.
         stamped: whether the text that the lines were made from may hold times, headers or subtitles.
     """
+    lines, places = _unsqueezed(lines, places)
     lines = _without_dashes(_unnumbered(lines))
     if stamped or _lone_names(lines):
         turns, places = _merge_headers(lines, places)
@@ -159,6 +163,25 @@ def _beside(pattern: re.Pattern, lines: Sequence[str]) -> list[re.Match]:
 
 def _with_colon(name: re.Match) -> str:
     return f"{name[1]}: {name.string[name.end():]}"
+
+
+def _unsqueezed(lines: list[str], places: list[Place]) -> tuple[list[str], list[Place]]:
+    """The lines of a call that is squeezed into one, as ``客服: 您好 用户: 谁？ 客服: 我 用户: 哦``, and their places.
+
+    What is said holds names and colons, too. So only where two speakers, one of whom begins, take turns three times.
+    """
+    first = _INSIDE.match(lines[0]) if len(lines) == 1 else None
+    if not first:
+        return lines, places
+    times = Counter(head[1] for head in _INSIDE.finditer(lines[0]))
+    speakers = {name for name, count in times.items() if count > 1 and not _ENTRY.fullmatch(name)}
+    if len(speakers) != 2 or first[1] not in speakers:
+        return lines, places
+    heads = [head for head in _INSIDE.finditer(lines[0]) if head[1] in speakers]
+    starts = [head.start() for head in heads]
+    turns = [lines[0][start:end].strip() for start, end in zip(starts, [*starts[1:], None])]
+    changes = sum(one[1] != other[1] for one, other in pairwise(heads))
+    return (turns, places * len(turns)) if changes >= 3 and _beside(SPEAKER, turns) else (lines, places)
 
 
 def _unnumbered(lines: list[str]) -> list[str]:

@@ -84,6 +84,19 @@ def test_calls_of_which_some_have_no_label_are_to_predict(tmp_path, capsys):
         True, None, None]
 
 
+@pytest.mark.parametrize("output, numbers, skipped, labels", [
+    ("o.csv", "2 can be read; dialogues: 2", 8, "1 fraud, 1 non-fraud (50.0% fraud)"),
+    ("o.jsonl", "9 can be read; records: 3", 1, "1 fraud, 1 non-fraud (50.0% fraud), 1 without a label")])
+def test_the_report_counts_what_is_written(tmp_path, capsys, output, numbers, skipped, labels):
+    rows = [*labelled(["是", "", "", "否", "", "", "", "", ""]), ("002", "客户", "10:02:09", "", "")]
+    path, out = table(tmp_path / "f.csv", rows), tmp_path / output
+    assert main(["--inspect", str(path), "--convert", str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"  rows: 10, of which {numbers}" in said and f"  skipped: {skipped}" in said
+    assert f"  labels as read: {labels}" in said
+    assert sum(out.read_text(encoding="utf-8").count(who) for who in ("坐席", "客户")) == 10 - skipped
+
+
 def test_a_column_for_labels_to_come_is_none(tmp_path):
     assert inspect(table(tmp_path / "f.csv", labelled([""] * 9)))["reading"].layout == "lines"
 

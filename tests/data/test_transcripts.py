@@ -32,6 +32,33 @@ def test_names_in_brackets_without_colon_are_speakers_where_all_lines_have_one()
     assert normalise("【快递】包裹滞留\n怎么办？") == "【快递】包裹滞留\n怎么办？"
 
 
+# --------------------------------------------------------------------------------------------- a call in one line
+
+
+@pytest.mark.parametrize("names", [("客服", "王女士"), ("说话人 1", "说话人 2"), ("SPEAKER_00", "SPEAKER_01"),
+                                   ("我", "小鸟")])
+@pytest.mark.parametrize("end, colon", [(" ", ": "), ("\u3000", "："), ("。", "："), ("？ ", " : ")])
+def test_a_call_in_one_line_has_a_line_for_each_who_speaks(names, end, colon):
+    said = ["您好", "今晚8:30见", "请看https://a.b/c", "验证码：4839", "地点：银行", "好"]
+    names = [*names, *names, names[1], names[0]]
+    squeezed = end.join(f"{name}{colon}{what}" for name, what in zip(names, said, strict=True))
+    lines, origin = normalise_lines(squeezed)
+    assert lines == [f"{name}: {what}{end.strip()}" for name, what in zip(names, said[:-1])] + [f"{names[-1]}: 好"]
+    assert origin == [(0, 0)] * 6
+    assert normalise(f"1\n00:00:01,000 --> 00:00:03,000\n{squeezed}") == "\n".join(lines)
+
+
+@pytest.mark.parametrize("text", [
+    "客服：您好 用户：你好 客服：好", "客服：您好 客服：在吗 用户：在 用户：好",
+    "客服：您好用户：你好客服：好用户：再见", "客服：您好 [00:05] 用户：好 客服：嗯 [00:09] 用户：再见",
+    "妈妈：聊天记录在这 小李：在吗 小王：在 小李：走 小王：好", "我看看 客服：您好 用户：你好 客服：好 用户：再见",
+    "商品：苹果 价格：贵 商品：梨 价格：便宜", "苹果：5元 梨：6元 苹果：7元 梨：8元",
+    "小李：小王说 客服：您好 用户：你好 客服：好 用户：再见", "甲：走 乙：好 丙：行 甲：走 乙：好 丙：行",
+    "老师：两句话 客服：您好 用户：好 客服：嗯 用户：再见\n学生：好"])
+def test_names_in_one_line_that_may_be_said_stay_words(text):
+    assert normalise(text).replace(": ", "：") == text
+
+
 # -------------------------------------------------------------------------------------------- stamps and headers
 
 
