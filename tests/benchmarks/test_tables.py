@@ -92,6 +92,7 @@ def weights(quantization):
 
 
 PEERS = ("tfidf", "tfidf_line_labels")
+PREAMBLES = ("benign_preamble", "ordinary_preamble")
 INJECTIONS = ("injected_command", "injected_tokens")
 LIBRARIES = ("unsloth", "unsloth_no_checkpointing", "liger", "trl")
 CLAIMS = {
@@ -141,9 +142,9 @@ CLAIMS = {
         for found in tables.under(reports, "baselines", key, "model_f1_minus_this")) and all(
         min(alarms_of("sample_ordinary_judge", "baselines", key)) > 40 for key in PEERS),
     "ranks_best": lambda: all(
-        found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)
-    ) and all(sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key)) == 1
-              for key in PEERS),
+        minus_tfidf(held_out(), "average_precision", key)[seed]["value"] > 0 for key in tables.PEERS for seed in (0, 2)
+    ) and [sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key))
+           for key in PEERS] == [2, 1],
     "ahead_on_new_dialogues": lambda: all(
         found["interval"][0] > 0 for key in PEERS for figure in ("f1", "average_precision")
         for found in minus_tfidf(judged_on("eval0819_apart"), figure, key)),
@@ -161,30 +162,31 @@ CLAIMS = {
         row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
     "about_four_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 4,
-    "goal_met_on_unseen_kinds": lambda: max(alarms_of("sample_ordinary_judge")) <= 5,
+    "goal_met_on_unseen_kinds_in_two": lambda: [round(found, 1) for found in alarms_of("sample_ordinary_judge")] == [
+        5.3, 3.0, 3.8],
     "peers_raise_as_many": lambda: all(
         -1 < statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
         - statistics.fmean(alarms_of("sample_ordinary_judge")) < 3 for key in tables.PEERS),
-    "thresholds_differ": lambda: 0.2 < max(held_out("threshold")) - min(held_out("threshold")) < 0.25,
+    "thresholds_lie_close": lambda: max(held_out("threshold")) - min(held_out("threshold")) < 0.1,
+    "probabilities_hold": lambda: max(held_out("calibration", "after", "ece")) < 0.022
+    and 0.04 < min(held_out("calibration", "before", "ece")) and all(
+        0.029 < error < 0.038 for error in judged_on("eval0819", "calibration", "after", "ece")),
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
-    "injections_cost_little": lambda: max(map(recall_lost, INJECTIONS)) < 0.03,
-    "injections_cost_one_seed_more": lambda: sum(
-        any(probes[name]["change"]["recall"]["value"] < -0.03 for name in INJECTIONS)
-        for probes in held_out("probes")) == 1,
-    "preamble_costs_most": lambda: recall_lost("benign_preamble") == max(map(recall_lost, held_out("probes")[0])) and [
-        round(-found["change"]["recall"]["value"], 3) for found in held_out("probes", "benign_preamble")] == [
-        0.128, 0.080, 0.076],
+    "injections_cost_little": lambda: recall_lost(INJECTIONS[0]) < 0.006 and 0.032 < recall_lost(INJECTIONS[1]) < 0.034,
+    "preambles_cost_most": lambda: set(sorted(held_out("probes")[0], key=recall_lost)[-2:]) == set(PREAMBLES) and all(
+        0.033 <= round(-found["change"]["recall"]["value"], 3) <= 0.085
+        for name in PREAMBLES for found in held_out("probes", name)),
     "calls_read_whole_lose_little": lambda: all(
         probes[name]["change"]["recall"]["value"] > -0.01 for probes in judged_on("held_out_calls", "probes")
-        for name in ("benign_preamble", *INJECTIONS)),
+        for name in (*PREAMBLES, *INJECTIONS)),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in judged_on("eval0819", "baselines", "speaker_names")),
     "three_lines_win_where_the_bound_bites": lambda: all(
-        rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.02
+        rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.015
         for name in ("held_out", "eval0819_apart")
         for found in judged_on(name, "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
         for rule, one in [(max(found["line_rules"], key=lambda row: row["f1"]), found["line_rules"][0])]),
