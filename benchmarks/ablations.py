@@ -65,6 +65,8 @@ VARIANTS = {
     "batch-32": Variant("--per-device-train-batch-size 32 --max-steps 700 --eval-steps 175 --save-steps 175"),
     "augment-0": Variant(prepare="--augment 0"),
     "augment-1": Variant(prepare="--augment 1"),
+    "ordinary-first-0": Variant(prepare="--ordinary-first 0"),
+    "ordinary-first-0.5": Variant(prepare="--ordinary-first 0.5"),
     "whole-dialogues": Variant(prepare="--lengths 100 300 500 2000"),
     "no-ordinary": Variant(ordinary=False),
     "soup-of-3": Variant(trainings=3),

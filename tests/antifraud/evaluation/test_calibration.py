@@ -26,7 +26,7 @@ from antifraud.serving.app import score_lines
 from antifraud.serving.predict import predict_file
 from data.files import DataError
 from data.prompt import PromptEncoder
-from data.records import write_records
+from data.records import read_records, write_records
 from evaluate import evaluate, load_model, predict
 
 TRUE = np.array([True, True, False, True, False, False])
@@ -191,6 +191,17 @@ def test_eval_data_of_one_label_is_refused_before_a_model_is_loaded(tmp_path, la
     write_records(tmp_path / "eval.jsonl", [{"input": "甲: 好", "label": label}] * 2)
     with pytest.raises(DataError, match=f"eval.jsonl: all 2 records .*{str(label).lower()}; .* both labels"):
         calibrate_checkpoint("no model", "no checkpoint", str(tmp_path / "eval.jsonl"), best_f1=True)
+
+
+def test_a_threshold_of_few_rows_is_called_chance(base, checkpoint, noisy_eval_file, tmp_path, capsys):
+    def warned(frauds, others):
+        rows = read_records(noisy_eval_file)
+        of = {label: [row for row in rows if row["label"] is label] * 30 for label in (True, False)}
+        write_records(tmp_path / "eval.jsonl", of[True][:frauds] + of[False][:others])
+        calibrate_checkpoint(base, str(checkpoint), str(tmp_path / "eval.jsonl"), "cpu", progress=False)
+        return f"has {frauds} fraud and {others} other records; with fewer than 30" in capsys.readouterr().err
+
+    assert warned(3, 40) and warned(40, 29) and not warned(30, 30)
 
 
 def test_without_a_target_the_threshold_moves_with_the_probabilities_and_no_answer_changes():
