@@ -32,7 +32,7 @@ from data.prompt import PromptEncoder
 from data.sources import TABLE_SUFFIXES
 from data.stamp import locked, read_stamp, require_same, stamp_path, write_stamp
 
-from ..checkpoint import Lineage, lineage_of
+from ..checkpoint import Decision, Lineage, lineage_of
 from ..evaluation.scoring import Reading, predict_readings, read_dialogues
 from ..provenance import file_sha256, versions
 from .chunks import Chunk, parse_row, read_chunks
@@ -228,10 +228,11 @@ def _verdict(probability: float, threshold: float) -> dict:
 
 def _require_same_job(path: Path, job: dict) -> None:
     """As `require_same`, which would name each of our fields that a calibration sets, and not what was done."""
-    saved = read_stamp(path) or {}
-    calibrated_anew = saved.get("decision", job["decision"]) != job["decision"]
-    changed = ("decision", "threshold") if calibrated_anew else ()
-    require_same(path, {**job, **{name: saved.get(name) for name in changed}}, RESTART)
+    saved = {**job, **(read_stamp(path) or {})}
+    # A stamp of before a decision had a field was made with the field's default.
+    calibrated_anew = {**dataclasses.asdict(Decision()), **saved["decision"]} != job["decision"]
+    changed = ("decision", "threshold") if calibrated_anew else ("decision",)
+    require_same(path, {**job, **{name: saved[name] for name in changed}}, RESTART)
     if calibrated_anew:
         raise DataError(f"{path}: the checkpoint was calibrated anew since this was begun; {RESTART}")
 

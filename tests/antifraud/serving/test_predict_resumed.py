@@ -213,6 +213,17 @@ def test_a_checkpoint_calibrated_anew_is_said_in_these_words_and_another_one_by_
     assert run(job.model, job.source, job.target, batch_rows=7)["resumed_at"] == 50
 
 
+def test_what_was_begun_before_a_decision_had_a_bias_goes_on_where_it_was(job):
+    run(job.model, job.source, job.target, batch_rows=7)
+    os.truncate(job.target, 1000)
+    stamp = Path(f"{job.target}.meta.json")
+    facts = json.loads(stamp.read_text())
+    del facts["decision"]["bias"]
+    stamp.write_text(json.dumps(facts))
+    assert run(job.model, job.source, job.target, batch_rows=7)["resumed_at"] > 0
+    assert job.target.read_bytes() == job.whole
+
+
 @pytest.mark.parametrize("sidecar", [None, "", "[]", "\x00"])
 def test_a_file_that_no_run_is_known_to_have_written_is_never_overwritten(job, sidecar):
     job.target.write_text("my notes\n")
