@@ -41,7 +41,7 @@ def read_report(path: str | Path, lineage: Lineage) -> dict:
     if judged != adapter_sha256:
         other = f"adapter {judged[:12]}" if judged else "a model without adapter"
         raise DataError(f"{path}: a report on {other}, not on the adapter {adapter_sha256[:12]} to be exported")
-    made_with = {**report["provenance"], **report}
+    made_with = {"bias": 0.0, **report["provenance"], **report}  # older reports name none
     for name, value in dataclasses.asdict(lineage.decision).items():
         if made_with.get(name, value) != value:
             raise DataError(f"{path}: made with {name} {made_with[name]:.6g}, where the checkpoint has {value:.6g}; "

@@ -21,7 +21,7 @@ from antifraud.checkpoint import Decision, Lineage, find_checkpoint, read_checkp
 from antifraud.serving import export as export_module
 from antifraud.serving.export import compare, export, merge, to_dtype
 from antifraud.serving.gguf_writer import require_gguf_support
-from antifraud.serving.model_card import FIGURES, precision_at, render_card
+from antifraud.serving.model_card import FIGURES, precision_at, read_report, render_card
 from data.files import DataError, complete_or_absent, refuse_existing
 from data.prompt import PromptEncoder, Task
 from evaluate import evaluate_with_model, load_model, predict
@@ -333,6 +333,17 @@ def test_a_report_on_something_else_is_refused(base, checkpoint, report_file, tm
     for nonsense in ("", "[1]", "7", '{"provenance": 1}'):
         assert "not a report of evaluate.py --output" in refusal(nonsense)
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_report_that_names_no_bias_is_one_without(loaded, report_file, tmp_path):
+    report, lineage = json.loads(Path(report_file).read_text()), loaded[0].lineage
+    del report["bias"]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report))
+    assert read_report(path, lineage) == report
+    biased = dataclasses.replace(lineage, decision=dataclasses.replace(lineage.decision, bias=0.5))
+    with pytest.raises(DataError, match="made with bias 0, where the checkpoint has 0.5"):
+        read_report(path, biased)
 
 
 def _encoder(loaded):
