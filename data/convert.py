@@ -93,7 +93,7 @@ def whole_calls(report: dict) -> dict:
     The calls have the lines without a label, too: the label may be in the first line alone, or in a row without words
     above the lines.
     """
-    if report["becomes"] != "dialogues" or report["problems"] or not report["good"]:
+    if report["becomes"] != "dialogues" or report["problems"]:
         return report
     path, reading = report["path"], report["reading"]
     wordless = replace(reading, columns={**reading.columns, "content": reading.names["case"]})

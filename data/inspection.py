@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in paths:
         try:
             report = inspect(path, asked(args))
-            if (args.convert or "").lower().endswith(".jsonl"):
+            if (args.convert or "").lower().endswith(".jsonl") or not report["good"]:
                 report = whole_calls(report)
         except DataError as error:
             if len(paths) == 1:

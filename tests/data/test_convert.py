@@ -76,6 +76,19 @@ def test_lines_with_labels_become_whole_calls_to_split_or_to_judge(tmp_path, cap
     assert shlex.split(said.splitlines()[-1])[-2:] == ["--data", str(out)]
 
 
+def test_calls_whose_labels_all_stand_above_their_lines_become_whole_calls(tmp_path, capsys):
+    head, *lines = labelled([""] * 9)
+    rows = [row for number, label in enumerate(["否", "是", "否"])
+            for row in ((f"00{number}", "", "", "", label), *lines[3 * number:3 * number + 3])]
+    path, out = table(tmp_path / "f.csv", [head, *rows]), tmp_path / "o.jsonl"
+    assert main(["--inspect", str(path)]) == 0
+    words = shlex.split(capsys.readouterr().out.partition("to convert it: python -m data.prepare ")[2].splitlines()[0])
+    assert words[-1].endswith(".jsonl") and main([*words[:-1], str(out)]) == 0
+    assert [(row["input"], row["label"]) for row in read_records(out)] == list(zip(CALLS, [False, True, False]))
+    assert main([*words[:-1], str(tmp_path / "o.csv")]) == 2
+    assert "records are written as .jsonl" in capsys.readouterr().err
+
+
 def test_calls_of_which_some_have_no_label_are_to_predict(tmp_path, capsys):
     path = table(tmp_path / "f.csv", labelled(["是", "", "", *[""] * 6]))
     assert main(["--inspect", str(path), "--convert", str(tmp_path / "o.jsonl")]) == 0
