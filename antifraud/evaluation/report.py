@@ -344,7 +344,7 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
                  f"{report['rows_per_second']:.0f} rows a second")
     fitted_on = (report["calibration"]["fitted_on"] or {}).get("data", {})
     if fitted_on.get("sha256") == report["provenance"]["data"]["sha256"]:
-        lines.append("the threshold was found on these very dialogues; judge them on others")
+        lines.append("probabilities and threshold were found on these very dialogues; judge them on others")
     if (report["provenance"]["train_data"] or {}).get("sha256") == report["provenance"]["data"]["sha256"]:
         lines.append("the model was trained on these very dialogues; judge it on others, as test.jsonl")
     failed = {name: why for name, why in report["not_made"].items() if why != NOT_ASKED}

@@ -21,6 +21,7 @@ from antifraud.evaluation.calibration import (
     quiet_above,
     reliability,
 )
+from antifraud.evaluation.report import summary
 from antifraud.evaluation.scoring import score_prompts
 from antifraud.serving.app import score_lines
 from antifraud.serving.predict import predict_file
@@ -284,6 +285,7 @@ def test_a_calibrated_checkpoint_is_intact_and_all_that_score_apply_it(base, che
     assert report["calibration"]["before"] == before["calibration"]["after"]
     assert report["calibration"]["after"]["ece"] == pytest.approx(found["ece_after"]) != found["ece_before"]
     assert report["calibration"]["fitted_on"]["data"] == report["provenance"]["data"]
+    assert "probabilities and threshold were found on these very dialogues; judge them on others" in summary(report)
     assert report["probes"]["speakers_renamed"]["recall"] == report["recall"]
 
     predict_file(model, tokenizer, eval_file, tmp_path / "out.jsonl", progress=False)
