@@ -39,7 +39,7 @@ from .scoring import Row, calibrated, predict_readings, read_dialogues, scores_b
 BINS = 10
 PREVALENCES = (0.01, 0.001)
 FALSE_ALARMS = 2.0  # in a hundred ordinary calls
-FEW_ROWS = 30  # of a label; with fewer a threshold is chance
+FEW_ROWS = 30  # of a label; with fewer what is found is chance
 FEW_CALLS = 20  # of a source; with fewer it counts with the others only
 SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
 TEMPERATURES = (0.05, 20.0)
@@ -311,7 +311,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
                         "calibration needs dialogues of both labels")
     if min(frauds, len(records) - frauds) < FEW_ROWS:
         print(f"warning: {data_path} has {frauds} fraud and {len(records) - frauds} other records; with fewer than "
-              f"{FEW_ROWS} of either the threshold is chance", file=sys.stderr)
+              f"{FEW_ROWS} of either, what is found is chance", file=sys.stderr)
     folder = find_checkpoint(checkpoint_path)
     require_calibratable(folder)
     model, tokenizer = load_tuned(model_path, str(folder), device, quantization=quantization,
