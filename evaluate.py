@@ -205,7 +205,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.output:
         write_json(args.output, found)
     unsure = "" if found["temperature"] != 1.0 else " (no error here to learn one from)"
-    print(f"temperature {found['temperature']:.4f}, bias {found['bias']:.4f}{unsure}: calibration error "
+    print(f"temperature {found['temperature']:.4f}{unsure}, bias {found['bias']:.4f}: calibration error "
           f"{found['ece_before']:.4f} before, {found['ece_after']:.4f} after")
     print(f"threshold {found['threshold']:.6f}: precision {figure_text(found['precision'])}, recall "
           f"{figure_text(found['recall'])} on the {found['data']['rows']} rows they were found on")

@@ -50,12 +50,13 @@ LINE_RULES = ((0.5, 1), (0.5, 2), (0.5, 3), (0.4, 3), (0.3, 1), (0.3, 2), (0.3, 
 
 
 def platt_scaling(y_true: Sequence[bool], scores: np.ndarray) -> tuple[float, float]:
-    """(temperature, bias) of the log-odds at which the labels are most likely; (1, 0) where the model makes no error.
+    """(temperature, bias) of the log-odds at which the labels are most likely.
 
     Log-odds are divided by the temperature, and the bias is added (Platt, Probabilistic Outputs for Support Vector
-    Machines, 1999). The latter has a standard normal prior, so that a few rows don't move it far: the lines that count
-    make log-odds lower than the answer alone, which no temperature mends. Rows without an error would be likelier the
-    surer the model were, without end: they do not tell how sure it may be.
+    Machines, 1999). The lines that count make log-odds lower than the answer alone, which no temperature mends. The
+    bias has a standard normal prior, so that a few rows don't move it far. The temperature is 1 where every fraud
+    scores higher than all else: such labels would be likelier the surer the model were, without end, and do not tell
+    how sure it may be.
 
     Raises:
         DataError: dialogues of one label only.
@@ -66,8 +67,7 @@ def platt_scaling(y_true: Sequence[bool], scores: np.ndarray) -> tuple[float, fl
     if y_true.all() or not y_true.any():
         raise DataError("calibration needs dialogues of both labels")
     log_odds = logit(np.clip(scores, SMALLEST, 1 - SMALLEST))
-    if log_odds[y_true].min() > 0 > log_odds[~y_true].max():
-        return 1.0, 0.0
+    temperatures = (1.0, 1.0) if log_odds[y_true].min() > log_odds[~y_true].max() else TEMPERATURES
     toward_label = np.where(y_true, -1, 1)
 
     def loss(found: np.ndarray) -> float:
@@ -75,7 +75,7 @@ def platt_scaling(y_true: Sequence[bool], scores: np.ndarray) -> tuple[float, fl
         scaled = log_odds / math.exp(log_temperature) + bias
         return np.logaddexp(0, toward_label * scaled).sum() + bias ** 2 / 2
 
-    log_temperature, bias = minimize(loss, (0.0, 0.0), bounds=[tuple(map(math.log, TEMPERATURES)), (None, None)]).x
+    log_temperature, bias = minimize(loss, (0.0, 0.0), bounds=[tuple(map(math.log, temperatures)), (None, None)]).x
     return math.exp(log_temperature), float(bias)
 
 

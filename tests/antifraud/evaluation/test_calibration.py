@@ -64,8 +64,14 @@ def test_scores_of_exactly_zero_and_one_are_no_obstacle():
     assert 1 < platt_scaling([True, False, True, False], np.array([1.0, 0.0, 0.0, 0.3]))[0] <= 20
 
 
-def test_no_error_and_one_label_teach_nothing():
-    assert platt_scaling([True, False], np.array([0.7, 0.2])) == (1.0, 0.0)
+@pytest.mark.parametrize("bias", [0, 2])
+def test_scores_that_tell_all_apart_do_not_teach_how_sure_to_be(bias):
+    log_odds = np.append(np.linspace(0.5, 4, 500), np.linspace(-0.5, -4, 500))
+    found = platt_scaling([True] * 500 + [False] * 500, expit(log_odds - bias))
+    assert found[0] == 1.0 and found == pytest.approx((1.0, bias), abs=0.05)
+
+
+def test_one_label_teaches_nothing():
     for y_true in ([True, True], [False, False]):
         with pytest.raises(DataError, match="both labels"):
             platt_scaling(y_true, np.array([0.7, 0.2]))
