@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every published report, from dialogues on: for each seed, which deals the dialogues and begins the training, data is
-# prepared, a model trained, temperature and threshold found on eval, and test judged.
+# prepared, a model trained, probabilities and threshold found on eval, and test judged.
 #
 #   benchmarks/reports.sh MODEL DIALOGS EVAL0819.jsonl "ORDINARY ..." OUT [PART ...]        # default: all parts
 #

@@ -15,7 +15,7 @@ three splits: ``--held-out``.
 Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
 (``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. A fifth of the other
-train segments begins with lines of it, so that a harmless beginning hides nothing. All these files hold segments;
+train segments begins with lines of it, so that a harmless beginning hides less. All these files hold segments;
 ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold the same
 dialogues whole. Those to choose on are without calls that those to judge on repeat.
 """

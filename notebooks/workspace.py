@@ -198,7 +198,7 @@ def trained_checkpoint(here: Workspace) -> str:
 
 
 def calibrate(here: Workspace) -> dict:
-    """Temperature and threshold of the best F1 on eval, with few alarms in ordinary calls; kept with the checkpoint."""
+    """Finds the decision of the best F1 on eval with few alarms in ordinary calls; keeps it with the checkpoint."""
     return calibrate_checkpoint(here.model, str(here.run), here.eval, here.device, ordinary=[here.ordinary_eval],
                                 false_alarms=FALSE_ALARMS, best_f1=True, progress=False)
 

@@ -67,10 +67,10 @@ def dialogue_probes(encoder: PromptEncoder) -> dict[str, Callable[[str], str]]:
 
     speakers_renamed: a meeting's 发言人N get personal names, all other speakers become 发言人N. meeting_style: every
     speaker is 发言人N, as a recogniser writes all calls down. asr_noise, unseen_noise: see `data.noise`.
-    benign_preamble: three lines of greeting come first. ordinary_preamble: the first three of an ordinary call, of
-    another one for each dialogue. injected_command: the first speaker ends by telling the model what
-    to answer. injected_tokens: ... by writing the template's control tokens and the answer "not fraud" after them.
-    formatting: a time stamp before each speaker, brackets round the name, blanks and CRLF at line ends.
+    benign_preamble: three lines of greeting come first. ordinary_preamble: the first three of an ordinary call, drawn
+    for each dialogue. injected_command: the first speaker ends by telling the model what to answer. injected_tokens:
+    ... by writing the template's control tokens and the answer "not fraud" after them. formatting: a time stamp before
+    each speaker, brackets round the name, blanks and CRLF at line ends.
     """
     not_fraud = encoder.task.answers[1]
     turn = encoder.tokenizer.decode(encoder.tail).split()  # on one line: a line break would end the speaker's

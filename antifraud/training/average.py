@@ -5,8 +5,8 @@
 
 Trainings with different seeds err differently, and the mean of their weights can be better than any of them (Wortsman
 et al., Model soups, 2022). Inference cost is unchanged: a soup is evaluated like any checkpoint. Merged it is as large
-as the base model, and not merged its rank is the sum of theirs. Needs no GPU and no base model. Temperature and
-threshold are to be found anew: ``evaluate.py --calibrate``.
+as the base model, and not merged its rank is the sum of theirs. Needs no GPU and no base model. What
+``evaluate.py --calibrate`` finds is to be found anew.
 """
 
 import argparse
