@@ -123,8 +123,10 @@ def _draw_reliability(axes, report: dict) -> None:
     """The share of fraud among dialogues of about the same probability; the diagonal is where it should lie."""
     style(axes, "Does the probability mean what it says?", "mean probability", "share of fraud")
     axes.plot((0, 1), (0, 1), color=GREY, linewidth=1)
-    drawn = {"before": ("as scored", ORANGE), "after": ("calibrated", BLUE)}
-    for name, (label, color) in list(drawn.items())[report["temperature"] == 1.0 and not report.get("bias"):]:
+    drawn = [("before", "as scored", ORANGE)]
+    if report["temperature"] != 1.0 or report.get("bias"):
+        drawn.append(("after", "calibrated", BLUE))
+    for name, label, color in drawn:
         found = report["calibration"][name]
         points = [(row["mean_probability"], row["fraud_share"]) for row in found["bins"]]
         axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4,

@@ -466,6 +466,13 @@ def test_the_picture_shows_a_threshold_only_where_one_was_in_use(report, method,
     assert [text.get_text() for text in middle.get_legend().get_texts()] == drawn and len(middle.lines) == len(drawn)
 
 
+@pytest.mark.parametrize("found, drawn", [({}, ["as scored"]), ({"bias": 0.5}, ["as scored", "calibrated"]),
+                                          ({"temperature": 2.0}, ["as scored", "calibrated"])])
+def test_the_picture_calls_calibrated_only_what_is(report, found, drawn):
+    right = report_figure({**report, **found}).panels[2]
+    assert [text.get_text().split(",")[0] for text in right.get_legend().get_texts()] == drawn
+
+
 @pytest.mark.parametrize("others, said", [
     (15, ""), (50, "; recall 0.5000 at 5 false alarms per hundred of 50 non-fraud calls"),
     (100, "; recall 0.2500 at 1 false alarm per hundred, 0.5000 at 5 false alarms per hundred of 100 non-fraud calls")])
