@@ -156,8 +156,10 @@ def test_balancing_that_throws_much_away_and_few_dialogues_are_warned_of(tmp_pat
 
 
 def test_a_share_of_the_other_records_begins_with_ordinary_talk_and_keeps_its_labels():
-    talk = [{"input": f"店员: 您要{i}号还是别的\n顾客: 就它吧\n店员: 好的\n顾客: 谢谢", "label": False, "source": "店",
-             "line_labels": [False] * 4, "position": place} for i in range(5) for place in (0.0, 0.5)]
+    said = "就它吧", "好的", "谢谢"
+    talk = [{"input": f"店员: 您{begin}要{i}号\n顾客: {said[0]}\n店员: {said[1]}\n顾客: {said[2]}", "label": False,
+             "source": "店", "line_labels": [False] * 4, "position": place}
+            for i in range(5) for place, begin in ((0.0, "想"), (0.5, "又"))]
     scams = [{"input": f"骗子: 把{i}元转给我\n老人: 好", "label": True, "line_labels": [True, False]}
              for i in range(50)]
     more = begin_with_ordinary([*talk, *scams], 0.4)
@@ -170,7 +172,8 @@ def test_a_share_of_the_other_records_begins_with_ordinary_talk_and_keeps_its_la
         assert after["input"].endswith("\n" + before["input"])
         assert after["line_labels"] == [*[False] * lines, True, False]
         assert [line.split(": ")[0] for line in (*first, last)] == (["骗子", "老人", "骗子"][:lines] + ["骗子"])
-        assert any(":".join(first[0].split(":")[1:]) in one["input"] for one in talk)
+        words = [line.split(": ")[1] for line in first]
+        assert words[0] in [f"您想要{i}号" for i in range(5)] and words[1:] == list(said[:lines - 1])
     assert begin_with_ordinary([*talk, *scams], 0.4) == more != begin_with_ordinary([*talk, *scams], 0.4, seed=1)
     assert begin_with_ordinary(scams, 0.4) == scams  # no ordinary talk, nothing to begin with
     without = begin_with_ordinary([*talk, *({"input": r["input"], "label": True} for r in scams)], 1.0)
