@@ -1,7 +1,7 @@
 """What a file of data is, what it would become, and what is wrong with it: ``python -m data.prepare --inspect FILE``.
 
-Only here, by `guesses`, is anything guessed, and what is guessed is printed as options: encoding, delimiter, layout, columns and
-the meaning of labels. Reading for training and evaluation takes the options and guesses nothing.
+Only here, by `guesses`, is anything guessed, and what is guessed is printed as options: encoding, delimiter, layout,
+columns and the meaning of labels. Reading for training and evaluation takes the options and guesses nothing.
 """
 
 import argparse
@@ -157,7 +157,10 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
             filled |= dict.fromkeys(new)
     columns = dict.fromkeys(key for row in sample for key in row)
     known = [key for key in columns if key in filled or key in ("speaker", *SYNONYMS["speaker"])]  # no label to come
-    given = {"layout": layout_of(known, sample), **given}
+    asked_for = {name: key for key, name in given.get("columns", {}).items()}
+    given = {"layout": layout_of([asked_for.get(key, key) for key in known],
+                                 [{asked_for.get(key, key): value for key, value in row.items()} for row in sample]),
+             **given}
     names = LAYOUTS[given["layout"]] if given["layout"] in LAYOUTS else {}
     found = {key: other for key, name in names.items() if name not in columns
              for other in [next((other for there in (filled, columns) for other in SYNONYMS.get(key, ())

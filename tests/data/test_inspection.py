@@ -93,6 +93,18 @@ def test_what_is_given_is_not_guessed(tmp_path):
         inspect(written(tmp_path, "g.csv", "文本", "gb18030"), {"encoding": "utf-8"})
 
 
+@pytest.mark.parametrize("content, columns, expected", [
+    ("转写文本,判定\n转账,诈骗\n爬山,正常\n", {"label": "判定"},
+     Reading("records", {"input": "转写文本", "label": "判定"}, {"诈骗": True, "正常": False})),
+    ("工单,角色,内容,判定\n1,客服,转账,是\n1,客户,好,否\n2,客服,喂,否\n", {"case": "工单", "is_fraud": "判定"},
+     Reading("dialogues", {"speaker": "角色", "content": "内容", "case": "工单", "is_fraud": "判定"}, YES_NO)),
+    ([{"轮次": [{"role": "客服", "content": "转账"}], "label": True}], {"messages": "轮次"},
+     Reading("turns", {"messages": "轮次"})),
+])
+def test_the_layout_is_that_of_the_columns_that_are_named(tmp_path, content, columns, expected):
+    assert inspect(written(tmp_path, "f", content), {"columns": columns})["reading"] == expected
+
+
 def test_a_label_that_means_nothing_known_is_a_problem_with_its_place(tmp_path):
     path = written(tmp_path, "f.csv", "text,label\n转账,是\n爬山,不确定\n爬山,否\n")
     report = inspect(path)
