@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .files import DataError
-from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SYNONYMS
+from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS
 
 ENCODINGS = ("utf-8", "gb18030")
 
@@ -45,8 +45,9 @@ def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
     """The layout that the keys or columns of a file speak of."""
     def has(key: str) -> bool:
         return key in columns or any(name in columns for name in SYNONYMS[key])
-    messages = next((value for name in ("messages", *SYNONYMS["messages"]) for row in sample[:1]
-                     for value in [row.get(name)] if isinstance(value, list)), None)
+    messages = next((value for name in ("messages", *SYNONYMS["messages"]) for row in sample
+                     for value in [row.get(name)] if isinstance(value, list) and any(
+                         isinstance(part, dict) and not part.keys().isdisjoint(SPEAKING) for part in value)), None)
     if messages:
         last = messages[-1] if isinstance(messages[-1], dict) else {}
         return "messages" if (last.get("role") or last.get("from")) in ANSWERING and not has("label") else "turns"

@@ -117,7 +117,7 @@ def record_rows(path: str | Path, reading: Reading | None = None) -> Iterator[tu
         for number, text in numbered_lines(path):
             yield number, _tried(f"{path}:{number}", lambda text: _native_record(path, text), text)
         return
-    required = {"input": str} if reading.layout == "texts" else REQUIRED_KEYS
+    required = {"input": str} if reading.layout in ("texts", "turns") else REQUIRED_KEYS
     source = _opened(path, reading)
     for number, row in source.rows:
         if isinstance(row, dict):

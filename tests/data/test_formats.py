@@ -191,6 +191,12 @@ def test_turns_may_be_those_of_a_recogniser(tmp_path):
     assert read_as(path, Reading("turns")) == [{"input": "客服: 转账\n王: ", "label": True}]
 
 
+@pytest.mark.parametrize("row", [{}, {"label": None}, {"label": ""}])
+def test_turns_without_a_label_are_to_predict(tmp_path, row):
+    path = written(tmp_path, "f.json", [{"messages": [{"role": "客服", "content": "转账"}], **row}])
+    assert read_as(path, Reading("turns")) == [{"input": "客服: 转账"}]
+
+
 REUSE_FOLDER = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIKE_A_FILE = st.lists(st.sampled_from([
     b"[", b"]", b"{", b"}", b",", b";", b"\t", b"\n", b'"', b":", b'"input"', b'"label"', b"input", b"label", b"true",

@@ -56,6 +56,17 @@ def test_finds_the_layout(tmp_path, content, expected):
     assert report["reading"] == expected and not report["problems"] and report["good"] == 1
 
 
+@pytest.mark.parametrize("content, said", [
+    ({"segments": [{"speaker": "甲", "text": "您好", "start": 0}, {"speaker": "乙", "text": "谁"}], "language": "zh"},
+     "甲: 您好\n乙: 谁"),  # WhisperX; then FunASR
+    ({"text": "您好 谁", "sentence_info": [{"text": "您好", "spk": 0}, {"text": "谁", "spk": 1}]}, "0: 您好\n1: 谁"),
+    ({"text": "您好谁", "segments": [{"id": 0, "text": "您好"}, {"id": 1, "text": "谁"}]}, "您好谁"),  # Whisper
+    ([{"messages": []}, {"messages": [{"role": "客服", "content": "您好"}]}], "客服: 您好"),
+])
+def test_what_a_recogniser_wrote_keeps_its_speakers_without_options(tmp_path, content, said):
+    assert inspect(written(tmp_path, "f.json", content))["read"][0]["input"] == said
+
+
 def test_texts_without_labels_are_for_predict_alone(tmp_path):
     path = written(tmp_path, "f.csv", "id,text\n1,转账\n")
     report = inspect(path)
