@@ -274,6 +274,32 @@ def test_merged_cells_hold_their_value_in_each_of_their_rows(tmp_path):
     assert read_dialogues(tmp_path / "通话.xlsx", Skipped(), Reading("dialogues", COLUMNS, YES_NO)) == DIALOGUES
 
 
+@pytest.mark.parametrize("title", [[], [("五月外呼",)], [("五月外呼",), ("导出时间：2024年",)]])
+def test_a_heading_over_the_names_of_several_columns_is_passed_over(tmp_path, title):
+    openpyxl = pytest.importorskip("openpyxl")
+    book, top = openpyxl.Workbook(), len(title)
+    for row in [*title, ("会话", "通话", None, "质检"), (None, *CALL[0][1:]), (1, "客服", "转账", "是"),
+                (1, "王", "好", "否"), (2, "李", "爬山", "否")]:
+        book.active.append(row)
+    for row in range(1, top + 1):
+        book.active.merge_cells(f"A{row}:D{row}")
+    book.active.merge_cells(f"B{top + 1}:C{top + 1}")
+    book.active.merge_cells(f"A{top + 1}:A{top + 2}")
+    book.save(tmp_path / "通话.xlsx")
+    assert read_dialogues(tmp_path / "通话.xlsx", Skipped(), Reading("dialogues", COLUMNS, YES_NO)) == DIALOGUES
+
+
+def test_a_name_over_two_columns_of_which_one_is_empty_is_no_heading(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [("input", None, "label"), ("甲: 转账", None, True), ("乙: 爬山", None, False)]:
+        book.active.append(row)
+    for row in range(1, 4):
+        book.active.merge_cells(f"A{row}:B{row}")
+    book.save(tmp_path / "通话.xlsx")
+    assert read_as(tmp_path / "通话.xlsx", Reading()) == TWO
+
+
 def test_a_workbook_of_records_with_booleans(tmp_path):
     path = workbook(tmp_path, 一=[("input", "label"), ("甲: 转账", True), ("乙: 爬山", False)])
     assert read_as(path, Reading()) == TWO
