@@ -289,7 +289,8 @@ SYNONYMS = {
 }
 PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),
          ("yes", "no"), ("fraud", "normal"), ("诈骗", "非诈骗"), ("欺诈", "正常"), ("有风险", "无风险"), ("Y", "N"),
-         ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"), ("Yes", "No"))
+         ("涉诈", "不涉诈"), ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"),
+         ("Yes", "No"))
 
 
 def meaning_of(value: str | None, known: Mapping[str, bool]) -> str:

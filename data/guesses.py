@@ -9,6 +9,7 @@ from .files import DataError
 from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS
 
 ENCODINGS = ("utf-8", "gb18030")
+MOST_WORDS = 5  # of a column of labels: 诈骗, 正常, 疑似
 
 
 def encoding_of(path: str | Path, content: bytes) -> str:
@@ -83,3 +84,11 @@ def meanings_of(words: dict[str, int], is_table: bool) -> dict[str, bool]:
         meanings |= {pair[0]: True, pair[1]: False}
         words -= set(pair)
     return meanings
+
+
+def like_labels(sample: Sequence[dict]) -> dict[str, list[str]]:
+    """The keys or columns that may be labels by what they hold, whatever they are called, with their words."""
+    words = {key: sorted({str(row[key]).strip() for row in sample if row.get(key) not in ("", None)})
+             for key in dict.fromkeys(key for row in sample for key in row)}
+    return {key: found for key, found in words.items()
+            if len(found) <= MOST_WORDS and any({*pair} <= {*found} for pair in PAIRS)}

@@ -29,7 +29,7 @@ from .convert import (
 )
 from .files import DataError, grouped, how_to_read
 from .formats import DELIMITERS, LAYOUTS, LINES, SYNONYMS, Reading, add_reading_options, asked
-from .guesses import calls_of_rows, delimiter_of, encoding_of, layout_of, meanings_of
+from .guesses import calls_of_rows, delimiter_of, encoding_of, layout_of, like_labels, meanings_of
 from .normalise import is_blank
 from .records import dialogue_rows, dialogues_of, record_rows
 from .sources import SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_transcript, short, workbook_sheets
@@ -49,7 +49,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
         ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
         it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``, ``label_words`` (how often which
-        is written), ``skipped`` and ``problems`` (with places), ``warnings`` (of lines that are joined), ``first``
+        is written), ``skipped`` and ``problems`` (with places), ``warnings`` (of what may be read wrongly), ``first``
         (good rows, or calls), ``read`` (all records or dialogues); and of these ``labels`` (a dialogue is fraud if a
         line is), ``lengths``, ``duplicates`` (whose text appears before) and ``contradictions`` (texts with both
         labels).
@@ -81,14 +81,23 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "rows": len(good) + len(skipped) + len(problems),
         "good": len(good),
         "label_words": _label_words(sample, reading),
-        "warnings": (join_warnings(spoken_lines(path, reading) if skipped else good, sample, reading)
-                     if reading.layout in LINES else []),
+        "warnings": [*(join_warnings(spoken_lines(path, reading) if skipped else good, sample, reading)
+                       if reading.layout in LINES else []), *_label_hints(sample, reading)],
         "first": (read if reading.layout == "lines" else good)[:SHOWN_ROWS],
         "skipped": skipped,
         "problems": problems,
         "read": read,
         **numbers_of(read),
     }
+
+
+def _label_hints(sample: Sequence[dict], reading: Reading) -> list[str]:
+    """One line for each column that may be the label where none is read."""
+    key = "is_fraud" if reading.layout == "lines" else "label"
+    return [] if reading.has_labels else [
+        f"no label is read; where it is {column!r} ({', '.join(words)}): "
+        f"{shlex.join(['--columns', f'{key}={column}'])}"
+        for column, words in like_labels(sample).items() if column not in reading.names.values()]
 
 
 def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list[str]]:

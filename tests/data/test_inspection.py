@@ -116,6 +116,19 @@ def test_the_layout_is_that_of_the_columns_that_are_named(tmp_path, content, col
     assert inspect(written(tmp_path, "f", content), {"columns": columns})["reading"] == expected
 
 
+@pytest.mark.parametrize("content, option", [
+    ("转写文本,坐席,判定\n转账,8001,诈骗\n爬山,8002,正常\n钓鱼,8001,疑似\n下棋,,\n", "label=判定"),
+    ("工单,角色,内容,判定\n1,客服,转账,是\n1,客户,好,否\n2,客服,喂,否\n", "is_fraud=判定"),
+])
+def test_a_column_that_may_be_the_label_is_named_where_none_is_read(tmp_path, capsys, content, option):
+    path = written(tmp_path, "f.csv", content)
+    given = ["case=工单"] if "工单" in content else []
+    for columns, is_hinted in ((given, True), ([*given, option], False)):
+        main(["--inspect", str(path), *(["--columns", *columns] if columns else [])])
+        said = capsys.readouterr().out
+        assert (f"--columns '{option}'" in said, "labels as written" in said) == (is_hinted, not is_hinted)
+
+
 def test_a_label_that_means_nothing_known_is_a_problem_with_its_place(tmp_path):
     path = written(tmp_path, "f.csv", "text,label\n转账,是\n爬山,不确定\n爬山,否\n")
     report = inspect(path)
