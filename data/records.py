@@ -304,12 +304,15 @@ def _calls(files: Iterable[Path], skipped: Skipped) -> list[Dialogue]:
     for file in files:
         for number, record in read_numbered_records(file, skipped):
             case = record.get("case") or f"{file.stem}/{number}"
+            call = {**record, "input": normalise(record["input"]), "case": case}
+            if case in calls and all(call[key] == calls[case].call[key] for key in ("input", "label")):
+                skipped.add(f"{file}:{number}: the case {case!r} again, word for word")
+                continue
             if case in calls:
                 raise DataError(f"{file}:{number}: the case {case!r} is there twice; a call is one record, all of it"
                                 if file_of[case] == file else f"{file}:{number}: the case {case!r} is in "
                                 f"{file_of[case]}, too; where it is another call, give it another case in one of them")
             file_of[case] = file
-            call = {**record, "input": normalise(record["input"]), "case": case}
             lines = (Line(name or "", said, record["label"]) for name, said in split_lines(call["input"]))
             calls[case] = Dialogue(case, record.get("category", ""), tuple(lines), call)
     return list(calls.values())

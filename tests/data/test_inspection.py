@@ -449,6 +449,15 @@ def test_rows_of_one_call_are_known_by_its_number_and_not_offered_to_be_split(tm
     assert inspect(path, {"columns": {"input": name}})["reading"].columns == {"input": name, "label": "标签"}
 
 
+@pytest.mark.parametrize("again, command", [
+    ("1,转账,是", "--source"), ("1,爬山,是", "labels: 1, as '1'; make one row of each call"),
+    ("1,转账,否", "labels: 1, as '1'; make one row of each call")])
+def test_a_call_twice_can_be_split_and_two_of_one_number_are_named(tmp_path, capsys, again, command):
+    path = written(tmp_path, "f.csv", f"通话ID,文本,标签\n1,转账,是\n2,下棋,否\n{again}\n")
+    assert main(["--inspect", str(path), "--convert", str(tmp_path / "o.jsonl")]) == 0
+    assert command in capsys.readouterr().out.split("next: ")[1]
+
+
 def test_lines_that_the_page_joins_are_whole_dialogues_and_its_next_command_splits_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = PAGE.read_text(encoding="utf-8")
