@@ -6,6 +6,8 @@ read. ``python -m data.prepare --inspect FILE`` finds the options that a file ne
 
 import argparse
 import codecs
+import contextlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -214,8 +216,17 @@ def _cell_value(key: str, cell: str) -> object:
         raise DataError(f"column '{key}': {error}") from None
 
 
+def listed(value: object) -> object:
+    """The messages that a cell of a table holds as JSON; any other value as it is."""
+    if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
+        with contextlib.suppress(DataError):
+            return load_json(value)
+    return value
+
+
 def _turns(messages: object) -> list[tuple[str, str]]:
     """(who, what) of each message, in any of the spellings."""
+    messages = listed(messages)
     if not isinstance(messages, list) or not messages:
         raise DataError(f"expected a list of messages, found {shown(messages)}")
     turns = []
@@ -271,12 +282,14 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
 
 
 # These two only suggest options: what is read follows the options alone.
+_TEXTS = ("text", "content", "dialogue", "conversation", "transcript", "文本", "对话", "内容", "对话内容",
+          "通话内容", "转写文本", "通话文本", "对话文本", "聊天记录", "通话记录")
 SYNONYMS = {
-    "input": ("text", "content", "dialogue", "conversation", "transcript", "文本", "对话", "内容", "对话内容",
-              "通话内容", "转写文本", "通话文本", "对话文本", "聊天记录", "通话记录"),
+    "input": _TEXTS,
     "label": ("is_fraud", "labels", "fraud", "is_scam", "output", "target", "class", "y", "标签", "类别",
               "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
-    "messages": ("conversations", "conversation", "dialogue", "segments", "sentence_info", "turns", "utterances"),
+    "messages": ("conversations", "conversation", "dialogue", "segments", "sentence_info", "turns", "utterances",
+                 *_TEXTS),  # as JSON in a cell
     # The last of these may count the rows beside one of the others.
     "case": ("case_id", "dialogue_id", "dialog_id", "session_id", "session", "call_id", "conversation_id", "会话",
              "会话编号", "会话ID", "案例", "案例编号", "对话编号", "对话ID", "通话编号", "通话ID", "通话流水号",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .files import DataError
-from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS
+from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS, listed
 
 ENCODINGS = ("utf-8", "gb18030")
 MOST_WORDS = 5  # of a column of labels: 诈骗, 正常, 疑似
@@ -47,7 +47,7 @@ def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
     def has(key: str) -> bool:
         return key in columns or any(name in columns for name in SYNONYMS[key])
     messages = next((value for name in ("messages", *SYNONYMS["messages"]) for row in sample
-                     for value in [row.get(name)] if isinstance(value, list) and any(
+                     for value in [listed(row.get(name))] if isinstance(value, list) and any(
                          isinstance(part, dict) and not part.keys().isdisjoint(SPEAKING) for part in value)), None)
     if messages:
         last = messages[-1] if isinstance(messages[-1], dict) else {}

@@ -94,7 +94,8 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
 def _label_hints(sample: Sequence[dict], reading: Reading) -> list[str]:
     """One line for each column that may be the label where none is read."""
     key = "is_fraud" if reading.layout == "lines" else "label"
-    return [] if reading.has_labels else [
+    is_read = reading.has_labels and (reading.layout != "turns" or any(reading.names["label"] in row for row in sample))
+    return [] if is_read else [
         f"no label is read; where it is {column!r} ({', '.join(words)}): "
         f"{shlex.join(['--columns', f'{key}={column}'])}"
         for column, words in like_labels(sample).items() if column not in reading.names.values()]

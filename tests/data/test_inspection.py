@@ -67,6 +67,16 @@ def test_what_a_recogniser_wrote_keeps_its_speakers_without_options(tmp_path, co
     assert inspect(written(tmp_path, "f.json", content))["read"][0]["input"] == said
 
 
+@pytest.mark.parametrize("label, options", [("是否诈骗", ["label=是否诈骗", "--label-values", "是=true", "否=false"]),
+                                            ("工号", [])])
+def test_messages_in_the_cells_of_a_table_are_turns(tmp_path, label, options):
+    said = '"[{""role"": ""坐席"", ""text"": ""您好""}, {""role"": ""客户"", ""text"": ""谁""}]"'
+    report = inspect(written(tmp_path, "f.csv", f"通话内容,{label}\n{said},是\n"))
+    assert report["options"] == ["--layout", "turns", "--columns", "messages=通话内容", *options]
+    assert report["read"][0]["input"] == "坐席: 您好\n客户: 谁" and not report["problems"]
+    assert inspect(written(tmp_path, "f.csv", "通话内容\n[微笑]您好\n[{好\n"))["reading"].layout == "texts"
+
+
 def test_texts_without_labels_are_for_predict_alone(tmp_path):
     path = written(tmp_path, "f.csv", "id,text\n1,转账\n")
     report = inspect(path)
@@ -119,6 +129,7 @@ def test_the_layout_is_that_of_the_columns_that_are_named(tmp_path, content, col
 @pytest.mark.parametrize("content, option", [
     ("转写文本,坐席,判定\n转账,8001,诈骗\n爬山,8002,正常\n钓鱼,8001,疑似\n下棋,,\n", "label=判定"),
     ("工单,角色,内容,判定\n1,客服,转账,是\n1,客户,好,否\n2,客服,喂,否\n", "is_fraud=判定"),
+    ([{"segments": [{"speaker": "甲", "text": "转账"}], "判定": word} for word in "是否"], "label=判定"),
 ])
 def test_a_column_that_may_be_the_label_is_named_where_none_is_read(tmp_path, capsys, content, option):
     path = written(tmp_path, "f.csv", content)
