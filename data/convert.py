@@ -57,10 +57,14 @@ def convert(report: dict, output: str | Path) -> str:
     if None in labels:
         what = ["--predict", str(output), "--output", str(Path(output).with_suffix(".answers.jsonl"))]
     scored = shlex.join(["python", "evaluate.py", "--model", "MODEL", "--checkpoint", "DIR", *what])
-    cases = [record["case"] for record in records if record.get("case")]
-    are_whole = len(set(cases)) == len(cases)  # a call in several records is not split
-    return (f"{to_split}\n  or, to judge a model that is there: {scored}" if are_whole and labels == {True, False}
-            else scored)
+    if labels != {True, False}:
+        return scored
+    different = {(record["case"], record["input"], record["label"]) for record in records if record.get("case")}
+    again = [case for case, count in collections.Counter(case for case, *_ in different).items() if count > 1]
+    if again:
+        return (f"{scored}\n  not to be split into train, eval and test: cases in several rows with other words or "
+                f"labels: {len(again)}, as {short(again[0])!r}; make one row of each call")
+    return f"{to_split}\n  or, to judge a model that is there: {scored}"
 
 
 def suffixes_of(report: dict) -> tuple[str, ...]:

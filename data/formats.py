@@ -6,6 +6,8 @@ read. ``python -m data.prepare --inspect FILE`` finds the options that a file ne
 
 import argparse
 import codecs
+import contextlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -31,6 +33,7 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 TABLE_LABELS = {"True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False}
 IDS = ("case", "category", "source")  # texts here, numbers to many
 ASKING, ANSWERING = ("user", "human"), ("assistant", "gpt")
+SPEAKING = ("name", "role", "from", "speaker", "spk")
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def reading_of(args: argparse.Namespace, layout: str = "records") -> Reading | N
 def named_row(row: dict, reading: Reading) -> dict:
     """`row` with the keys of its layout; other keys stay, but for one whose name is taken."""
     names = reading.names
+    if reading.layout == "turns" and row.get(names["label"]) in (None, ""):  # to be predicted
+        unlabelled = names.pop("label")
+        row = {key: value for key, value in row.items() if key != unlabelled}
     missing = next((key for key, name in names.items() if name not in row), None)
     if missing:
         raise DataError(f"column '{names[missing]}' is missing; found: {short(', '.join(row)) or 'none'}; "
@@ -191,7 +197,7 @@ def record_of(row: dict, reading: Reading, is_table: bool) -> dict:
         record |= _asked_and_answered(_turns(record.pop("messages")))
     elif reading.layout == "turns":
         record["input"] = format_dialogue(_turns(record.pop("messages")))
-    if reading.layout != "texts":
+    if "label" in record and reading.layout != "texts":
         record["label"] = label_of(record["label"], reading, is_table, reading.names.get("label", "assistant"))
     for key in IDS:
         if type(record.get(key)) is int:
@@ -210,14 +216,24 @@ def _cell_value(key: str, cell: str) -> object:
         raise DataError(f"column '{key}': {error}") from None
 
 
+def listed(value: object) -> object:
+    """The messages that a cell of a table holds as JSON; any other value as it is."""
+    if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
+        with contextlib.suppress(DataError):
+            return load_json(value)
+    return value
+
+
 def _turns(messages: object) -> list[tuple[str, str]]:
-    """(who, what) of each message, in any of the three spellings."""
+    """(who, what) of each message, in any of the spellings."""
+    messages = listed(messages)
     if not isinstance(messages, list) or not messages:
         raise DataError(f"expected a list of messages, found {shown(messages)}")
     turns = []
     for message in messages:
         message = message if isinstance(message, dict) else {}
-        who = message.get("name") or message.get("role") or message.get("from") or message.get("speaker")
+        who = next((message[key] for key in SPEAKING if message.get(key) not in (None, "")), None)
+        who = str(who) if type(who) is int else who  # FunASR counts
         what = next((message[key] for key in ("content", "value", "text") if key in message), None)
         if not isinstance(who, str) or not isinstance(what, str):
             raise DataError("a message must have 'role' and 'content', 'from' and 'value', or 'speaker' and 'text', "
@@ -266,12 +282,14 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
 
 
 # These two only suggest options: what is read follows the options alone.
+_TEXTS = ("text", "content", "dialogue", "conversation", "transcript", "文本", "对话", "内容", "对话内容",
+          "通话内容", "转写文本", "通话文本", "对话文本", "聊天记录", "通话记录")
 SYNONYMS = {
-    "input": ("text", "content", "dialogue", "conversation", "transcript", "文本", "对话", "内容", "对话内容",
-              "通话内容", "转写文本", "通话文本", "对话文本", "聊天记录", "通话记录"),
+    "input": _TEXTS,
     "label": ("is_fraud", "labels", "fraud", "is_scam", "output", "target", "class", "y", "标签", "类别",
               "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
-    "messages": ("conversations", "conversation", "dialogue"),
+    "messages": ("conversations", "conversation", "dialogue", "segments", "sentence_info", "turns", "utterances",
+                 *_TEXTS),  # as JSON in a cell
     # The last of these may count the rows beside one of the others.
     "case": ("case_id", "dialogue_id", "dialog_id", "session_id", "session", "call_id", "conversation_id", "会话",
              "会话编号", "会话ID", "案例", "案例编号", "对话编号", "对话ID", "通话编号", "通话ID", "通话流水号",
@@ -284,7 +302,8 @@ SYNONYMS = {
 }
 PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),
          ("yes", "no"), ("fraud", "normal"), ("诈骗", "非诈骗"), ("欺诈", "正常"), ("有风险", "无风险"), ("Y", "N"),
-         ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"), ("Yes", "No"))
+         ("涉诈", "不涉诈"), ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"),
+         ("Yes", "No"))
 
 
 def meaning_of(value: str | None, known: Mapping[str, bool]) -> str:

@@ -1,17 +1,15 @@
 """What a file of data is, what it would become, and what is wrong with it: ``python -m data.prepare --inspect FILE``.
 
-This is the one place that guesses, and what it guesses is printed as options: encoding, delimiter, layout, columns and
-the meaning of labels. Reading for training and evaluation takes the options and guesses nothing.
+Only here, by `guesses`, is anything guessed, and what is guessed is printed as options: encoding, delimiter, layout,
+columns and the meaning of labels. Reading for training and evaluation takes the options and guesses nothing.
 """
 
 import argparse
 import collections
 import contextlib
-import csv
-import io
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,12 +28,12 @@ from .convert import (
     whole_calls,
 )
 from .files import DataError, grouped, how_to_read
-from .formats import ANSWERING, DELIMITERS, LAYOUTS, LINES, PAIRS, SYNONYMS, Reading, add_reading_options, asked
+from .formats import DELIMITERS, LAYOUTS, LINES, SYNONYMS, Reading, add_reading_options, asked
+from .guesses import calls_of_rows, delimiter_of, encoding_of, layout_of, like_labels, meanings_of
 from .normalise import is_blank
 from .records import dialogue_rows, dialogues_of, record_rows
 from .sources import SUFFIXES, WORKBOOK, Source, open_source, read_bytes, refuse_transcript, short, workbook_sheets
 
-ENCODINGS = ("utf-8", "gb18030")
 SHOWN_PROBLEMS, SHOWN_CHARACTERS = 20, 100
 SAMPLE_ROWS = 1000  # that the layout and the columns are told from, with later ones that first fill a column
 
@@ -51,7 +49,7 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         ``kind`` (as `Source.kind`), ``encoding`` (None of a workbook), ``other_sheets`` (not read), ``columns``,
         ``reading``, ``options`` (none where it is of the project's own format), ``refused`` (why they are needed, where
         it is nearly so), ``becomes`` ("records" or "dialogues"), ``rows``, ``good``, ``label_words`` (how often which
-        is written), ``skipped`` and ``problems`` (with places), ``warnings`` (of lines that are joined), ``first``
+        is written), ``skipped`` and ``problems`` (with places), ``warnings`` (of what may be read wrongly), ``first``
         (good rows, or calls), ``read`` (all records or dialogues); and of these ``labels`` (a dialogue is fraud if a
         line is), ``lengths``, ``duplicates`` (whose text appears before) and ``contradictions`` (texts with both
         labels).
@@ -83,14 +81,24 @@ def inspect(path: str | Path, given: dict | None = None) -> dict:
         "rows": len(good) + len(skipped) + len(problems),
         "good": len(good),
         "label_words": _label_words(sample, reading),
-        "warnings": (join_warnings(spoken_lines(path, reading) if skipped else good, sample, reading)
-                     if reading.layout in LINES else []),
+        "warnings": [*(join_warnings(spoken_lines(path, reading) if skipped else good, sample, reading)
+                       if reading.layout in LINES else []), *_label_hints(sample, reading)],
         "first": (read if reading.layout == "lines" else good)[:SHOWN_ROWS],
         "skipped": skipped,
         "problems": problems,
         "read": read,
         **numbers_of(read),
     }
+
+
+def _label_hints(sample: Sequence[dict], reading: Reading) -> list[str]:
+    """One line for each column that may be the label where none is read."""
+    key = "is_fraud" if reading.layout == "lines" else "label"
+    is_read = reading.has_labels and (reading.layout != "turns" or any(reading.names["label"] in row for row in sample))
+    return [] if is_read else [
+        f"no label is read; where it is {column!r} ({', '.join(words)}): "
+        f"{shlex.join(['--columns', f'{key}={column}'])}"
+        for column, words in like_labels(sample).items() if column not in reading.names.values()]
 
 
 def _read_all(path: str | Path, reading: Reading) -> tuple[list, list[str], list[str]]:
@@ -159,7 +167,10 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
             filled |= dict.fromkeys(new)
     columns = dict.fromkeys(key for row in sample for key in row)
     known = [key for key in columns if key in filled or key in ("speaker", *SYNONYMS["speaker"])]  # no label to come
-    given = {"layout": layout_of(known, sample), **given}
+    asked_for = {name: key for key, name in given.get("columns", {}).items()}
+    given = {"layout": layout_of([asked_for.get(key, key) for key in known],
+                                 [{asked_for.get(key, key): value for key, value in row.items()} for row in sample]),
+             **given}
     names = LAYOUTS[given["layout"]] if given["layout"] in LAYOUTS else {}
     found = {key: other for key, name in names.items() if name not in columns
              for other in [next((other for there in (filled, columns) for other in SYNONYMS.get(key, ())
@@ -168,7 +179,7 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
         found["input"] = "instruction"  # where all is in one text
     given["columns"] = {**found, **given.get("columns", {})}
     if given["layout"] not in LINES and "case" not in (*columns, *given["columns"]):
-        given["columns"] |= _calls_of_rows(sample, but=given["columns"].values())
+        given["columns"] |= calls_of_rows(sample, but=given["columns"].values())
     if "label_values" not in given:
         given["label_values"] = meanings_of(_label_words(sample, Reading(**given)), source.is_table)
     return Reading(**given), source, sample
@@ -178,68 +189,6 @@ def _sheet(path: str | Path, content: bytes) -> str:
     """The first of several sheets that hold something; none has to be named where one does."""
     sheets = list(workbook_sheets(path, content))
     return sheets[0] if len(sheets) > 1 else ""
-
-
-def encoding_of(path: str | Path, content: bytes) -> str:
-    """The encoding of a text: by its byte-order mark, by its zero bytes, or the first that it is valid in."""
-    encodings = ENCODINGS
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encodings = ("utf-16",)
-    elif b"\0" in content:  # every other byte of ASCII is zero in UTF-16, and no byte is in a text otherwise
-        encodings = ("utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be",)
-    for encoding in encodings:
-        try:
-            if "\0" not in content.decode(encoding):
-                return encoding
-            place = 1
-        except UnicodeDecodeError as error:
-            place = content[:error.start].count(b"\n") + 1
-    raise DataError(f"{path}:{place}: not text in UTF-8, GB18030 or UTF-16; if it is one, save it as UTF-8")
-
-
-def delimiter_of(text: str) -> str:
-    """The delimiter that gives the first rows of a table the same number of columns, and the most of them."""
-    def fitness(delimiter: str) -> tuple[float, int]:
-        try:
-            rows = [row for row, _ in zip(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), range(100))
-                    if any(cell.strip() for cell in row)]
-        except csv.Error:
-            return 0, 0
-        columns = len(rows[0]) if rows else 0
-        return (sum(len(row) == columns for row in rows) / len(rows) if columns > 1 else 0), columns
-    return max(DELIMITERS.values(), key=fitness)
-
-
-def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
-    """The layout that the keys or columns of a file speak of."""
-    def has(key: str) -> bool:
-        return key in columns or any(name in columns for name in SYNONYMS[key])
-    messages = next((value for name in ("messages", *SYNONYMS["messages"]) for row in sample[:1]
-                     for value in [row.get(name)] if isinstance(value, list)), None)
-    if messages:
-        last = messages[-1] if isinstance(messages[-1], dict) else {}
-        return "messages" if (last.get("role") or last.get("from")) in ANSWERING and not has("label") else "turns"
-    if "instruction" in columns and "output" in columns:
-        return "alpaca"
-    if all(map(has, LAYOUTS["lines"])) and (_return(columns, sample) or set(LAYOUTS["dialogues"]) <= set(columns)):
-        return "dialogues" if has("is_fraud") else "lines"
-    return "texts" if columns and has("input") and not has("label") else "records"
-
-
-def _return(columns: Sequence[str], sample: Sequence[dict]) -> bool:
-    """Whether the same case is there in several rows, or left out in some; otherwise each row is a whole dialogue."""
-    name = next(name for name in ("case", *SYNONYMS["case"]) if name in columns)
-    cases = {str("" if row.get(name) is None else row[name]).strip() for row in sample}
-    return "" in cases or len(cases) < len(sample)
-
-
-def _calls_of_rows(sample: Sequence[dict], but: Collection[str]) -> dict[str, str]:
-    """The column that names the call of each row, as ``case``, where a call has several rows; else nothing."""
-    for name in SYNONYMS["case"][:-2]:  # without those that may count the rows
-        calls = [row.get(name) for row in sample]
-        if name not in but and all(calls) and {*map(type, calls)} <= {str, int} and len({*calls}) < len(calls):
-            return {"case": name}
-    return {}
 
 
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
@@ -255,17 +204,6 @@ def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
         values = [row[name] for row in sample if name in row]
     return dict(collections.Counter(str(value).strip() for value in values
                                     if type(value) in (str, int, float) and str(value).strip()).most_common())
-
-
-def meanings_of(words: dict[str, int], is_table: bool) -> dict[str, bool]:
-    """What the labels of a file mean by the usual pairs that have them, those that have the most of them first."""
-    own = {"True", "true", "TRUE", "False", "false", "FALSE"} if is_table else set()
-    words = {word for word in words if word not in own and not word.startswith("{")}
-    meanings = {}
-    while words & set(pair := max(PAIRS, key=lambda pair: len(words & set(pair)))):  # the first of several
-        meanings |= {pair[0]: True, pair[1]: False}
-        words -= set(pair)
-    return meanings
 
 
 # ------------------------------------------------------------------------------------------------- for the reader

@@ -117,7 +117,7 @@ def record_rows(path: str | Path, reading: Reading | None = None) -> Iterator[tu
         for number, text in numbered_lines(path):
             yield number, _tried(f"{path}:{number}", lambda text: _native_record(path, text), text)
         return
-    required = {"input": str} if reading.layout == "texts" else REQUIRED_KEYS
+    required = {"input": str} if reading.layout in ("texts", "turns") else REQUIRED_KEYS
     source = _opened(path, reading)
     for number, row in source.rows:
         if isinstance(row, dict):
@@ -304,12 +304,15 @@ def _calls(files: Iterable[Path], skipped: Skipped) -> list[Dialogue]:
     for file in files:
         for number, record in read_numbered_records(file, skipped):
             case = record.get("case") or f"{file.stem}/{number}"
+            call = {**record, "input": normalise(record["input"]), "case": case}
+            if case in calls and all(call[key] == calls[case].call[key] for key in ("input", "label")):
+                skipped.add(f"{file}:{number}: the case {case!r} again, word for word")
+                continue
             if case in calls:
                 raise DataError(f"{file}:{number}: the case {case!r} is there twice; a call is one record, all of it"
                                 if file_of[case] == file else f"{file}:{number}: the case {case!r} is in "
                                 f"{file_of[case]}, too; where it is another call, give it another case in one of them")
             file_of[case] = file
-            call = {**record, "input": normalise(record["input"]), "case": case}
             lines = (Line(name or "", said, record["label"]) for name, said in split_lines(call["input"]))
             calls[case] = Dialogue(case, record.get("category", ""), tuple(lines), call)
     return list(calls.values())

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -263,8 +264,25 @@ def _sheet_cells(path: str | Path, content: bytes, name: str) -> Iterator[tuple[
     for sheet in [sheets[name]] if name else sheets.values():
         merged = {(row, area.min_col): sheet.cell(area.min_row, area.min_col).value  # Excel keeps the first alone
                   for area in sheet.merged_cells.ranges for row in range(area.min_row + 1, area.max_row + 1)}
-        for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        begin = _last_heading(sheet) + 1
+        for number, row in enumerate(sheet.iter_rows(min_row=begin, values_only=True), start=begin):
             yield number, [_cell_text(merged.get((number, column), value)) for column, value in enumerate(row, start=1)]
+
+
+def _last_heading(sheet) -> int:
+    """The last row above the names of the columns in which a cell is merged over several of them; 0 without one."""
+    last = 0
+    filled = [{column for column, value in enumerate(row, start=1) if value is not None}
+              for row in islice(sheet.iter_rows(values_only=True), 2 * MOST_TITLES)]
+    for number, columns in enumerate(filled, start=1):
+        if len(columns) < 2:  # a title, or blank
+            continue
+        if not any(len(names.intersection(range(area.min_col, area.max_col + 1))) > 1
+                   for area in sheet.merged_cells.ranges if area.min_row <= number <= area.max_row
+                   for names in filled[area.max_row:area.max_row + 1]):
+            break
+        last = number
+    return last
 
 
 def _cell_text(value: object) -> str:

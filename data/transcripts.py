@@ -48,6 +48,7 @@ _FRONT = re.compile(rf"(?:(?>{_OPEN} ?(?:{_RANGE}|{_SECONDS}|{_EPOCH}|{_SPAN}) ?
                     rf"{_RANGE}(?![\d:：年月日点分万元块%])) ?[-–—|,，]? ?)+")
 MAY_BE_STAMPED = re.compile(r"\d(?:[:：]\d|\d{9}|\d{3}[-/.年]\d|月\d|s ?[-~\])）】>〕])")  # what every stamp holds
 _BEGINNING = 100  # characters of a line: a name (40), a date and a range of times fit; the rest need not be searched
+_DAY_LINE = re.compile(rf"[—–─-]{{3,}} ?{_DATE}(?: ?{_DAY})? ?[—–─-]{{3,}}")  # between the days of a chat
 _HAS_TIME = re.compile(r"\d[:：]\d")
 _CLOCK = r"\d[:：]\d\d[:：]\d\d"  # with seconds: programs write them, people do not
 _EXPLICIT = re.compile(rf"{_OPEN}|.*(?:{_CLOCK}|-->)")  # a stamp, whatever follows it
@@ -267,7 +268,8 @@ def _cues(lines: list[str]) -> list[str]:
 
 def _is_stamp(line: str) -> bool:
     """Whether a line is a time and nothing else; 5月1日 is an answer."""
-    return (line[-1].isdigit() or not line[-1].isalnum()) and _FRONT.fullmatch(line) is not None
+    return (line[-1].isdigit() or not line[-1].isalnum()) and any(
+        stamp.fullmatch(line) for stamp in (_FRONT, _DAY_LINE))
 
 
 def _headers(lines: list[str]) -> dict[int, str]:

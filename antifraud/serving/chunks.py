@@ -1,10 +1,12 @@
 """A JSONL file of any size, read in chunks that are always cut in the same places, and the row in each of its lines."""
 
 import codecs
+import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from data.files import DataError, how_to_read
 from data.normalise import is_blank
@@ -97,7 +99,14 @@ def parse_row(line: bytes | None) -> dict:
     return row
 
 
-def _object_in(line: bytes | None) -> dict:
+def other_keys(line: bytes | None) -> dict:
+    """What a line that cannot be scored says beside that, as its `id`; nothing where it holds no object."""
+    with contextlib.suppress(DataError):
+        return {key: value for key, value in _object_in(line, required={}).items() if key not in OWN_KEYS}
+    return {}
+
+
+def _object_in(line: bytes | None, required: Mapping[str, type] = MappingProxyType({"input": str})) -> dict:
     if line is None:
         raise DataError(f"longer than {LONGEST_LINE // 2**20} MiB")
     try:
@@ -106,4 +115,4 @@ def _object_in(line: bytes | None) -> dict:
         raise DataError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     if not text.strip():
         raise DataError("blank line")
-    return parse_object(text, required={"input": str})
+    return parse_object(text, required=required)

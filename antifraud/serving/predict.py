@@ -35,7 +35,7 @@ from data.stamp import locked, read_stamp, require_same, stamp_path, write_stamp
 from ..checkpoint import Decision, Lineage, lineage_of
 from ..evaluation.scoring import Reading, predict_readings, read_dialogues
 from ..provenance import file_sha256, versions
-from .chunks import Chunk, parse_row, read_chunks
+from .chunks import Chunk, other_keys, parse_row, read_chunks
 from .processes import Processes
 
 BATCH_ROWS = 4096  # enough to sort by length with little padding; half a minute's work of one GPU
@@ -171,13 +171,17 @@ def _prepare(encoder: PromptEncoder, line_aware: bool, chunk: Chunk) -> Prepared
         try:
             row = parse_row(line)
         except DataError as error:
-            rows.append({"line": number, "error": str(error)})
+            rows.append({"line": number, **_carried(other_keys(line)), "error": str(error)})
             continue
-        rows.append({"line": number, **{key: value for key, value in row.items() if key not in LEFT_OUT}})
+        rows.append({"line": number, **_carried(row)})
         waiting.append(rows[-1])
         dialogues.append(row["input"])
     return Prepared(rows, waiting, [reading for group in _groups(dialogues)
                                     for reading in read_dialogues(encoder, group, line_aware=line_aware)])
+
+
+def _carried(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key not in LEFT_OUT}
 
 
 def _score(model, work: Prepared, threshold: float) -> list[dict]:

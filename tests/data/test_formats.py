@@ -191,6 +191,12 @@ def test_turns_may_be_those_of_a_recogniser(tmp_path):
     assert read_as(path, Reading("turns")) == [{"input": "客服: 转账\n王: ", "label": True}]
 
 
+@pytest.mark.parametrize("row", [{}, {"label": None}, {"label": ""}])
+def test_turns_without_a_label_are_to_predict(tmp_path, row):
+    path = written(tmp_path, "f.json", [{"messages": [{"role": "客服", "content": "转账"}], **row}])
+    assert read_as(path, Reading("turns")) == [{"input": "客服: 转账"}]
+
+
 REUSE_FOLDER = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIKE_A_FILE = st.lists(st.sampled_from([
     b"[", b"]", b"{", b"}", b",", b";", b"\t", b"\n", b'"', b":", b'"input"', b'"label"', b"input", b"label", b"true",
@@ -266,6 +272,32 @@ def test_merged_cells_hold_their_value_in_each_of_their_rows(tmp_path):
     book.active.merge_cells("E1:F1")  # beside the table: nothing to fill
     book.save(tmp_path / "通话.xlsx")
     assert read_dialogues(tmp_path / "通话.xlsx", Skipped(), Reading("dialogues", COLUMNS, YES_NO)) == DIALOGUES
+
+
+@pytest.mark.parametrize("title", [[], [("五月外呼",)], [("五月外呼",), ("导出时间：2024年",)]])
+def test_a_heading_over_the_names_of_several_columns_is_passed_over(tmp_path, title):
+    openpyxl = pytest.importorskip("openpyxl")
+    book, top = openpyxl.Workbook(), len(title)
+    for row in [*title, ("会话", "通话", None, "质检"), (None, *CALL[0][1:]), (1, "客服", "转账", "是"),
+                (1, "王", "好", "否"), (2, "李", "爬山", "否")]:
+        book.active.append(row)
+    for row in range(1, top + 1):
+        book.active.merge_cells(f"A{row}:D{row}")
+    book.active.merge_cells(f"B{top + 1}:C{top + 1}")
+    book.active.merge_cells(f"A{top + 1}:A{top + 2}")
+    book.save(tmp_path / "通话.xlsx")
+    assert read_dialogues(tmp_path / "通话.xlsx", Skipped(), Reading("dialogues", COLUMNS, YES_NO)) == DIALOGUES
+
+
+def test_a_name_over_two_columns_of_which_one_is_empty_is_no_heading(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [("input", None, "label"), ("甲: 转账", None, True), ("乙: 爬山", None, False)]:
+        book.active.append(row)
+    for row in range(1, 4):
+        book.active.merge_cells(f"A{row}:B{row}")
+    book.save(tmp_path / "通话.xlsx")
+    assert read_as(tmp_path / "通话.xlsx", Reading()) == TWO
 
 
 def test_a_workbook_of_records_with_booleans(tmp_path):

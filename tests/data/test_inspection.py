@@ -56,6 +56,27 @@ def test_finds_the_layout(tmp_path, content, expected):
     assert report["reading"] == expected and not report["problems"] and report["good"] == 1
 
 
+@pytest.mark.parametrize("content, said", [
+    ({"segments": [{"speaker": "甲", "text": "您好", "start": 0}, {"speaker": "乙", "text": "谁"}], "language": "zh"},
+     "甲: 您好\n乙: 谁"),  # WhisperX; then FunASR
+    ({"text": "您好 谁", "sentence_info": [{"text": "您好", "spk": 0}, {"text": "谁", "spk": 1}]}, "0: 您好\n1: 谁"),
+    ({"text": "您好谁", "segments": [{"id": 0, "text": "您好"}, {"id": 1, "text": "谁"}]}, "您好谁"),  # Whisper
+    ([{"messages": []}, {"messages": [{"role": "客服", "content": "您好"}]}], "客服: 您好"),
+])
+def test_what_a_recogniser_wrote_keeps_its_speakers_without_options(tmp_path, content, said):
+    assert inspect(written(tmp_path, "f.json", content))["read"][0]["input"] == said
+
+
+@pytest.mark.parametrize("label, options", [("是否诈骗", ["label=是否诈骗", "--label-values", "是=true", "否=false"]),
+                                            ("工号", [])])
+def test_messages_in_the_cells_of_a_table_are_turns(tmp_path, label, options):
+    said = '"[{""role"": ""坐席"", ""text"": ""您好""}, {""role"": ""客户"", ""text"": ""谁""}]"'
+    report = inspect(written(tmp_path, "f.csv", f"通话内容,{label}\n{said},是\n"))
+    assert report["options"] == ["--layout", "turns", "--columns", "messages=通话内容", *options]
+    assert report["read"][0]["input"] == "坐席: 您好\n客户: 谁" and not report["problems"]
+    assert inspect(written(tmp_path, "f.csv", "通话内容\n[微笑]您好\n[{好\n"))["reading"].layout == "texts"
+
+
 def test_texts_without_labels_are_for_predict_alone(tmp_path):
     path = written(tmp_path, "f.csv", "id,text\n1,转账\n")
     report = inspect(path)
@@ -91,6 +112,32 @@ def test_what_is_given_is_not_guessed(tmp_path):
     assert report["reading"] == Reading(**given, delimiter=";")
     with pytest.raises(DataError):
         inspect(written(tmp_path, "g.csv", "文本", "gb18030"), {"encoding": "utf-8"})
+
+
+@pytest.mark.parametrize("content, columns, expected", [
+    ("转写文本,判定\n转账,诈骗\n爬山,正常\n", {"label": "判定"},
+     Reading("records", {"input": "转写文本", "label": "判定"}, {"诈骗": True, "正常": False})),
+    ("工单,角色,内容,判定\n1,客服,转账,是\n1,客户,好,否\n2,客服,喂,否\n", {"case": "工单", "is_fraud": "判定"},
+     Reading("dialogues", {"speaker": "角色", "content": "内容", "case": "工单", "is_fraud": "判定"}, YES_NO)),
+    ([{"轮次": [{"role": "客服", "content": "转账"}], "label": True}], {"messages": "轮次"},
+     Reading("turns", {"messages": "轮次"})),
+])
+def test_the_layout_is_that_of_the_columns_that_are_named(tmp_path, content, columns, expected):
+    assert inspect(written(tmp_path, "f", content), {"columns": columns})["reading"] == expected
+
+
+@pytest.mark.parametrize("content, option", [
+    ("转写文本,坐席,判定\n转账,8001,诈骗\n爬山,8002,正常\n钓鱼,8001,疑似\n下棋,,\n", "label=判定"),
+    ("工单,角色,内容,判定\n1,客服,转账,是\n1,客户,好,否\n2,客服,喂,否\n", "is_fraud=判定"),
+    ([{"segments": [{"speaker": "甲", "text": "转账"}], "判定": word} for word in "是否"], "label=判定"),
+])
+def test_a_column_that_may_be_the_label_is_named_where_none_is_read(tmp_path, capsys, content, option):
+    path = written(tmp_path, "f.csv", content)
+    given = ["case=工单"] if "工单" in content else []
+    for columns, is_hinted in ((given, True), ([*given, option], False)):
+        main(["--inspect", str(path), *(["--columns", *columns] if columns else [])])
+        said = capsys.readouterr().out
+        assert (f"--columns '{option}'" in said, "labels as written" in said) == (is_hinted, not is_hinted)
 
 
 def test_a_label_that_means_nothing_known_is_a_problem_with_its_place(tmp_path):
@@ -411,6 +458,15 @@ def test_rows_of_one_call_are_known_by_its_number_and_not_offered_to_be_split(tm
     assert ("--source" in capsys.readouterr().out) != is_case
     assert inspect(path, {"columns": {"case": name}})["read"][0]["case"] == "1"
     assert inspect(path, {"columns": {"input": name}})["reading"].columns == {"input": name, "label": "标签"}
+
+
+@pytest.mark.parametrize("again, command", [
+    ("1,转账,是", "--source"), ("1,爬山,是", "labels: 1, as '1'; make one row of each call"),
+    ("1,转账,否", "labels: 1, as '1'; make one row of each call")])
+def test_a_call_twice_can_be_split_and_two_of_one_number_are_named(tmp_path, capsys, again, command):
+    path = written(tmp_path, "f.csv", f"通话ID,文本,标签\n1,转账,是\n2,下棋,否\n{again}\n")
+    assert main(["--inspect", str(path), "--convert", str(tmp_path / "o.jsonl")]) == 0
+    assert command in capsys.readouterr().out.split("next: ")[1]
 
 
 def test_lines_that_the_page_joins_are_whole_dialogues_and_its_next_command_splits_them(tmp_path, monkeypatch):

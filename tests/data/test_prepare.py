@@ -356,6 +356,14 @@ def test_a_folder_of_calls_is_read_without_what_is_of_lines_and_in_one_form(tmp_
     assert found == {"input": "客服: 您好，王女士\n客户: 谁？", "label": True, "case": "a/1"}
 
 
+def test_a_call_that_is_there_again_word_for_word_is_passed_over_and_named(tmp_path):
+    first, other = calls(2)
+    write_records(tmp_path / "calls.jsonl", [first, other, {**first, "input": f"{first['input']}\n"}])
+    read = read_dialogues(tmp_path / "calls.jsonl", skipped := Skipped())
+    assert [one.case for one in read] == ["A0", other["case"]]
+    assert skipped.places == [f"{tmp_path}/calls.jsonl:3: the case 'A0' again, word for word"]
+
+
 @pytest.mark.parametrize("options, said", [
     (["--lengths", "100"], "whole calls, which are not cut; leave out --lengths"),
     (["--labels", "lines"], "whole calls, which are not cut; leave out --labels"),
@@ -372,7 +380,7 @@ def test_what_does_not_go_with_whole_calls_is_refused_in_one_line(tmp_path, caps
     (tmp_path / "corpus").mkdir()
     write_corpus(tmp_path / "corpus")
     write_records(tmp_path / "calls.jsonl", given := calls(60))
-    write_records(tmp_path / "twice.jsonl", given[:1] * 2)
+    write_records(tmp_path / "twice.jsonl", [given[0], {**given[1], "case": given[0]["case"]}])
     write_records(tmp_path / "harmless.jsonl", [record for record in given if not record["label"]])
     assert main(["--source", "calls.jsonl", "--output", "out", *options]) == 2
     line, = capsys.readouterr().err.splitlines()

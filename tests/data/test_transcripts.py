@@ -117,6 +117,13 @@ def test_a_single_message_keeps_its_sender(header):
     assert normalise(f"{header}\n你好").endswith(": 你好")
 
 
+@pytest.mark.parametrize("day", ["—————  2024-05-02  —————", "---- 5月2日 星期四 ----", "———2024年5月2日———"])
+def test_a_day_between_dashes_is_a_stamp_of_a_chat(day):
+    first, second = "张三  20:05\n\n在吗\n\n李四  20:06\n\n在", "张三  09:10\n\n借我钱"
+    assert normalise(f"{day}\n\n{first}\n\n{day}\n\n{second}") == "张三: 在吗\n李四: 在\n张三: 借我钱"
+    assert normalise("甲: 看\n---2024---\n-----") == "甲: 看\n---2024---\n-----"
+
+
 def test_a_line_of_a_day_and_a_time_is_no_name():
     assert normalise("昨天 20:15\n在吗\n5月1日 10:00\n在") == "在吗\n在"
     assert normalise("哪天？\n1991年9月13日\n10:00开始\n好") == "哪天？\n1991年9月13日\n10:00开始\n好"

@@ -130,6 +130,14 @@ def test_a_bad_row_becomes_an_error_on_its_own_line(stub, tmp_path, line, error)
     assert (done["rows"], done["errors"]) == (3, 1)
 
 
+@pytest.mark.parametrize("row", [{"input": ""}, {"input": None}, {}, {"input": "x", "line": 3}])
+def test_an_error_keeps_the_id_of_its_row(stub, tmp_path, row):
+    source = write_lines(tmp_path / "in.jsonl", [GOOD, {**row, "id": "007", "label": True}])
+    run(stub, source, tmp_path / "out.jsonl")
+    _, bad = read_lines(tmp_path / "out.jsonl")
+    assert bad.keys() == {"line", "id", "error"} and (bad["line"], bad["id"]) == (2, "007")
+
+
 def test_a_byte_order_mark_crlf_and_a_missing_last_line_end_are_no_errors(stub, tmp_path):
     line = json.dumps(GOOD).encode()
     (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\xef\xbb\xbf" + line)  # two files, joined
