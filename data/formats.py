@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from .files import DataError
 from .sources import as_object, load_json, short, shown
 from .speakers import format_dialogue
+from .transcripts import NARRATOR
 
 DIALOGUE_COLUMNS = ("case", "speaker", "content", "is_fraud")
 # For each layout, the keys or columns that it reads: what they mean here, and what they are called in the file.
@@ -225,21 +226,28 @@ def listed(value: object) -> object:
 
 
 def _turns(messages: object) -> list[tuple[str, str]]:
-    """(who, what) of each message, in any of the spellings."""
+    """(who, what) of each message, in any of the spellings.
+
+    A recogniser names nobody where it could not tell who spoke: the narrator does, if others are named.
+    """
     messages = listed(messages)
     if not isinstance(messages, list) or not messages:
         raise DataError(f"expected a list of messages, found {shown(messages)}")
-    turns = []
+    messages = [message if isinstance(message, dict) else {} for message in messages]
+    turns, unnamed = [], NARRATOR if any(map(_speaker, messages)) else None
     for message in messages:
-        message = message if isinstance(message, dict) else {}
-        who = next((message[key] for key in SPEAKING if message.get(key) not in (None, "")), None)
-        who = str(who) if type(who) is int else who  # FunASR counts
+        who = _speaker(message) or unnamed
         what = next((message[key] for key in ("content", "value", "text") if key in message), None)
         if not isinstance(who, str) or not isinstance(what, str):
             raise DataError("a message must have 'role' and 'content', 'from' and 'value', or 'speaker' and 'text', "
                             f"all strings; found: {short(', '.join(message)) or 'none of them'}")
         turns.append((who, what))
     return turns
+
+
+def _speaker(message: dict) -> object:
+    who = next((message[key] for key in SPEAKING if message.get(key) not in (None, "")), None)
+    return str(who) if type(who) is int else who  # FunASR counts
 
 
 def _asked_and_answered(turns: Sequence[tuple[str, str]]) -> dict:

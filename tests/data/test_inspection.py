@@ -59,6 +59,7 @@ def test_finds_the_layout(tmp_path, content, expected):
 @pytest.mark.parametrize("content, said", [
     ({"segments": [{"speaker": "甲", "text": "您好", "start": 0}, {"speaker": "乙", "text": "谁"}], "language": "zh"},
      "甲: 您好\n乙: 谁"),  # WhisperX; then FunASR
+    ({"segments": [{"text": "喂"}, {"speaker": "甲", "text": "您好"}]}, "旁白: 喂\n甲: 您好"),  # nobody knows who
     ({"text": "您好 谁", "sentence_info": [{"text": "您好", "spk": 0}, {"text": "谁", "spk": 1}]}, "0: 您好\n1: 谁"),
     ({"text": "您好谁", "segments": [{"id": 0, "text": "您好"}, {"id": 1, "text": "谁"}]}, "您好谁"),  # Whisper
     ([{"messages": []}, {"messages": [{"role": "客服", "content": "您好"}]}], "客服: 您好"),
