@@ -12,7 +12,6 @@ untuned model, label audit and overlap with train. In a notebook, ``%run evaluat
 """
 
 import argparse
-import builtins
 import functools
 import gc
 import math
@@ -20,12 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.command import command, heavy_imports
+from data.command import command, heavy_imports, is_command
 
-# %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
-IS_COMMAND = __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__")
-
-with heavy_imports(by_command=IS_COMMAND):
+with heavy_imports(by_command=is_command(__name__)):
     from antifraud.evaluation.calibration import TARGETS, calibrate_checkpoint
     from antifraud.evaluation.inputs import METHODS, input_files, read_inputs
     from antifraud.evaluation.metrics import figure_text
@@ -244,7 +240,7 @@ _share = functools.partial(_number, fits=lambda value: 0 < value <= 1, expected=
 _hundred = functools.partial(_number, fits=lambda value: 0 <= value <= 100, expected="must be from 0 to 100")
 _positive = functools.partial(_number, fits=lambda value: 0 < value < math.inf, expected="must be above 0")
 
-if IS_COMMAND:
+if is_command(__name__):
     code = main()
     gc.freeze()  # or Python would look for garbage among a million objects before it ends: seconds
     sys.exit(code)

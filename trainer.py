@@ -9,7 +9,6 @@ or ``import trainer`` gives the five functions below, to be called in their orde
 """
 
 import argparse
-import builtins
 import gc
 import os
 import shlex
@@ -20,12 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # so that `%run` finds the library from any folder
 
-from data.command import command, heavy_imports
+from data.command import command, heavy_imports, is_command
 
-# %run gives a notebook's script the name __main__ as well; there the command line is not this file's.
-IS_COMMAND = __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__")
-
-with heavy_imports(by_command=IS_COMMAND):
+with heavy_imports(by_command=is_command(__name__)):
     import torch
     from datasets import Dataset, disable_progress_bars
 
@@ -229,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if IS_COMMAND:
+if is_command(__name__):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers send it: stop as on Ctrl-C
     code = main()
     gc.freeze()  # or Python would look for garbage among a million objects before it ends: seconds

@@ -1,5 +1,6 @@
 """What every command of this project does around its work: output in any encoding, errors in one line, exit codes."""
 
+import builtins
 import contextlib
 import functools
 import gc
@@ -43,6 +44,11 @@ def command(main: Main) -> Main:
         except KeyboardInterrupt as stop:
             return _stopped(stop)
     return run
+
+
+def is_command(name: str) -> bool:
+    """Whether the module of this ``__name__`` was started as a command; %run calls a notebook's script so as well."""
+    return name == "__main__" and not hasattr(builtins, "__IPYTHON__")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .files import DataError
-from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS, listed
+from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS, TABLE_LABELS, listed
 
 ENCODINGS = ("utf-8", "gb18030")
 MOST_WORDS = 5  # of a column of labels: 诈骗, 正常, 疑似
@@ -77,7 +77,7 @@ def calls_of_rows(sample: Sequence[dict], but: Collection[str]) -> dict[str, str
 
 def meanings_of(words: dict[str, int], is_table: bool) -> dict[str, bool]:
     """What the labels of a file mean by the usual pairs that have them, those that have the most of them first."""
-    own = {"True", "true", "TRUE", "False", "false", "FALSE"} if is_table else set()
+    own = TABLE_LABELS if is_table else {}
     words = {word for word in words if word not in own and not word.startswith("{")}
     meanings = {}
     while words & set(pair := max(PAIRS, key=lambda pair: len(words & set(pair)))):  # the first of several

@@ -52,7 +52,7 @@ def _without_stamp(name: str) -> str:
 def map_speakers(text: str, names_of) -> str:
     """`text` with its speakers renamed by ``names_of(list of names in order of appearance) -> new names``."""
     lines = split_lines(text)
-    names = list(dict.fromkeys(name for name, _ in lines if name is not None))
+    names = _names(lines)
     renamed = dict(zip(names, names_of(names), strict=True))
     return join_lines([(renamed.get(name), content) for name, content in lines])
 
@@ -60,8 +60,12 @@ def map_speakers(text: str, names_of) -> str:
 def begin_with(said: Sequence[str], text: str) -> str:
     """`text` after other words, said in turn by the two who speak in it first."""
     lines = split_lines(text)
-    names = list(dict.fromkeys(name for name, _ in lines if name is not None))[:2] or [NARRATOR]
+    names = _names(lines)[:2] or [NARRATOR]
     return join_lines([*zip(itertools.cycle(names), said), *lines])
+
+
+def _names(lines: Sequence[tuple[str | None, str]]) -> list[str]:
+    return list(dict.fromkeys(name for name, _ in lines if name is not None))
 
 
 def roles(names: list[str]) -> list[str]:

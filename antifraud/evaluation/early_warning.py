@@ -11,7 +11,6 @@ same way. For a call that is still going on, see `growing.GrowingDialogue`.
 """
 
 import argparse
-import builtins
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.command import command
+from data.command import command, is_command
 from data.files import DataError, one_line, require_output, write_json
 from data.normalise import normalise
 from data.prompt import PromptEncoder
@@ -335,5 +334,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__" and not hasattr(builtins, "__IPYTHON__"):
+if is_command(__name__):
     sys.exit(main())
