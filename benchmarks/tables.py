@@ -203,11 +203,12 @@ def _with_interval(value: float | None, interval: Sequence[float] | None, form: 
 
 def line_rules() -> str | None:
     """F1 on eval by each rule that calibrating tried, at the threshold that was found with it."""
-    found = [(title, report["seed"], tried) for title, _, reports in judged_on(CALIBRATED) for report in reports
+    found = [(title, report["seed"], {f"{rule['top_lines']}, {rule['line_weight']:.0%}": rule["f1"] for rule in tried})
+             for title, _, reports in judged_on(CALIBRATED) for report in reports
              for tried in under([report], "calibration", "fitted_on", "line_rules")]
-    return markdown([[title, seed, *(f"{rule['f1']:.3f}" for rule in tried)] for title, seed, tried in found],
-                    "calibrated for", "seed", *(f"{rule['top_lines']}, {rule['line_weight']:.0%}"
-                                                for _, _, tried in found[:1] for rule in tried))
+    rules = list(found[0][2]) if found else ()
+    return markdown([[title, seed, *(f"{f1_by[rule]:.3f}" for rule in rules)] for title, seed, f1_by in found],
+                    "calibrated for", "seed", *rules)
 
 
 def differences() -> str | None:

@@ -38,7 +38,7 @@ class OrdinarySettings:
     judge_share: float = 0.2
     eval_share: float = 0.1
     train_share: float | None = 0.25
-    first_share: float = 0.2
+    first_share: float = 0.5
 
     @property
     def paths(self) -> tuple[str | Path, ...]:
@@ -80,15 +80,16 @@ def _read(path: Path, source_of: dict[str, str], skipped: Skipped) -> list[Dialo
     return dialogues
 
 
-def begin_with_ordinary(records: Sequence[dict], share: float, *, seed: int = 0) -> list[dict]:
-    """`records`, a share of which, drawn among those that are no ordinary talk, begins with lines of such.
+def begin_with_ordinary(records: Sequence[dict], share: float, talk: Sequence[dict], *, seed: int = 0) -> list[dict]:
+    """`records`, a share of which, drawn among those that are no ordinary talk, begins with one to `MOST_FIRST` lines
+    of such.
 
-    That is how one to `MOST_FIRST` lines of a record with a ``source`` begin. Labels of lines get one for each; that of
-    the record stays. Without any ordinary talk nothing changes.
+    These are the first lines of a record of `talk` that has a ``source`` and begins its call. Labels of lines get one
+    for each; that of the record stays. Without any ordinary talk nothing changes.
     """
     rng = random.Random(seed)
     beginnings = [[said for _, said in split_lines(record["input"])][:MOST_FIRST]
-                  for record in records if "source" in record and not record.get("position")]
+                  for record in talk if "source" in record and not record.get("position")]
     others = [place for place, record in enumerate(records) if "source" not in record]
     drawn = set(rng.sample(others, round(share * len(others)))) if beginnings else ()
     return [_after(rng.choice(beginnings)[:rng.randint(1, MOST_FIRST)], record) if place in drawn else record

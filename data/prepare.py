@@ -14,8 +14,8 @@ three splits: ``--held-out``.
 
 Ordinary talk from elsewhere (``--ordinary``) goes into train as non-fraud segments; a share of its dialogues is kept
 for choosing the threshold (``ordinary_eval.jsonl``, with all of ``--ordinary-eval``) and for judging
-(``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. A fifth of the other
-train segments begins with lines of it, so that a harmless beginning hides less. All these files hold segments;
+(``ordinary.jsonl``, with all of ``--ordinary-judge``). Each of their records names its ``source``. Half of the other
+train segments begin with lines of it, so that a harmless beginning hides less. All these files hold segments;
 ``eval_calls.jsonl``, ``test_calls.jsonl``, ``ordinary_eval_calls.jsonl`` and ``ordinary_calls.jsonl`` hold the same
 dialogues whole. Those to choose on are without calls that those to judge on repeat.
 """
@@ -160,7 +160,7 @@ def _make_train(splits: dict[str, list[dict]], judged_on: Known, held_out: Known
     copies = augment(kept, settings.augment, seed=settings.seed)[len(kept):]
     copies = apart_from(held_out, apart_from(judged_on, copies))
     plain = [*kept, *copies]
-    splits["train"] = begin_with_ordinary(plain, settings.ordinary.first_share, seed=settings.seed)
+    splits["train"] = begin_with_ordinary(plain, settings.ordinary.first_share, kept, seed=settings.seed)
     begun = sum(record is not one for record, one in zip(splits["train"], plain, strict=True))
     for records in splits.values():
         random.Random(settings.seed).shuffle(records)

@@ -41,12 +41,14 @@ PREVALENCES = (0.01, 0.001)
 FALSE_ALARMS = 2.0  # in a hundred ordinary calls
 FEW_ROWS = 30  # of a label; with fewer what is found is chance
 FEW_CALLS = 20  # of a source; with fewer it counts with the others only
+FLAT = 0.005  # of F1: what is within so much of the best is told apart from it by chance
 SMALLEST = 1e-12  # a score of exactly 0 or 1, where the softmax ran out of digits, has no log-odds
 TEMPERATURES = (0.05, 20.0)
 TARGETS = ("wanted_precision", "wanted_recall", "cost_ratio", "best_f1")  # of `choose_threshold`
 # (line_weight, top_lines) that are tried. What alarms in an ordinary call is mostly one line, and a scam has several,
-# but a short one may have a single line that says it all; see docs/results.md.
-LINE_RULES = ((0.5, 1), (0.5, 2), (0.5, 3), (0.4, 3), (0.3, 1), (0.3, 2), (0.3, 3), (0.2, 3))
+# but a short one may have a single line that says it all; see docs/results.md. The first is the one in which harmless
+# lines put before a fraud can hide least, which is weight x (1 - 1 / lines) of the score.
+LINE_RULES = ((0.3, 1), (0.5, 1), (0.2, 3), (0.3, 2), (0.3, 3), (0.5, 2), (0.4, 3), (0.5, 3))
 
 
 def platt_scaling(y_true: Sequence[bool], scores: np.ndarray) -> tuple[float, float]:
@@ -105,7 +107,9 @@ def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_preci
         wanted_precision: the most recall with at least this precision.
         wanted_recall: the fewest alarms with at least this recall.
         cost_ratio: the lowest cost, where a fraud that is missed costs this many times a false alarm.
-        best_f1: the highest F1.
+        best_f1: the highest F1. Of thresholds within `FLAT` of it, the one nearest to half of it, which is best where
+            probabilities mean what they say (Lipton et al., Optimal Thresholding of Classifiers to Maximize F1 Measure,
+            2014): where F1 is flat, its peak is chance.
         above: a score that the threshold must exceed; see `quiet_above`.
 
     Returns:
@@ -140,7 +144,9 @@ def choose_threshold(y_true: Sequence[bool], scores: np.ndarray, *, wanted_preci
         return float(thresholds[recall >= wanted_recall][-1])
     if cost_ratio is not None:
         return float(thresholds[np.argmin((alarms - tp) + cost_ratio * fn)])
-    return float(thresholds[np.argmax(2 * tp / (alarms + tp + fn))])
+    f1 = 2 * tp / (alarms + tp + fn)
+    best = thresholds[f1 >= f1.max() - FLAT]
+    return float(best[np.argmin(np.abs(best - f1.max() / 2))])
 
 
 def quiet_above(records: Sequence[dict], scores: np.ndarray, false_alarms: float) -> float:
@@ -288,8 +294,8 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
                          **target: float | bool | None) -> dict:
     """Finds a decision on eval dialogues and keeps it in the checkpoint; see `calibrate`.
 
-    With a target, a checkpoint that was trained with the auxiliary line loss gets the one of `LINE_RULES` with the
-    highest F1 at the threshold found with it.
+    With a target, a checkpoint that was trained with the auxiliary line loss gets the first of `LINE_RULES` whose F1 at
+    the threshold found with it is within `FLAT` of the highest.
 
     Args:
         data_path: the eval split: neither what the model was trained on nor what it will be judged on.
@@ -346,7 +352,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
 
 def _best(by_rule: Callable[[Decision], tuple[Decision, dict]], rules: Sequence[Decision], data_path: str
           ) -> tuple[Decision, dict]:
-    """What the rule with the highest F1 gives, the first of equals, and what was tried.
+    """What the first rule within `FLAT` of the highest F1 gives, and what was tried.
 
     Raises:
         DataError: with none of them the target can be met.
@@ -359,7 +365,8 @@ def _best(by_rule: Callable[[Decision], tuple[Decision, dict]], rules: Sequence[
             errors.append(error)
     if not tried:
         raise DataError(f"{data_path}: {errors[0]}")
-    decision, found = max(tried, key=lambda one: one[1]["f1"] or 0.0)
+    highest = max(found["f1"] or 0.0 for _, found in tried)
+    decision, found = next(one for one in tried if (one[1]["f1"] or 0.0) >= highest - FLAT)
     figures = ("threshold", "precision", "recall", "f1")
     shown = [{"line_weight": rule.line_weight, "top_lines": rule.top_lines, **{name: row[name] for name in figures}}
              for rule, row in tried]

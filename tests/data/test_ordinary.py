@@ -162,7 +162,7 @@ def test_a_share_of_the_other_records_begins_with_ordinary_talk_and_keeps_its_la
             for i in range(5) for place, begin in ((0.0, "想"), (0.5, "又"))]
     scams = [{"input": f"骗子: 把{i}元转给我\n老人: 好", "label": True, "line_labels": [True, False]}
              for i in range(50)]
-    more = begin_with_ordinary([*talk, *scams], 0.4)
+    more = begin_with_ordinary([*talk, *scams], 0.4, talk)
     assert more[:10] == talk and [r["label"] for r in more] == [r["label"] for r in (*talk, *scams)]
     begun = [(before, after) for before, after in zip(scams, more[10:]) if after is not before]
     added = [len(after["line_labels"]) - 2 for _, after in begun]
@@ -174,10 +174,11 @@ def test_a_share_of_the_other_records_begins_with_ordinary_talk_and_keeps_its_la
         assert [line.split(": ")[0] for line in (*first, last)] == (["骗子", "老人", "骗子"][:lines] + ["骗子"])
         words = [line.split(": ")[1] for line in first]
         assert words[0] in [f"您想要{i}号" for i in range(5)] and words[1:] == list(said[:lines - 1])
-    assert begin_with_ordinary([*talk, *scams], 0.4) == more != begin_with_ordinary([*talk, *scams], 0.4, seed=1)
-    assert begin_with_ordinary(scams, 0.4) == scams  # no ordinary talk, nothing to begin with
-    without = begin_with_ordinary([*talk, *({"input": r["input"], "label": True} for r in scams)], 1.0)
-    assert not any("line_labels" in r for r in without[10:])
+    assert begin_with_ordinary([*talk, *scams], 0.4, talk) == more
+    assert begin_with_ordinary([*talk, *scams], 0.4, talk, seed=1) != more
+    assert begin_with_ordinary(scams, 0.4, scams) == scams  # no ordinary talk, nothing to begin with
+    without = begin_with_ordinary([{"input": r["input"], "label": True} for r in scams], 1.0, talk)
+    assert not any("line_labels" in r for r in without)
 
 
 def test_data_prepare_lets_train_alone_begin_with_ordinary_talk_and_counts_how_often(tmp_path, capsys):
@@ -189,11 +190,11 @@ def test_data_prepare_lets_train_alone_begin_with_ordinary_talk_and_counts_how_o
                      "--lengths", "100", *options]) == 0
         return read_splits(tmp_path / name), json.loads((tmp_path / name / "leakage.json").read_text(encoding="utf-8"))
 
-    begun, report = prepared("begun", "--ordinary-first", "0.5")
+    begun, report = prepared("begun", "--ordinary-first", "0.3")
     plain, other = prepared("plain", "--ordinary-first", "0")
     rows = sorted(({r["case"]: r for r in splits["train"] if "source" not in r} for splits in (begun, plain)), key=len)
     changed = sum(rows[0][case]["input"] != rows[1][case]["input"] for case in rows[0])
-    assert changed == round(0.5 * len(rows[0])) == report["balance"]["begin_with_ordinary_talk"] > 0
+    assert changed == round(0.3 * len(rows[0])) == report["balance"]["begin_with_ordinary_talk"] > 0
     assert other["balance"]["begin_with_ordinary_talk"] == 0 == report["balance"]["asr_noise_copies"]
     assert {name: rows for name, rows in begun.items() if name != "train"} == {
         name: rows for name, rows in plain.items() if name != "train"}

@@ -103,6 +103,16 @@ def test_a_threshold_does_what_was_asked_for_by_hand(target, threshold):
     assert choose_threshold(TRUE, SCORES, **target) == pytest.approx(threshold)
 
 
+@pytest.mark.parametrize("frauds_at, threshold", [
+    ({0.3: 9, 0.8: 991}, 0.55),  # nine missed: F1 is 1982 / 1991, within 0.005 of the best, and 0.55 is nearer to half
+    ({0.3: 11, 0.8: 989}, 0.2),  # eleven missed cost more
+    ({0.3: 4, 0.6: 4, 0.8: 992}, 0.45),  # 0.7 is as good, and further away
+])
+def test_where_f1_is_flat_the_threshold_is_near_half_of_it_by_hand(frauds_at, threshold):
+    scores = np.repeat([0.1, *frauds_at], [1000, *frauds_at.values()])
+    assert choose_threshold(scores > 0.1, scores, best_f1=True) == pytest.approx(threshold)
+
+
 def test_equal_scores_stand_or_fall_together():
     assert choose_threshold([True, False, True], np.array([0.8, 0.8, 0.9]), wanted_precision=1.0) == pytest.approx(0.85)
     assert choose_threshold([True, False, True], np.array([0.8, 0.8, 0.9]), wanted_recall=1.0) == pytest.approx(0.4)
