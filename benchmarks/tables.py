@@ -101,9 +101,8 @@ def mean(values: Iterable[float | None], form: str = ".3f") -> str:
 
 def markdown(lines: Sequence[Sequence[str]], *head: str) -> str | None:
     """A Markdown table; None without rows."""
-    if not lines:
-        return None
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
+    rows = (f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
+    return "\n".join(rows) if lines else None
 
 
 def front() -> str | None:
@@ -187,28 +186,29 @@ def _lead(found: Sequence[dict]) -> tuple[str, str, str]:
 
 
 def seeds() -> str | None:
-    """Every seed's threshold and which lines count in its scores, F1 and average precision with intervals."""
-    rows = [[title, report["seed"], f"{report['threshold']:.3f}",
-             f"{made['top_lines']}, {made['line_weight']:.0%}" if made.get("line_weight") else "-",
-             *(_with_interval(report[key], report["intervals"][key]) for key in ("f1", "average_precision"))]
-            for title, _, reports in judged_on(SETS) for report in reports for made in [report.get("provenance", {})]]
-    return markdown(rows, "judged on", "seed", "threshold", "lines that count", "F1", "average precision")
+    """Every seed's threshold, which lines count, F1 and average precision with intervals, and calibration error."""
+    rows = [[title, report["seed"], f"{report['threshold']:.3f}", _lines(report.get("provenance", {})),
+             *(_with_interval(report[key], report["intervals"][key]) for key in ("f1", "average_precision")),
+             spread(under([report], "calibration", "after", "ece"))]
+            for title, _, reports in judged_on(SETS) for report in reports]
+    return markdown(rows, "judged on", "seed", "threshold", "lines that count", "F1", "average precision", "ECE")
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None, form: str = ".3f") -> str:
-    if value is None or interval is None:
-        return "-"
-    return f"{value:{form}} ({interval[0]:{form}} to {interval[1]:{form}})"
+    return "-" if None in (value, interval) else f"{value:{form}} ({interval[0]:{form}} to {interval[1]:{form}})"
+
+
+def _lines(made: dict) -> str:
+    return f"{made['top_lines']}, {made['line_weight']:.0%}" if made.get("line_weight") else "-"
 
 
 def line_rules() -> str | None:
     """F1 on eval by each rule that calibrating tried, at the threshold that was found with it."""
-    found = [(title, report["seed"], {f"{rule['top_lines']}, {rule['line_weight']:.0%}": rule["f1"] for rule in tried})
+    found = [([title, report["seed"]], {_lines(rule): f"{rule['f1']:.3f}" for rule in tried})
              for title, _, reports in judged_on(CALIBRATED) for report in reports
              for tried in under([report], "calibration", "fitted_on", "line_rules")]
-    rules = list(found[0][2]) if found else ()
-    return markdown([[title, seed, *(f"{f1_by[rule]:.3f}" for rule in rules)] for title, seed, f1_by in found],
-                    "calibrated for", "seed", *rules)
+    rules = [rule for _, f1_by in found[:1] for rule in f1_by]
+    return markdown([[*of, *map(f1_by.get, rules)] for of, f1_by in found], "calibrated for", "seed", *rules)
 
 
 def differences() -> str | None:

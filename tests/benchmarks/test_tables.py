@@ -49,8 +49,9 @@ def recall_by_call(alarms, *keys):
     return statistics.fmean(row["recall"] for row in held_out("calls", *keys, "at_false_alarms_per_hundred", alarms))
 
 
-def recall_lost(probe):
-    return -statistics.fmean(found["change"]["recall"]["value"] for found in held_out("probes", probe))
+def warned_of_at_one(*keys):
+    """Mean recall of the early warning that one in a hundred non-fraud calls may raise."""
+    return statistics.fmean(found[0]["test"]["recall"] for found in judged_on("early_warning", *keys, "at"))
 
 
 def best_f1(name):
@@ -105,12 +106,10 @@ CLAIMS = {
         abs(found["value"]) < 0.01 for key in PEERS
         for found in minus_tfidf(judged_on("eval0819"), "average_precision", key)),
     "onset_ranks_best": lambda: all(
-        found["value"] > 0 for key in tables.PEERS
-        for found in minus_tfidf(judged_on("eval0819_onset"), "average_precision", key)),
-    "onset_ahead_in_two": lambda: [round(found, 3) for found in judged_on("eval0819_onset", "f1")] == [
-        0.966, 0.967, 0.914] and all(
+        found["value"] > 0 for key in tables.PEERS for figure in ("f1", "average_precision")
+        for found in minus_tfidf(judged_on("eval0819_onset"), figure, key)) and all(
         found["at_threshold"]["model_f1_minus_this"]["value"] > 0 for key in tables.PEERS
-        for found in judged_on("eval0819_onset", "baselines", key)[:2]),
+        for found in judged_on("eval0819_onset", "baselines", key)),
     "soup_ahead_on_eval": lambda: all(
         ablation("soup-of-3")[figure] > max(row[figure] for row in ablations() if row["variant"] != "soup-of-3")
         for figure in ("f1", "average_precision")),
@@ -123,8 +122,7 @@ CLAIMS = {
     "fsdp_learns_as_ddp": lambda: all(
         abs(gpus(layout)["losses"][0] - gpus("one")["losses"][0]) < 1e-3 and
         gpus(layout)["largest_loss_difference"] < 0.03 for layout in ("ddp", "fsdp")),
-    "threshold_hides_onset": lambda: best_f1("eval0819_onset") == ("0.962", "0.970") and min(
-        judged_on("eval0819_onset", "threshold")) < 0.1,
+    "onset_threshold_is_near": lambda: best_f1("eval0819_onset") == ("0.962", "0.968"),
     "rows_resampled_on_eval0819": lambda: all(
         resampled == ("rows" if name.startswith("eval0819") else "dialogues")
         for name in tables.SETS for resampled in judged_on(name, "intervals", "resampled")),
@@ -142,15 +140,17 @@ CLAIMS = {
         for found in tables.under(reports, "baselines", key, "model_f1_minus_this")) and all(
         min(alarms_of("sample_ordinary_judge", "baselines", key)) > 40 for key in PEERS),
     "ranks_best": lambda: all(
-        minus_tfidf(held_out(), "average_precision", key)[seed]["value"] > 0 for key in tables.PEERS for seed in (0, 2)
+        found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)
     ) and [sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key))
            for key in PEERS] == [2, 1],
     "ahead_on_new_dialogues": lambda: all(
         found["interval"][0] > 0 for key in PEERS for figure in ("f1", "average_precision")
         for found in minus_tfidf(judged_on("eval0819_apart"), figure, key)),
     "finds_more_calls": lambda: all(
-        recall_by_call(alarms) > recall_by_call(alarms, "baselines", key) + 0.01
-        for alarms in ("1", "5") for key in tables.PEERS),
+        recall_by_call("5") > recall_by_call("5", "baselines", key) + 0.01 for key in tables.PEERS),
+    "level_where_one_may_alarm": lambda: all(
+        abs(recall_by_call("1") - recall_by_call("1", "baselines", key)) < 0.01 for key in PEERS)
+    and abs(warned_of_at_one() - warned_of_at_one("tfidf")) < 0.01,
     "never_worse_by_call": lambda: all(
         found["interval"][1] >= 0 for key in PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
@@ -162,23 +162,21 @@ CLAIMS = {
         row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
     "about_four_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 4,
-    "goal_met_on_unseen_kinds_in_two": lambda: [round(found, 1) for found in alarms_of("sample_ordinary_judge")] == [
-        5.3, 3.0, 3.8],
+    "goal_met_on_unseen_kinds": lambda: max(alarms_of("sample_ordinary_judge")) <= 5,
+    "bound_moves_two": lambda: sorted(held_out("calibration", "fitted_on", "ordinary", "moved_threshold")) == [
+        False, True, True],
     "peers_raise_as_many": lambda: all(
         -1 < statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
         - statistics.fmean(alarms_of("sample_ordinary_judge")) < 3 for key in tables.PEERS),
-    "thresholds_lie_close": lambda: max(held_out("threshold")) - min(held_out("threshold")) < 0.1,
-    "probabilities_hold": lambda: max(held_out("calibration", "after", "ece")) < 0.022
-    and 0.04 < min(held_out("calibration", "before", "ece")) and all(
-        0.029 < error < 0.038 for error in judged_on("eval0819", "calibration", "after", "ece")),
+    "probabilities_hold": lambda: max(held_out("calibration", "after", "ece")) < 0.024 and all(
+        0.032 < error < 0.042 for error in judged_on("eval0819", "calibration", "after", "ece")),
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
-    "injections_cost_little": lambda: recall_lost(INJECTIONS[0]) < 0.006 and 0.032 < recall_lost(INJECTIONS[1]) < 0.034,
-    "preambles_cost_most": lambda: set(sorted(held_out("probes")[0], key=recall_lost)[-2:]) == set(PREAMBLES) and all(
-        0.033 <= round(-found["change"]["recall"]["value"], 3) <= 0.085
-        for name in PREAMBLES for found in held_out("probes", name)),
+    "probes_differ_by_training": lambda: [
+        max(-probes[name]["change"]["recall"]["value"] for name in (*PREAMBLES, *INJECTIONS)) < most
+        for probes, most in zip(held_out("probes"), (0.005, 0.085, 0.085), strict=True)] == [True] * 3,
     "calls_read_whole_lose_little": lambda: all(
-        probes[name]["change"]["recall"]["value"] > -0.01 for probes in judged_on("held_out_calls", "probes")
+        probes[name]["change"]["recall"]["value"] > -0.02 for probes in judged_on("held_out_calls", "probes")
         for name in (*PREAMBLES, *INJECTIONS)),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
@@ -271,12 +269,13 @@ def test_where_nothing_is_measured_every_table_says_so_and_none_fails(put, tmp_p
 
 def test_seeds_are_shown_as_their_mean_and_range(put):
     put("held_out", report(0.75, 0.05),
-        report(0.875, 0.2, provenance={"top_lines": 3, "line_weight": 0.25}))
+        report(0.875, 0.2, provenance={"top_lines": 3, "line_weight": 0.25}, calibration={"after": {"ece": 0.0625}}))
     tfidf, model = cells(tables.results().partition("\n\n")[0])
     assert tfidf[1:4] == ["character TF-IDF", "2", "0.812 (0.750 to 0.875)"] and tfidf[5] == "0.500"
     assert model[1:] == ["**model**", "2", *["0.812 (0.750 to 0.875)"] * 4]
-    assert [row[1:5] for row in cells(tables.seeds())] == [["0", "0.500", "-", "0.750 (0.650 to 1.000)"],
-                                                           ["1", "0.500", "3, 25%", "0.875 (0.775 to 1.000)"]]
+    assert [[*row[1:5], row[6]] for row in cells(tables.seeds())] == [
+        ["0", "0.500", "-", "0.750 (0.650 to 1.000)", "-"],
+        ["1", "0.500", "3, 25%", "0.875 (0.775 to 1.000)", "0.062"]]
 
 
 def test_leads_count_the_seeds_whose_interval_is_clear_of_zero_on_either_side(put):
