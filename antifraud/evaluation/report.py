@@ -333,6 +333,9 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
         lines += [f"ordinary dialogues, {name}: {row['false_alarms_per_hundred_calls']:.1f} of 100 calls raise a false "
                   f"alarm ({row['calls']} calls)" for name, row in
                   {**ordinary["by_source"], "all": ordinary["all"]}.items()]
+        if kinds := [f"{kind} ({row['alarmed_calls']} of {row['calls']})"
+                     for kind, row in ordinary["by_category"].items()][:3]:
+            lines.append(f"most of these alarms are of {', '.join(kinds)}")
     if report["probes"] and report["recall"]:  # or there is none to lose
         probes = {name: probe for name, probe in report["probes"].items() if name not in NOT_NORMALISED}
         name, probe = min(probes.items(), key=lambda item: item[1]["change"]["recall"]["value"] or 0.0)

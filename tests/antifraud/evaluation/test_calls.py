@@ -73,6 +73,15 @@ def test_false_alarms_are_counted_by_call_and_segment_and_source():
     assert quiet["false_alarms_per_hundred_calls_interval"] == [0.0, pytest.approx(100 * (1 - 0.025 ** (1 / 6)))]
 
 
+def test_the_kinds_of_talk_that_alarm_are_named_most_alarms_first():
+    records = [{"case": str(i // 2), "source": "a" if i < 8 else "b", "category": kind}
+               for i, kind in enumerate("银行 银行 银行 银行 朋友 朋友 快递 快递 朋友 朋友".split())]
+    scores = np.array([0.9, 0.9, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9])
+    assert list(ordinary_report(records, scores, 0.5)["by_category"].items()) == [
+        ("朋友", {"calls": 2, "alarmed_calls": 2}), ("银行", {"calls": 2, "alarmed_calls": 1})]
+    assert ordinary_report(records, scores, 0.95)["by_category"] == {}
+
+
 def test_an_alarm_more_never_says_that_there_are_fewer():
     """Clopper and Pearson: of n calls that all alarm at least 0.025 ** (1 / n) do; one of 450 may be 1.23 in 100."""
     records = [{"case": str(number)} for number in range(450)]
