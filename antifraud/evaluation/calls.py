@@ -90,19 +90,24 @@ def ordinary_report(records: Sequence[dict], scores: np.ndarray, threshold: floa
         ``threshold``, ``all`` and ``by_source``, each with ``calls``, ``segments``, ``alarmed_calls``,
         ``alarmed_segments``, ``false_alarms_per_hundred_calls`` and ``false_alarms_per_hundred_segments``, these two
         with a 95 % interval: of calls exact (Clopper-Pearson), of segments resampled by call, but where none or all
-        alarm that of the calls, and None where there is a single call. ``by_category``: ``calls`` and
-        ``alarmed_calls`` of each kind of talk that alarms, those that alarm most first.
+        alarm that of the calls, and None where there is a single call.
     """
     alarms = np.asarray(scores) >= threshold
     calls = _cases(records)
-    kind_of = {call: record.get("category", "unnamed") for call, record in zip(calls, records, strict=True)}
-    n_calls, alarmed = collections.Counter(kind_of.values()), collections.Counter(map(kind_of.get, {*calls[alarms]}))
     sources = np.array([record.get("source", record.get("category", "unnamed")) for record in records])
     return {"threshold": threshold, "all": _false_alarms(alarms, calls),
             "by_source": {str(source): _false_alarms(alarms[sources == source], calls[sources == source])
-                          for source in sorted(set(sources))},
-            "by_category": {kind: {"calls": n_calls[kind], "alarmed_calls": n} for kind, n in sorted(
-                alarmed.items(), key=lambda item: (-item[1], item[0]))}}
+                          for source in sorted(set(sources))}}
+
+
+def alarms_by_category(records: Sequence[dict], scores: np.ndarray, threshold: float) -> dict[str, dict]:
+    """``calls`` and ``alarmed_calls`` of each kind of ordinary talk that alarms, those that alarm most first."""
+    calls = _cases(records)
+    kind_of = {call: record.get("category", "unnamed") for call, record in zip(calls, records, strict=True)}
+    n_calls = collections.Counter(kind_of.values())
+    alarmed = collections.Counter(kind_of[call] for call in set(calls[np.asarray(scores) >= threshold]))
+    return {kind: {"calls": n_calls[kind], "alarmed_calls": n}
+            for kind, n in sorted(alarmed.items(), key=lambda item: (-item[1], item[0]))}
 
 
 def _cases(records: Sequence[dict]) -> np.ndarray:

@@ -23,7 +23,7 @@ from data.records import groups_of
 from ..checkpoint import Lineage, lineage_of, provenance_of
 from .beside import on_free_cores, start_cpu_work
 from .calibration import at_prevalence, bounded_threshold, quiet_above, reliability
-from .calls import alarms_allowed, call_report, ordinary_report, paired_by_call
+from .calls import alarms_allowed, alarms_by_category, call_report, ordinary_report, paired_by_call
 from .errors import error_report
 from .inputs import Inputs
 from .labels import audit_labels
@@ -285,6 +285,7 @@ def _ordinary(inputs: Inputs, scored: Scored, others: Mapping, thresholds: Mappi
     """False alarms of the model at its threshold and, under ``baselines``, of others at 0.5 and at their own."""
     of = functools.partial(ordinary_report, inputs.ordinary)
     return {**of(scored.ordinary_scores, scored.threshold),
+            "by_category": alarms_by_category(inputs.ordinary, scored.ordinary_scores, scored.threshold),
             "baselines": {name: {**of(sets["ordinary"], 0.5), "at_threshold":
                                  of(sets["ordinary"], thresholds[name]) if name in thresholds else None}
                           for name, sets in others.items() if "ordinary" in sets}}

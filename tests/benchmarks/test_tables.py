@@ -172,9 +172,9 @@ CLAIMS = {
         0.032 < error < 0.042 for error in judged_on("eval0819", "calibration", "after", "ece")),
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
-    "probes_differ_by_training": lambda: [
-        max(-probes[name]["change"]["recall"]["value"] for name in (*PREAMBLES, *INJECTIONS)) < most
-        for probes, most in zip(held_out("probes"), (0.005, 0.085, 0.085), strict=True)] == [True] * 3,
+    "probes_differ_by_training": lambda: all(
+        least < max(-probes[name]["change"]["recall"]["value"] for name in (*PREAMBLES, *INJECTIONS)) < most
+        for probes, (least, most) in zip(held_out("probes"), ((-1, 0.005), (0.07, 0.085), (0.07, 0.085)), strict=True)),
     "calls_read_whole_lose_little": lambda: all(
         probes[name]["change"]["recall"]["value"] > -0.02 for probes in judged_on("held_out_calls", "probes")
         for name in (*PREAMBLES, *INJECTIONS)),

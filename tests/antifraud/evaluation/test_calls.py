@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from antifraud.evaluation.calls import by_call, call_report, ordinary_report, paired_by_call, require_ordinary
+from antifraud.evaluation.calls import (
+    alarms_by_category,
+    by_call,
+    call_report,
+    ordinary_report,
+    paired_by_call,
+    require_ordinary,
+)
 from data.files import DataError
 
 # two frauds, of which one has its alarm in a segment labelled harmless, and two calls that are none
@@ -77,9 +84,9 @@ def test_the_kinds_of_talk_that_alarm_are_named_most_alarms_first():
     records = [{"case": str(i // 2), "source": "a" if i < 8 else "b", "category": kind}
                for i, kind in enumerate("银行 银行 银行 银行 朋友 朋友 快递 快递 朋友 朋友".split())]
     scores = np.array([0.9, 0.9, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9])
-    assert list(ordinary_report(records, scores, 0.5)["by_category"].items()) == [
+    assert list(alarms_by_category(records, scores, 0.5).items()) == [
         ("朋友", {"calls": 2, "alarmed_calls": 2}), ("银行", {"calls": 2, "alarmed_calls": 1})]
-    assert ordinary_report(records, scores, 0.95)["by_category"] == {}
+    assert alarms_by_category(records, scores, 0.95) == {}
 
 
 def test_an_alarm_more_never_says_that_there_are_fewer():
