@@ -1,9 +1,9 @@
-"""Our own sample corpus: Chinese dialogues of 57 kinds of scam and 135 kinds of ordinary talk, made from a seed.
+"""Our own sample corpus: Chinese dialogues of 52 kinds of scam and 135 kinds of ordinary talk, made from a seed.
 
     python -m data.sample --output DIR [--dialogues N] [--seed S]
     python -m data.sample --output DIR --sets 40 [--seed S]
 
-The first command writes 17 kinds of either, the second all of them, in folders by use.
+The first command writes 17 kinds of either, the second 49 kinds of scam and all ordinary talk, in folders by use.
 
 Scams and as many kinds of ordinary talk are built from the same sentences (``sample_phrases.toml``). A swindler's
 demand stands in non-fraud talk too, told of, warned of or denied, and a rightful party's advice stands in scams, where
@@ -43,6 +43,7 @@ SIDE_MOVES = {
 }
 
 PLAIN_SHARE = 0.5  # dialogues whose side moves are of the same kind as what is asked for
+SCAM_SHARE = 0.5  # dialogues of a scam for training, of those of its rightful twin: more, and ordinary calls alarm
 LEAD_SHARE = 0.4  # longer sentences that begin with 嗯, 对了, ...: people do not repeat each other word for word
 
 # Who of host, guest, third; what; whether the scam is attempted in it; the step that is asked for in it, if any.
@@ -268,7 +269,8 @@ def _write_by_category(output: Path, dialogues: Sequence[Dialogue]) -> list[Path
 def sets_of_kinds(per_kind: int = 40, *, seed: int = 0) -> dict[str, list[Dialogue]]:
     """`per_kind` dialogues of each kind, by what they serve: see ``[use]`` in ``sample_ordinary.toml``.
 
-    They are others than those of `sample_dialogues` with the same seed.
+    Of scams for training there are half as many, and at least one of each kind. All are others than those of
+    `sample_dialogues` with the same seed.
     """
     of_both = phrases()["topics"] + phrases()["more_topics"]
     topics = {topic[name]: (topic, name == "scam") for topic in of_both for name in ("scam", "non_fraud")}
@@ -276,10 +278,11 @@ def sets_of_kinds(per_kind: int = 40, *, seed: int = 0) -> dict[str, list[Dialog
     sets = {}
     for use, kinds in ordinary()["use"].items():
         sets[use] = []
+        number_of_each = max(1, round(per_kind * SCAM_SHARE)) if use == "scams_train" else per_kind
         for kind in kinds:
             topic, fraud = topics[kind]
             rng = random.Random(f"{seed} {kind}")
-            writers = [_Writer(rng, topic, fraud) for _ in range(per_kind)]
+            writers = [_Writer(rng, topic, fraud) for _ in range(number_of_each)]
             sets[use] += [Dialogue(f"{kind}/{number}", kind, writer.ordinary_dialogue() if "turns" in topic
                                    else writer.dialogue()[0]) for number, writer in enumerate(writers, start=1)]
     return sets

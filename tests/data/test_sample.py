@@ -131,17 +131,26 @@ def test_names_do_not_give_the_label_away(dialogues):
 
 
 def test_sets_share_no_kind_and_only_scams_have_frauds():
-    sets = sets_of_kinds(3)
+    sets = sets_of_kinds(4)
     kinds = {use: {dialogue.category for dialogue in dialogues} for use, dialogues in sets.items()}
     topics = sample.phrases()["topics"] + sample.phrases()["more_topics"]
-    known = {name for topic in topics for name in (topic["scam"], topic["non_fraud"])}
+    known = {topic["non_fraud"] for topic in topics} | kinds["scams_train"] | kinds["scams_unseen"]
     assert sum(map(len, kinds.values())) == len(set.union(*kinds.values()))
     assert set.union(*kinds.values()) == known | {kind["name"] for kind in sample.ordinary()["kinds"]}
     for use, dialogues in sets.items():
-        assert len(dialogues) == 3 * len(kinds[use]) == len({dialogue.case for dialogue in dialogues})
+        of_each = 2 if use == "scams_train" else 4
+        assert len(dialogues) == of_each * len(kinds[use]) == len({dialogue.case for dialogue in dialogues})
         assert {is_fraud(dialogue) for dialogue in dialogues} == {use.startswith("scams")}
         assert not [dialogue for dialogue in dialogues if "{" in text(dialogue) or not all(
             line.speaker and line.content for line in dialogue.lines)]
+
+
+def test_every_scam_for_training_stands_beside_its_rightful_twin():
+    topics = sample.phrases()["topics"] + sample.phrases()["more_topics"]
+    twins = {topic["scam"]: topic["non_fraud"] for topic in topics}
+    use = sample.ordinary()["use"]
+    assert {twins[scam] for scam in use["scams_train"]} <= set(use["ordinary_train"])
+    assert len(sets_of_kinds(1)["scams_train"]) == len(use["scams_train"])
 
 
 def test_dangerous_and_safe_steps_of_every_topic_stand_in_pairs_that_begin_alike():
