@@ -49,9 +49,9 @@ def recall_by_call(alarms, *keys):
     return statistics.fmean(row["recall"] for row in held_out("calls", *keys, "at_false_alarms_per_hundred", alarms))
 
 
-def warned_of_at_one(*keys):
-    """Mean recall of the early warning that one in a hundred non-fraud calls may raise."""
-    return statistics.fmean(found[0]["test"]["recall"] for found in judged_on("early_warning", *keys, "at"))
+def warned(*keys, at):
+    """Of each seed the recall of the early warning, at the first or second wanted rate of false alarms."""
+    return [found[at]["test"]["recall"] for found in judged_on("early_warning", *keys, "at")]
 
 
 def best_f1(name):
@@ -136,58 +136,68 @@ CLAIMS = {
         for reports in tables.reports_on("eval0819_apart").values()),
     "level_without_the_bound": lambda: all(
         found["value"] < most for key in PEERS for most, reports in
-        ((0.011, held_out()), (0, judged_on("eval0819")), (0, judged_on("eval0819_apart")))
-        for found in tables.under(reports, "baselines", key, "model_f1_minus_this")) and all(
-        min(alarms_of("sample_ordinary_judge", "baselines", key)) > 40 for key in PEERS),
+        ((0.006, held_out()), (0, judged_on("eval0819")), (0, judged_on("eval0819_apart")))
+        for found in tables.under(reports, "baselines", key, "model_f1_minus_this")) and {
+        round(end(alarms)) for end in (min, max)
+        for alarms in [[rate for key in PEERS for rate in alarms_of("sample_ordinary_judge", "baselines", key)]]
+        } == {29, 38},
     "ranks_best": lambda: all(
         found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)
     ) and [sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key))
-           for key in PEERS] == [2, 1],
+           for key in PEERS] == [3, 2],
     "ahead_on_new_dialogues": lambda: all(
         found["interval"][0] > 0 for key in PEERS for figure in ("f1", "average_precision")
         for found in minus_tfidf(judged_on("eval0819_apart"), figure, key)),
-    "finds_more_calls": lambda: all(
-        recall_by_call("5") > recall_by_call("5", "baselines", key) + 0.01 for key in tables.PEERS),
-    "level_where_one_may_alarm": lambda: all(
-        abs(recall_by_call("1") - recall_by_call("1", "baselines", key)) < 0.01 for key in PEERS)
-    and abs(warned_of_at_one() - warned_of_at_one("tfidf")) < 0.01,
+    "level_by_call": lambda: all(
+        abs(recall_by_call(alarms) - recall_by_call(alarms, "baselines", key)) < 0.01
+        for alarms in ("1", "5") for key in PEERS),
+    "tfidf_warns_of_more_at_one": lambda: all(
+        recall > other + 0.05 for recall, other in zip(warned("tfidf", at=0), warned(at=0), strict=True)),
+    "next_to_none_alarm_at_one": lambda: all(
+        found[0]["eval"]["non_fraud_alarmed"] == 14 and found[0]["ordinary"]["non_fraud_alarmed"] <= 3
+        and round(found[0]["eval"]["non_fraud"], -2) in (1400, 1500) for found in judged_on("early_warning", "at")),
+    "warns_sooner_at_five": lambda: all(
+        found[1]["test"]["share_of_dialogue"][1] < other[1]["test"]["share_of_dialogue"][1] for found, other in
+        zip(judged_on("early_warning", "at"), judged_on("early_warning", "tfidf", "at"), strict=True)),
     "never_worse_by_call": lambda: all(
-        found["interval"][1] >= 0 for key in PEERS
+        found["interval"][0] <= 0 <= found["interval"][1] for key in PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "few_calls_alarm": lambda: all(
         least < sum(row["fp"] for row in found) / sum(row["fp"] + row["tn"] for row in found) < most
-        for least, most, found in ((0.6, 1, held_out("calls")),
-                                   (0.4, 0.6, held_out("calls", "baselines", "tfidf")))),
+        for least, most, found in ((0.5, 0.6, held_out("calls")),
+                                   (2 / 3, 0.75, held_out("calls", "baselines", "tfidf")))),
     "meetings_hardly_alarm": lambda: all(
         row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
-    "about_four_on_unseen_kinds": lambda: round(statistics.fmean(alarms_of("sample_ordinary_judge"))) == 4,
-    "goal_met_on_unseen_kinds": lambda: max(alarms_of("sample_ordinary_judge")) <= 5,
+    "three_to_eight_on_unseen_kinds": lambda: sorted(map(round, alarms_of("sample_ordinary_judge"))) == [3, 4, 8],
+    "goal_met_in_two": lambda: sum(alarms <= 5 for alarms in alarms_of("sample_ordinary_judge")) == 2,
+    "friends_alarm_in_seed_0": lambda: list(held_out("ordinary", "by_category")[0])[:2] == ["朋友聊理财", "朋友闲聊"],
     "bound_moves_two": lambda: sorted(held_out("calibration", "fitted_on", "ordinary", "moved_threshold")) == [
         False, True, True],
-    "peers_raise_as_many": lambda: all(
-        -1 < statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
-        - statistics.fmean(alarms_of("sample_ordinary_judge")) < 3 for key in tables.PEERS),
-    "probabilities_hold": lambda: max(held_out("calibration", "after", "ece")) < 0.024 and all(
-        0.032 < error < 0.042 for error in judged_on("eval0819", "calibration", "after", "ece")),
+    "peers_raise_more": lambda: all(
+        statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
+        > statistics.fmean(alarms_of("sample_ordinary_judge")) + 2 for key in tables.PEERS),
+    "probabilities_hold": lambda: round(max(held_out("calibration", "after", "ece")), 3) == 0.022 and all(
+        0.033 <= round(error, 3) <= 0.042 for error in judged_on("eval0819", "calibration", "after", "ece")),
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
-    "probes_differ_by_training": lambda: all(
-        least < max(-probes[name]["change"]["recall"]["value"] for name in (*PREAMBLES, *INJECTIONS)) < most
-        for probes, (least, most) in zip(held_out("probes"), ((-1, 0.005), (0.07, 0.085), (0.07, 0.085)), strict=True)),
-    "calls_read_whole_lose_little": lambda: all(
-        probes[name]["change"]["recall"]["value"] > -0.02 for probes in judged_on("held_out_calls", "probes")
-        for name in (*PREAMBLES, *INJECTIONS)),
+    "little_hides": lambda: all(
+        probes[name]["change"]["recall"]["value"] > -0.02 for judged in ("held_out", "held_out_calls")
+        for probes in judged_on(judged, "probes") for name in (*PREAMBLES, *INJECTIONS)),
+    "probes_within_goal": lambda: all(
+        probe["change"]["recall"]["value"] > -0.03 for probes in held_out("probes") for probe in probes.values()),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in judged_on("eval0819", "baselines", "speaker_names")),
     "three_lines_win_where_the_bound_bites": lambda: all(
-        rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.015
-        for name in ("held_out", "eval0819_apart")
-        for found in judged_on(name, "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
+        rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.05
+        for found in judged_on("eval0819_apart", "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
         for rule, one in [(max(found["line_rules"], key=lambda row: row["f1"]), found["line_rules"][0])]),
+    "rules_near_held_out": lambda: all(
+        max(rule["f1"] for rule in rules) - min(rule["f1"] for rule in rules) < 0.01
+        for rules in judged_on("held_out", "calibration", "fitted_on", "line_rules")),
     "rules_level_without_a_bound": lambda: all(
         max(rule["f1"] for rule in rules) - min(rule["f1"] for rule in rules) < 0.002
         for rules in judged_on("eval0819_onset", "calibration", "fitted_on", "line_rules")),
