@@ -110,6 +110,11 @@ def alarms_by_category(records: Sequence[dict], scores: np.ndarray, threshold: f
             for kind, n in sorted(alarmed.items(), key=lambda item: (-item[1], item[0]))}
 
 
+def most_alarmed(by_category: dict[str, dict]) -> str:
+    """The three kinds that alarm most, as a summary names them; empty where none does."""
+    return ", ".join([f"{kind} ({row['alarmed_calls']} of {row['calls']})" for kind, row in by_category.items()][:3])
+
+
 def _cases(records: Sequence[dict]) -> np.ndarray:
     """[records] the call of each: a case of its source, since sources number theirs independently."""
     return np.array([f"{record.get('source', '')}\n{record['case']}" if record.get("case") else f"line {row}"

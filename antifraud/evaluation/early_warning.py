@@ -30,7 +30,7 @@ from data.split import is_fraud
 from ..checkpoint import lineage_of, provenance_of
 from ..model import default_device, load_tuned
 from ..provenance import file_sha256
-from .calls import alarms_allowed, require_ordinary
+from .calls import alarms_allowed, alarms_by_category, most_alarmed, require_ordinary
 from .metrics import confidence_intervals
 from .scoring import calibrated, score_prompts, windows_of
 
@@ -123,11 +123,11 @@ def alarm_report(dialogues: Sequence[Dialogue], probabilities: Sequence[np.ndarr
     """How often and how early the alarm goes off at a threshold.
 
     Returns:
-        ``non_fraud`` and ``fraud`` (numbers of calls), those ``..._alarmed``, ``false_alarms_per_hundred`` and
-        ``recall`` with 95 % intervals resampled by dialogue; of the frauds found, quartiles of the ``lines`` spoken
-        when the alarm goes off (that line included), of their ``share_of_dialogue`` and ``share_of_fraud_lines``;
-        ``alarmed_before_any_fraud_line``; and ``alarmed_by``: the share of all frauds found by the time that so large
-        a share of the lines is spoken.
+        ``non_fraud`` and ``fraud`` (numbers of calls), those ``..._alarmed``, ``by_category`` (the kinds of non-fraud
+        calls that alarm, those that alarm most first), ``false_alarms_per_hundred`` and ``recall`` with 95 % intervals
+        resampled by dialogue; of the frauds found, quartiles of the ``lines`` spoken when the alarm goes off (that line
+        included), of their ``share_of_dialogue`` and ``share_of_fraud_lines``; ``alarmed_before_any_fraud_line``; and
+        ``alarmed_by``: the share of all frauds found by the time that so large a share of the lines is spoken.
     """
     y_true = np.array([is_fraud(dialogue) for dialogue in dialogues], dtype=bool)
     alarms = [alarm_line(scores, threshold) for scores in probabilities]
@@ -136,9 +136,12 @@ def alarm_report(dialogues: Sequence[Dialogue], probabilities: Sequence[np.ndarr
     false_alarms = confidence_intervals(~y_true, alarmed, groups=cases)["recall"]  # the share of the non-fraud ones
     found = [(dialogue, alarm) for dialogue, alarm, fraud in zip(dialogues, alarms, y_true) if fraud and alarm]
     shares = np.array([alarm / len(dialogue.lines) for dialogue, alarm in found])
+    non_fraud = [row for row, fraud in enumerate(y_true) if not fraud]
     return {
         "non_fraud": int((~y_true).sum()),
         "non_fraud_alarmed": int((alarmed & ~y_true).sum()),
+        "by_category": alarms_by_category([{"category": dialogues[row].category} for row in non_fraud],
+                                          [probabilities[row].max() for row in non_fraud], threshold),
         "false_alarms_per_hundred": float(100 * alarmed[~y_true].mean()) if not y_true.all() else None,
         "false_alarms_per_hundred_interval": false_alarms and [100 * end for end in false_alarms],
         "fraud": int(y_true.sum()),
@@ -280,7 +283,9 @@ def print_summary(report: dict) -> None:
                       f"{test['share_of_dialogue'][1]:.0%} of the call")
             if "ordinary" in row:
                 ordinary = row["ordinary"]
-                print(f"  {ordinary['non_fraud_alarmed']} of {ordinary['non_fraud']} ordinary calls alarmed")
+                kinds = most_alarmed(ordinary["by_category"])
+                print(f"  {ordinary['non_fraud_alarmed']} of {ordinary['non_fraud']} ordinary calls alarmed"
+                      + (f", most of them of {kinds}" if kinds else ""))
 
 
 # ------------------------------------------------------------------------------------------ the command line

@@ -23,7 +23,7 @@ from data.records import groups_of
 from ..checkpoint import Lineage, lineage_of, provenance_of
 from .beside import on_free_cores, start_cpu_work
 from .calibration import at_prevalence, bounded_threshold, quiet_above, reliability
-from .calls import alarms_allowed, alarms_by_category, call_report, ordinary_report, paired_by_call
+from .calls import alarms_allowed, alarms_by_category, call_report, most_alarmed, ordinary_report, paired_by_call
 from .errors import error_report
 from .inputs import Inputs
 from .labels import audit_labels
@@ -334,9 +334,8 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
         lines += [f"ordinary dialogues, {name}: {row['false_alarms_per_hundred_calls']:.1f} of 100 calls raise a false "
                   f"alarm ({row['calls']} calls)" for name, row in
                   {**ordinary["by_source"], "all": ordinary["all"]}.items()]
-        if kinds := [f"{kind} ({row['alarmed_calls']} of {row['calls']})"
-                     for kind, row in ordinary["by_category"].items()][:3]:
-            lines.append(f"most of these alarms are of {', '.join(kinds)}")
+        if kinds := most_alarmed(ordinary["by_category"]):
+            lines.append(f"most of these alarms are of {kinds}")
     if report["probes"] and report["recall"]:  # or there is none to lose
         probes = {name: probe for name, probe in report["probes"].items() if name not in NOT_NORMALISED}
         name, probe = min(probes.items(), key=lambda item: item[1]["change"]["recall"]["value"] or 0.0)

@@ -190,6 +190,7 @@ def test_alarms_by_hand():
     scores = [np.array(row) for row in ([0.1, 0.2, 0.8, 0.9], [0.9, 0.1], [0.1, 0.1], [0.1, 0.7], [0.2])]
     found = alarm_report(dialogues, scores, 0.7)
     assert (found["non_fraud"], found["non_fraud_alarmed"], found["fraud"], found["fraud_alarmed"]) == (2, 1, 3, 2)
+    assert found["by_category"] == {"kind": {"calls": 2, "alarmed_calls": 1}}
     assert found["false_alarms_per_hundred"] == 50.0 and found["recall"] == pytest.approx(2 / 3)
     assert found["lines"][1] == 2.0  # the third line of a, the first of b
     assert found["share_of_dialogue"][1] == pytest.approx((3 / 4 + 1 / 2) / 2)
