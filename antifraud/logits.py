@@ -6,9 +6,13 @@ time. So the model runs over ``prefix + rest + rest + ...``, and for attention a
 Loss, gradients and scores are those of the rows one by one, but that LoRA's dropout is drawn once for the prefix.
 
 Sharing the attention to a prefix, too, is Juravsky et al., Hydragen, 2024; at a few hundred tokens it is not worth it.
+
+A row may itself hold several that begin alike, as a dialogue's beginnings do: it forks, and a mask keeps what stands
+between from being read, as in tree attention (Miao et al., SpecInfer, 2023).
 """
 
 import contextlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -21,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "sdpa_shared_prefix"  # the name under which transformers finds `attention`
 BY_TOKEN = {"full_attention", "sliding_attention"}  # of ``layer_types``; a convolution, say, mixes tokens outside
+Forks = Sequence[tuple[int, int]]  # (place, tokens): from `place` to the next, a row goes on after its first `tokens`
 PADDING_MULTIPLE = 8  # tensor cores work on tiles of eight
 
 
@@ -30,7 +35,7 @@ def common_prefix(head: Sequence[int], rows: Sequence[Sequence[int]], at_most: i
     return os.path.commonprefix([list(head[:length]), *(list(row[:length]) for row in rows)])
 
 
-def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor) -> dict:
+def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor, forks: Sequence[Forks] | None = None) -> dict:
     """What to call `model` with for the rows ``prefix + input_ids[row]``, padded on the right.
 
     Its hidden states after the first ``len(prefix)`` tokens are then, flattened, those of `input_ids`, flattened.
@@ -40,20 +45,34 @@ def model_inputs(model, prefix: torch.Tensor, input_ids: torch.Tensor) -> dict:
     Args:
         prefix: [tokens], may be empty.
         input_ids: [rows, tokens].
+        forks: of each row, for a model that shares the prefix; see `Forks`.
     """
     rows, width = input_ids.shape
     length = len(prefix)
-    if not shares_prefix(model, length + width):
+    if forks is None and not shares_prefix(model, length + width):
         if length:
             input_ids = torch.cat([prefix.expand(rows, -1), input_ids], 1)
         return {"input_ids": input_ids, "use_cache": False}
     _causal_lm(model).config.get_text_config()._attn_implementation = ATTENTION
-    place = torch.arange(length + width, device=input_ids.device)
+    place = torch.arange(length + width, device=input_ids.device).expand(rows, -1)
+    # Transformers computes no mask where it is given one; with this one, attention other than ours fails.
+    mask = torch.empty((1, 1, 0, 0), dtype=torch.bool, device=input_ids.device)
+    if forks is not None:
+        place, mask = (array.to(input_ids.device) for array in _forked(forks, length + width))
     return {"input_ids": torch.cat([prefix, input_ids.flatten()])[None],
-            "position_ids": torch.cat([place[:length], place[length:].repeat(rows)])[None],
-            # Transformers computes no mask where it is given one; with this one, attention other than ours fails.
-            "attention_mask": torch.empty((1, 1, 0, 0), dtype=torch.bool, device=input_ids.device),
-            "prefix_tokens": length, "prefix_rows": rows, "use_cache": False}
+            "position_ids": torch.cat([place[0, :length], place[:, length:].flatten()])[None],
+            "attention_mask": mask, "prefix_tokens": length, "prefix_rows": rows, "use_cache": False}
+
+
+def _forked(forks: Sequence[Forks], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[rows, tokens] the place of every token as if alone, and [rows, 1, tokens, tokens] which ones it attends to."""
+    place = np.tile(np.arange(tokens), (len(forks), 1))
+    seen = np.tile(np.tri(tokens, dtype=bool), (len(forks), 1, 1, 1))
+    for row, of_row in enumerate(forks):
+        for (start, before), (end, _) in itertools.pairwise([*of_row, (tokens, 0)]):
+            place[row, start:end] += before - start
+            seen[row, 0, start:end, before:start] = False
+    return torch.from_numpy(place), torch.from_numpy(seen)
 
 
 def shares_prefix(model, tokens: int) -> bool:
@@ -83,7 +102,8 @@ def attention(module, query, key, value, attention_mask, *args, prefix_tokens: i
     if prefix_rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, *args, **kwargs)
     query, key, value = (_by_row(states, prefix_tokens, prefix_rows) for states in (query, key, value))
-    output, weights = sdpa_attention_forward(module, query, key, value, None, *args, **kwargs)
+    mask = attention_mask if attention_mask.numel() else None  # of rows without forks causal attention needs none
+    output, weights = sdpa_attention_forward(module, query, key, value, mask, *args, **kwargs)
     return torch.cat([output[:1, :prefix_tokens], output[:, prefix_tokens:].flatten(0, 1)[None]], 1), weights
 
 

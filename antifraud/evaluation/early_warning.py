@@ -46,7 +46,7 @@ def score_growing(model, tokenizer, dialogues: Sequence[Dialogue], *, progress: 
     """
     encoder = PromptEncoder(tokenizer, lineage_of(model).task)
     newest = [prompt for dialogue in dialogues for prompt in encoder.newest_prompts(_text(dialogue.lines))]
-    scores = score_prompts(model, encoder, newest, progress=progress)
+    scores = score_prompts(model, encoder, newest, progress=progress, grown=True)
     return _by_dialogue(calibrated(scores, lineage_of(model).decision), dialogues)
 
 

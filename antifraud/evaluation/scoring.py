@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,15 @@ from data.sources import load_json
 from data.windows import Window
 
 from ..checkpoint import Decision, lineage_of
-from ..logits import PADDING_MULTIPLE, common_prefix, label_logits_at, model_inputs, pad_right
+from ..logits import (
+    PADDING_MULTIPLE,
+    Forks,
+    common_prefix,
+    label_logits_at,
+    model_inputs,
+    pad_right,
+    shares_prefix,
+)
 from ..model import compute_dtype, compute_in_eval_as_in_training
 
 TOKENS_A_BATCH = {"cuda": 32768, "cpu": 1024}  # padded tokens: enough to fill a GPU, few enough for a CPU's cache
@@ -39,12 +48,14 @@ class Row:
         places: of the tokens after which the two words are compared: the lines' last ones if any, then the answer's.
         label_ids: (id that continues to "fraud", id that continues to "not fraud").
         head: token ids that all rows of a prompt begin with; computed once a batch.
+        forks: where it holds several rows that begin alike, see `together`.
     """
 
     ids: tuple[int, ...]
     places: tuple[int, ...]
     label_ids: tuple[int, int]
     head: tuple[int, ...]
+    forks: Forks = ()
 
 
 def rows_of(encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *, line_aware: bool = False) -> list[Row]:
@@ -55,20 +66,22 @@ def rows_of(encoder: PromptEncoder, prompts: Sequence[Sequence[int]], *, line_aw
                 encoder.label_ids, head) for prompt in prompts]
 
 
-def score_rows(model, rows: Sequence[Row], *, tokens_a_batch: int | None = None, progress: str | None = None,
-               require_finite: bool = True, odds_of: dict[Row, np.ndarray] | None = None) -> np.ndarray:
+def score_rows(model, rows: Sequence[Row], *, grown: bool = False, tokens_a_batch: int | None = None,
+               progress: str | None = None, require_finite: bool = True,
+               odds_of: dict[Row, np.ndarray] | None = None) -> np.ndarray:
     """[rows] score: the probability of "fraud" against "not fraud", before any calibration.
 
     One forward pass a row, a softmax over the two tokens that may follow. Of rows with several places, the log-odds
     of the last and of the highest of the others count as the model's `Decision` says. Rows of several prompts,
     instructions and answers may be mixed. They are sorted by length, padded on the right without a mask (exact in a
     causal model), and batched to `tokens_a_batch` padded tokens; equal rows are scored once, and what those of one
-    prompt begin with once a batch. Into `odds_of`, if given, go the log-odds of each row, [places].
+    prompt begin with once a batch. With `grown`, so is what a row has in common with the one before it, as the
+    beginnings of a dialogue have. Into `odds_of`, if given, go the log-odds of each row, [places].
 
     Raises:
         FloatingPointError: a score is not finite, unless `require_finite` is off.
     """
-    odds = _log_odds(model, rows, tokens_a_batch, progress)
+    odds = _log_odds(model, rows, tokens_a_batch, progress, grown)
     if odds_of is not None:
         odds_of.update(odds)
     decision = lineage_of(model).decision
@@ -219,12 +232,47 @@ def score_single_lines(model, encoder: PromptEncoder, prompts: Sequence[Sequence
     return [expit(odds[row]) for row in rows]
 
 
-def _log_odds(model, rows: Sequence[Row], budget: int | None = None, progress: str | None = None
+def together(rows: Sequence[Row]) -> Row:
+    """One row for several that begin alike, which is computed once. Its places are those of all, one after the other.
+
+    It is the longest of them, and after it what the others have of their own, a fork each.
+    """
+    trunk = max(rows, key=lambda row: len(row.ids))
+    ids, places, forks = list(trunk.ids), [], []
+    for row in rows:
+        alike, start = len(os.path.commonprefix([trunk.ids, row.ids])), len(ids)
+        if alike < len(row.ids):
+            forks.append((start, alike))
+            ids += row.ids[alike:]
+        places += [place if place < alike else place - alike + start for place in row.places]
+    return Row(tuple(ids), tuple(places), trunk.label_ids, trunk.head, tuple(forks))
+
+
+def _grown(model, rows: Sequence[Row]) -> dict[Row, list[Row]]:
+    """Rows of `together`, each with those that it holds: such that follow each other and begin more than half alike."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        before = groups[-1][-1] if groups else row
+        own = len(row.ids) - len(os.path.commonprefix([before.ids, row.ids]))
+        if groups and row.label_ids == before.label_ids and own < (len(row.ids) - len(row.head)) / 2:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    members: dict[Row, list[Row]] = {}
+    for group in groups:
+        one = together(group)
+        fits = shares_prefix(model, len(one.ids) + PADDING_MULTIPLE)
+        members.update({one: group} if fits else {row: [row] for row in group})
+    return members
+
+
+def _log_odds(model, rows: Sequence[Row], budget: int | None = None, progress: str | None = None, grown: bool = False
               ) -> dict[Row, np.ndarray]:
     """By row, [places] the log-odds of "fraud" against "not fraud" as what follows the tokens at its places."""
     found, rows = {}, list(dict.fromkeys(rows))
+    members = _grown(model, rows) if grown else {row: [row] for row in rows}
     with inference(model), tqdm(total=len(rows), desc=progress, unit=" rows", disable=progress is None) as bar:
-        for batch, inputs, last, head in _batches(model, rows, budget):
+        for batch, inputs, last, head in _batches(model, list(members), budget):
             starts = [end - len(row.ids) + 1 for end, row in zip(last, batch)]
             asked = torch.tensor([start + place for start, row in zip(starts, batch) for place in row.places])
             words = sorted({word for row in batch for word in row.label_ids})
@@ -233,8 +281,10 @@ def _log_odds(model, rows: Sequence[Row], budget: int | None = None, progress: s
             counts = [len(row.places) for row in batch]
             columns = np.repeat([[words.index(word) for word in row.label_ids] for row in batch], counts, axis=0)
             fraud, other = np.take_along_axis(logits, columns, 1).T
-            found.update(zip(batch, np.split(fraud - other, np.cumsum(counts)[:-1]), strict=True))
-            bar.update(len(batch))
+            asked_of = [one for row in batch for one in members[row]]
+            ends = np.cumsum([len(one.places) for one in asked_of])
+            found.update(zip(asked_of, np.split(fraud - other, ends[:-1]), strict=True))
+            bar.update(len(asked_of))
     return found
 
 
@@ -245,17 +295,18 @@ def _batches(model, rows: Sequence[Row], budget: int | None) -> Iterator[tuple[l
     `head` tokens that all of them begin with; see `logits.model_inputs`.
     """
     device = model.device
-    by_head: dict[tuple[int, ...], list[Row]] = {}
+    by_head: dict[tuple[tuple[int, ...], bool], list[Row]] = {}
     for row in sorted(rows, key=lambda row: len(row.ids)):
-        by_head.setdefault(row.head, []).append(row)
-    for of_prompt, alike in by_head.items():
+        by_head.setdefault((row.head, bool(row.forks)), []).append(row)
+    for (of_prompt, forked), alike in by_head.items():
         shared = common_prefix(of_prompt, [row.ids for row in alike], len(alike[0].ids) - 1)
         prefix, head = torch.tensor(shared, dtype=torch.long, device=device), len(shared)
         for batch in _batches_by_tokens(alike, head, budget or TOKENS_A_BATCH[device.type]):
             input_ids = pad_right([row.ids[head:] for row in batch], 0, after=head).to(device)  # no token reads a pad
             width = input_ids.shape[1]
             last = [row * width + len(one.ids) - head - 1 for row, one in enumerate(batch)]
-            yield batch, model_inputs(model, prefix, input_ids), last, head
+            forks = [row.forks for row in batch] if forked else None
+            yield batch, model_inputs(model, prefix, input_ids, forks), last, head
 
 
 def _batches_by_tokens(rows: Sequence[Row], head: int, budget: int) -> Iterator[list[Row]]:

@@ -78,6 +78,20 @@ def test_logits_after_the_prefix_are_those_of_the_rows_one_by_one(name):
     assert logits.abs().max() > 0.1 and model(**inputs).logits.shape == (1, 49, 99)  # the hooks are gone
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_where_a_row_forks_it_goes_on_as_if_what_stands_between_were_not_there(name):
+    model, (trunk, other) = make_model(CONFIGS[name]), whole(rests()[:2]).tolist()
+    first, second = [*trunk[:14], 5, 6, 7], [*trunk[:10], 8]  # after five and after one token of its own
+    packed = torch.tensor([[*trunk, 5, 6, 7, 8], [*other, 0, 0, 0, 0]])
+    inputs = model_inputs(model, PREFIX, packed[:, 9:], [[(17, 14), (20, 10)], []])
+    with logits_only_at(model, torch.tensor([7, 10, 11, 19]), after=9):
+        logits = model(**inputs).logits
+    alone = torch.cat([model(input_ids=torch.tensor([row])).logits[:, -1] for row in (trunk, first, second, other)])
+    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+    whole_trunk = model(input_ids=torch.tensor([[*trunk, 5, 6, 7]])).logits[:, -1]
+    assert (whole_trunk - logits[1]).abs().max() > 0.01  # what stands between would have been read
+
+
 def test_what_mixes_tokens_by_other_means_computes_row_by_row():
     convolution = Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
     for model in (make_model(convolution), make_model(CONFIGS["qwen2"], attn_implementation="eager")):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from antifraud.checkpoint import Decision
 from antifraud.evaluation import early_warning as module
+from antifraud.evaluation import scoring
 from antifraud.evaluation.early_warning import (
     alarm_line,
     alarm_report,
@@ -19,7 +20,8 @@ from antifraud.evaluation.early_warning import (
     threshold_for,
 )
 from antifraud.evaluation.growing import GrowingDialogue
-from antifraud.evaluation.scoring import score_prompts
+from antifraud.evaluation.scoring import rows_of, score_prompts, score_rows
+from antifraud.logits import model_inputs, shares_prefix
 from antifraud.model import load_tuned
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
@@ -152,6 +154,40 @@ def test_a_score_that_is_not_finite_is_an_error(base):
 def dialogue(case: str, *flags: bool) -> Dialogue:
     """A dialogue whose lines are fraud where `flags` says so."""
     return Dialogue(case, "kind", tuple(Line("甲乙"[i % 2], f"第{i}句话", flag) for i, flag in enumerate(flags)))
+
+
+def beginnings(encoder, dialogues):
+    """A row for each dialogue up to each of its lines, one after the other."""
+    texts = ["\n".join(lines[:end]) for lines in dialogues for end in range(1, len(lines) + 1)]
+    return rows_of(encoder, encoder.prompts(texts), line_aware=True)
+
+
+def scored_and_run(model, rows, monkeypatch, **options):
+    """The scores of rows, their log-odds, and over how many tokens the model ran for them."""
+    ran, odds = [], {}
+
+    def counted(*args):
+        ran.append(model_inputs(*args))
+        return ran[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "model_inputs", counted)
+        scores = score_rows(model, rows, odds_of=odds, **options)
+    return scores, odds, sum(inputs["input_ids"].numel() for inputs in ran)
+
+
+def test_what_beginnings_of_a_dialogue_share_is_computed_once_and_changes_no_score(random_base, monkeypatch):
+    model, tokenizer = random_base
+    encoder, other = (PromptEncoder(tokenizer, task) for task in (
+        Task(), Task(instruction="是不是诈骗？", answers=("是", "否"))))
+    rows = [*beginnings(encoder, [LINES, LINES[::-1]]), *beginnings(other, [LINES]), *beginnings(encoder, [LINES])]
+    found, odds, tokens = scored_and_run(model, rows, monkeypatch, grown=True)
+    alone, odds_alone, tokens_alone = scored_and_run(model, rows, monkeypatch)
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+    assert odds.keys() == odds_alone.keys() == set(rows)
+    for row in rows:
+        np.testing.assert_allclose(odds[row], odds_alone[row], atol=1e-4)
+    assert tokens < 0.6 * tokens_alone if shares_prefix(model, 500) else tokens == tokens_alone
 
 
 def test_many_dialogues_at_once_score_as_one_line_after_the_other(loaded):
