@@ -330,10 +330,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
                               line_aware=lineage.decision.line_aware)  # in windows, as they will be judged
     odds: dict[Row, np.ndarray] = {}
     predict_readings(model, readings, odds_of=odds, progress="scoring" if progress else None)
-    rules = [lineage.decision]
-    if lineage.decision.line_aware and target:
-        rules = [dataclasses.replace(lineage.decision, line_weight=weight, top_lines=lines)
-                 for weight, lines in LINE_RULES]
+    rules = rules_of_lines(lineage.decision) if target else [lineage.decision]
 
     def by_rule(rule: Decision) -> tuple[Decision, dict]:
         scores = scores_by(rule, readings, odds)
@@ -348,6 +345,13 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
               "train longer, or allow more alarms in ordinary calls", file=sys.stderr)
     save_calibration(folder, decision, {**found, "data": data})
     return {**found, "data": data, "checkpoint": str(folder)}
+
+
+def rules_of_lines(decision: Decision) -> list[Decision]:
+    """`decision` by each of the rules that are tried; itself where lines do not count."""
+    if not decision.line_aware:
+        return [decision]
+    return [dataclasses.replace(decision, line_weight=weight, top_lines=lines) for weight, lines in LINE_RULES]
 
 
 def _best(by_rule: Callable[[Decision], tuple[Decision, dict]], rules: Sequence[Decision], data_path: str

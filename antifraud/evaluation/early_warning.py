@@ -5,15 +5,19 @@
         [--ordinary ordinary_calls.jsonl] [--train train.jsonl]
 
 The threshold is the lowest with which no more than so many of a hundred non-fraud calls of the eval split raise an
-alarm at any of their lines; it is then applied to the whole calls of the test split. Ordinary calls from elsewhere may
-help to find it (``--ordinary-eval``), and are judged apart (``--ordinary``); with ``--train``, TF-IDF is judged in the
-same way. For a call that is still going on, see `growing.GrowingDialogue`.
+alarm at any of their lines. Lines count by the rule that then finds most of the frauds of eval: the fewer alarms are
+allowed, the less a single line may say. Both are then applied to the whole calls of the test split. Ordinary calls
+from elsewhere may help to find them (``--ordinary-eval``), and are judged apart (``--ordinary``); with ``--train``,
+TF-IDF is judged in the same way. For a call that is still going on, see `growing.GrowingDialogue`.
 """
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +31,13 @@ from data.segments import cut_lines
 from data.speakers import format_dialogue, split_lines
 from data.split import is_fraud
 
-from ..checkpoint import lineage_of, provenance_of
+from ..checkpoint import Decision, lineage_of, provenance_of
 from ..model import default_device, load_tuned
 from ..provenance import file_sha256
+from .calibration import rules_of_lines
 from .calls import alarms_allowed, alarms_by_category, most_alarmed, require_ordinary
 from .metrics import confidence_intervals
-from .scoring import calibrated, score_prompts, windows_of
+from .scoring import calibrated, rows_of, score_of_log_odds, score_rows, windows_of
 
 FALSE_ALARMS = (1.0, 5.0)  # per hundred non-fraud calls
 CALL_CHARACTERS = 500  # about a scam's length; a meeting of 15,000 is as many calls as it gives segments
@@ -44,10 +49,24 @@ def score_growing(model, tokenizer, dialogues: Sequence[Dialogue], *, progress: 
 
     What `growing.GrowingDialogue` gives, all beginnings of all dialogues batched together, the faster way for many.
     """
-    encoder = PromptEncoder(tokenizer, lineage_of(model).task)
+    decision = lineage_of(model).decision
+    return [_probabilities(of_lines, decision) for of_lines in _log_odds(model, tokenizer, dialogues, progress)]
+
+
+def _log_odds(model, tokenizer, dialogues: Sequence[Dialogue], progress: str | None) -> list[list[np.ndarray]]:
+    """For each dialogue, [lines] the log-odds of the lines so far and of the answer, after each of its lines."""
+    lineage, odds = lineage_of(model), {}
+    encoder = PromptEncoder(tokenizer, lineage.task)
     newest = [prompt for dialogue in dialogues for prompt in encoder.newest_prompts(_text(dialogue.lines))]
-    scores = score_prompts(model, encoder, newest, progress=progress, grown=True)
-    return _by_dialogue(calibrated(scores, lineage_of(model).decision), dialogues)
+    rows = rows_of(encoder, newest, line_aware=lineage.decision.line_aware)
+    score_rows(model, rows, grown=True, odds_of=odds, progress=progress)
+    in_order = iter(rows)
+    return [[odds[row] for row in itertools.islice(in_order, len(dialogue.lines))] for dialogue in dialogues]
+
+
+def _probabilities(log_odds: Sequence[np.ndarray], decision: Decision) -> np.ndarray:
+    """[lines] by a decision, of what `_log_odds` gives for a dialogue."""
+    return calibrated(np.array([score_of_log_odds(odds, decision) for odds in log_odds]), decision)
 
 
 def _beginnings(dialogues: Sequence[Dialogue]) -> Iterator[str]:
@@ -168,7 +187,7 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
 
 def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_path: str | None = None,
                   false_alarms: Sequence[float] = FALSE_ALARMS) -> dict:
-    """For each wanted rate of false alarms, the threshold found on eval and what it does there and on test.
+    """For each wanted rate of false alarms, the decision found on eval and what it does there and on test.
 
     Args:
         calls: of `read_calls`.
@@ -181,19 +200,20 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
         windows, being longer than the model reads at once, and how many the longest took (``most``). Why TF-IDF could
         not be fitted is in ``not_made``.
     """
-    scores = {name: score_growing(model, tokenizer, members, progress=name)
-              for name, members in calls.items()}
-    encoder = PromptEncoder(tokenizer, lineage_of(model).task)
+    odds = {name: _log_odds(model, tokenizer, members, name) for name, members in calls.items()}
+    lineage = lineage_of(model)
+    scored = [(rule, {name: [_probabilities(of_lines, rule) for of_lines in odds[name]] for name in calls})
+              for rule in dict.fromkeys([lineage.decision, *rules_of_lines(lineage.decision)])]
+    encoder = PromptEncoder(tokenizer, lineage.task)
     windows = {name: [len(of_call) for of_call in windows_of(encoder, [_text(call.lines) for call in members])]
                for name, members in calls.items()}
-    report = {"at": _at(calls, scores, false_alarms), "call_characters": CALL_CHARACTERS,
-              "temperature": lineage_of(model).decision.temperature, "bias": lineage_of(model).decision.bias,
+    report = {"at": _at(calls, scored, false_alarms), "call_characters": CALL_CHARACTERS,
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
     if train_path:
         print("TF-IDF, on all beginnings of all calls: that may take minutes", file=sys.stderr)
         try:
-            report["tfidf"] = {"at": _at(calls, _tfidf_scores(train_path, calls), false_alarms)}
+            report["tfidf"] = {"at": _at(calls, [(None, _tfidf_scores(train_path, calls))], false_alarms)}
         except Exception as error:  # records of one label, say: the rest is worth more
             report["not_made"] = {"tfidf": one_line(error)}
     return report
@@ -235,14 +255,27 @@ def read_calls(source: str, eval_path: str, test_path: str, ordinary_eval: str |
     return calls
 
 
-def _at(calls: dict[str, list[Dialogue]], scores: dict[str, list[np.ndarray]],
+def _at(calls: dict[str, list[Dialogue]], scored: Sequence[tuple[Decision | None, dict[str, list[np.ndarray]]]],
         false_alarms: Sequence[float]) -> list[dict]:
-    """For each wanted rate of false alarms, the threshold and an `alarm_report` of each set of calls."""
-    non_fraud = [scores for call, scores in zip(calls["eval"], scores["eval"]) if not is_fraud(call)]
-    thresholds = {wanted: threshold_for(non_fraud, wanted) for wanted in false_alarms}
-    return [{"wanted_false_alarms_per_hundred": wanted, "threshold": threshold,
-             **{name: alarm_report(calls[name], scores[name], threshold) for name in calls}}
-            for wanted, threshold in thresholds.items()]
+    """For each wanted rate of false alarms, the threshold and an `alarm_report` of each set of calls.
+
+    Args:
+        scored: decisions with the scores by each. The one that finds most of eval's frauds is taken, the first of
+            equals: the model's own, with which its other answers are given.
+    """
+    fraud = np.array([is_fraud(call) for call in calls["eval"]])
+    rows = []
+    for wanted in false_alarms:
+        found = []
+        for decision, scores in scored:
+            threshold = threshold_for([one for one, is_one in zip(scores["eval"], fraud) if not is_one], wanted)
+            over = np.array([one.max() >= threshold for one in scores["eval"]])
+            found.append(((over & fraud).sum(), threshold, decision, scores))
+        _, threshold, decision, scores = max(found, key=itemgetter(0))
+        rows.append({"wanted_false_alarms_per_hundred": wanted, "threshold": threshold,
+                     **({"decision": {**asdict(decision), "threshold": threshold}} if decision else {}),
+                     **{name: alarm_report(calls[name], scores[name], threshold) for name in calls}})
+    return rows
 
 
 def dialogues_of(path: str, dialogues: dict[str, Dialogue], source: str, skipped: Skipped | None = None
@@ -275,7 +308,7 @@ def print_summary(report: dict) -> None:
         for row in rows:
             test = row["test"]
             print(f"{name}: {row['wanted_false_alarms_per_hundred']:g} false alarms per hundred non-fraud calls wanted,"
-                  f" threshold {row['threshold']:.6f}")
+                  f" threshold {row['threshold']:.6f}" + _rule_text(row))
             print(f"  on test: {test['non_fraud_alarmed']} of {test['non_fraud']} non-fraud calls alarmed, "
                   f"{test['fraud_alarmed']} of {test['fraud']} frauds found")
             if test["lines"]:
@@ -286,6 +319,12 @@ def print_summary(report: dict) -> None:
                 kinds = most_alarmed(ordinary["by_category"])
                 print(f"  {ordinary['non_fraud_alarmed']} of {ordinary['non_fraud']} ordinary calls alarmed"
                       + (f", most of them of {kinds}" if kinds else ""))
+
+
+def _rule_text(row: dict) -> str:
+    rule = row.get("decision", {})
+    counts = rule.get("line_weight")
+    return f", most suspicious lines that count: {rule['top_lines']}, for {counts:.0%} of the score" if counts else ""
 
 
 # ------------------------------------------------------------------------------------------ the command line

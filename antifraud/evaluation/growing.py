@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from data.prompt import PromptEncoder
 
-from ..checkpoint import lineage_of
+from ..checkpoint import Decision, lineage_of
 from ..logits import label_logits_at
 from .scoring import calibrated, inference, require_text, score_of_log_odds, windows_of
 
@@ -32,10 +32,11 @@ class GrowingDialogue:
         of_lines: probability of each line so far that it is part of a fraud; empty where the model did not learn that.
     """
 
-    def __init__(self, model, tokenizer) -> None:
+    def __init__(self, model, tokenizer, decision: Decision | None = None) -> None:
+        """`decision`: one that ``early_warning`` found; without it the checkpoint's."""
         self.model = model
         self.encoder = PromptEncoder(tokenizer, lineage_of(model).task)
-        self.decision = lineage_of(model).decision
+        self.decision = decision or lineage_of(model).decision
         self.first_line = 0
         self.forwarded = 0
         self.of_lines: list[float] = []

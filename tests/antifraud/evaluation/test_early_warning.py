@@ -248,6 +248,22 @@ def test_a_non_fraud_dialogue_counts_as_calls_of_a_scams_length():
     assert [(call.case, len(call.lines)) for call in calls] == [("scam", 3), ("meeting", 2), ("meeting", 1)]
 
 
+def test_for_each_rate_the_rule_that_finds_most_of_evals_frauds_is_taken_and_the_models_own_of_equals():
+    calls = [dialogue(str(row), row < 3) for row in range(6)]  # three frauds, three that are none
+    own, other = Decision(line_weight=0.5, top_lines=1), Decision(line_weight=0.2, top_lines=3)
+    by_own = [np.array([score]) for score in (0.9, 0.6, 0.6, 0.8, 0.2, 0.1)]
+    by_other = [np.array([score]) for score in (0.7, 0.7, 0.3, 0.5, 0.4, 0.1)]
+    scored = [(rule, {"eval": scores, "test": scores[::-1]}) for rule, scores in ((own, by_own), (other, by_other))]
+    rows = module._at({"eval": calls, "test": calls[::-1]}, scored, (0, 34))
+    assert [row["decision"]["top_lines"] for row in rows] == [3, 1]  # two found instead of one; three and two
+    assert [row["test"]["fraud_alarmed"] for row in rows] == [2, 3]
+    for row, quiet in zip(rows, (0.5, 0.2), strict=True):
+        assert row["threshold"] == row["decision"]["threshold"] == math.nextafter(quiet, 1)
+    one = module._at({"eval": calls}, [(own, {"eval": by_own}), (other, {"eval": by_own})], (0,))
+    assert one[0]["decision"]["top_lines"] == 1 and "decision" not in module._at(
+        {"eval": calls}, [(None, {"eval": by_own})], (0,))[0]
+
+
 # ---------------------------------------------------------------------------------------------- the command
 
 

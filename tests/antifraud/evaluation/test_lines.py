@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 
 from antifraud.checkpoint import Decision, read_checkpoint
 from antifraud.evaluation.calibration import FLAT, LINE_RULES, _best, calibrate_checkpoint
+from antifraud.evaluation.early_warning import _log_odds, _probabilities, early_warning, print_summary
 from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.lines import line_report
 from antifraud.evaluation.scoring import (
@@ -24,7 +25,7 @@ from antifraud.evaluation.scoring import (
 from antifraud.serving.app import score_lines
 from data.files import DataError
 from data.prompt import PromptEncoder
-from data.records import write_records
+from data.records import Dialogue, Line, write_records
 from evaluate import evaluate_with_model, load_model
 
 DIALOGUES = ["王经理: 今天风有点大。\n顾客: 好的。\n王经理: 请把短信里的号码念给我，我替您办退款。",
@@ -149,6 +150,28 @@ def test_line_aware_scores_of_a_growing_dialogue_are_those_of_the_whole(learned)
     beginnings = ["\n".join(lines[:end]) for end in range(1, len(lines) + 1)]
     np.testing.assert_allclose([growing.add(line) for line in lines],
                                score_prompts(model, encoder, encoder.prompts(beginnings)), atol=1e-4)
+
+
+def test_a_growing_dialogue_goes_by_a_decision_that_the_early_warning_found(learned, capsys):
+    model, tokenizer = learned
+    lines = [[Line(*line.split(": "), flag) for line, flag in zip(record["input"].split("\n"), record["line_labels"])]
+             for record in labelled(20, first_case=200)]
+    calls = {name: [Dialogue(str(case), "kind", tuple(of_one)) for case, of_one in enumerate(lines)]
+             for name in ("eval", "test")}
+    report = early_warning(model, tokenizer, calls, false_alarms=(10,))
+    decision = report["at"][0]["decision"]
+    own = model.lineage.decision
+    assert (decision["temperature"], decision["bias"]) == (own.temperature, own.bias)
+    other = Decision(**decision | {"line_weight": 0.9, "top_lines": 2})
+    growing = GrowingDialogue(model, tokenizer, other)
+    found = [growing.add(f"{line.speaker}: {line.content}") for line in lines[0]]
+    usual = GrowingDialogue(model, tokenizer)
+    by_own = [usual.add(f"{line.speaker}: {line.content}") for line in lines[0]]
+    odds = _log_odds(model, tokenizer, calls["eval"][:1], None)[0]
+    np.testing.assert_allclose(found, _probabilities(odds, other), atol=1e-4)
+    assert np.abs(np.array(found) - by_own).max() > 1e-3
+    print_summary(report)
+    assert f"lines that count: {decision['top_lines']}, for" in capsys.readouterr().out
 
 
 def test_lines_that_are_not_read_have_no_score(learned):
