@@ -12,12 +12,10 @@ TF-IDF is judged in the same way. For a call that is still going on, see `growin
 """
 
 import argparse
-import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -49,23 +47,22 @@ def score_growing(model, tokenizer, dialogues: Sequence[Dialogue], *, progress: 
 
     What `growing.GrowingDialogue` gives, all beginnings of all dialogues batched together, the faster way for many.
     """
-    decision = lineage_of(model).decision
-    return [_probabilities(of_lines, decision) for of_lines in _log_odds(model, tokenizer, dialogues, progress)]
+    log_odds = _log_odds(model, tokenizer, dialogues, progress)
+    return _by_dialogue(_probabilities(log_odds, lineage_of(model).decision), dialogues)
 
 
-def _log_odds(model, tokenizer, dialogues: Sequence[Dialogue], progress: str | None) -> list[list[np.ndarray]]:
-    """For each dialogue, [lines] the log-odds of the lines so far and of the answer, after each of its lines."""
+def _log_odds(model, tokenizer, dialogues: Sequence[Dialogue], progress: str | None) -> list[np.ndarray]:
+    """[lines of all dialogues] the log-odds of the lines so far and of the answer, after each line."""
     lineage, odds = lineage_of(model), {}
     encoder = PromptEncoder(tokenizer, lineage.task)
     newest = [prompt for dialogue in dialogues for prompt in encoder.newest_prompts(_text(dialogue.lines))]
     rows = rows_of(encoder, newest, line_aware=lineage.decision.line_aware)
     score_rows(model, rows, grown=True, odds_of=odds, progress=progress)
-    in_order = iter(rows)
-    return [[odds[row] for row in itertools.islice(in_order, len(dialogue.lines))] for dialogue in dialogues]
+    return [odds[row] for row in rows]
 
 
 def _probabilities(log_odds: Sequence[np.ndarray], decision: Decision) -> np.ndarray:
-    """[lines] by a decision, of what `_log_odds` gives for a dialogue."""
+    """[lines] by a decision, of what `_log_odds` gives."""
     return calibrated(np.array([score_of_log_odds(odds, decision) for odds in log_odds]), decision)
 
 
@@ -202,18 +199,22 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
     """
     odds = {name: _log_odds(model, tokenizer, members, name) for name, members in calls.items()}
     lineage = lineage_of(model)
-    scored = [(rule, {name: [_probabilities(of_lines, rule) for of_lines in odds[name]] for name in calls})
-              for rule in dict.fromkeys([lineage.decision, *rules_of_lines(lineage.decision)])]
     encoder = PromptEncoder(tokenizer, lineage.task)
+
+    def scores_by(decision: Decision, name: str) -> list[np.ndarray]:
+        return _by_dialogue(_probabilities(odds[name], decision), calls[name])
+
     windows = {name: [len(of_call) for of_call in windows_of(encoder, [_text(call.lines) for call in members])]
                for name, members in calls.items()}
-    report = {"at": _at(calls, scored, false_alarms), "call_characters": CALL_CHARACTERS,
+    rules = [lineage.decision, *rules_of_lines(lineage.decision)]
+    report = {"at": _at(calls, rules, scores_by, false_alarms), "call_characters": CALL_CHARACTERS,
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
     if train_path:
         print("TF-IDF, on all beginnings of all calls: that may take minutes", file=sys.stderr)
         try:
-            report["tfidf"] = {"at": _at(calls, [(None, _tfidf_scores(train_path, calls))], false_alarms)}
+            by_tfidf = _tfidf_scores(train_path, calls)
+            report["tfidf"] = {"at": _at(calls, [None], lambda _, name: by_tfidf[name], false_alarms)}
         except Exception as error:  # records of one label, say: the rest is worth more
             report["not_made"] = {"tfidf": one_line(error)}
     return report
@@ -255,26 +256,27 @@ def read_calls(source: str, eval_path: str, test_path: str, ordinary_eval: str |
     return calls
 
 
-def _at(calls: dict[str, list[Dialogue]], scored: Sequence[tuple[Decision | None, dict[str, list[np.ndarray]]]],
-        false_alarms: Sequence[float]) -> list[dict]:
+def _at(calls: dict[str, list[Dialogue]], rules: Sequence[Decision | None],
+        scores_by: Callable[[Decision | None, str], list[np.ndarray]], false_alarms: Sequence[float]) -> list[dict]:
     """For each wanted rate of false alarms, the threshold and an `alarm_report` of each set of calls.
 
     Args:
-        scored: decisions with the scores by each. The one that finds most of eval's frauds is taken, the first of
-            equals: the model's own, with which its other answers are given.
+        rules: the one that finds most of eval's frauds is taken, the first of equals: the model's own, with which its
+            other answers are given.
+        scores_by: the scores of a set of calls by a rule.
     """
-    fraud = np.array([is_fraud(call) for call in calls["eval"]])
+    fraud = [is_fraud(call) for call in calls["eval"]]
+    on_eval = {rule: scores_by(rule, "eval") for rule in dict.fromkeys(rules)}
     rows = []
     for wanted in false_alarms:
-        found = []
-        for decision, scores in scored:
-            threshold = threshold_for([one for one, is_one in zip(scores["eval"], fraud) if not is_one], wanted)
-            over = np.array([one.max() >= threshold for one in scores["eval"]])
-            found.append(((over & fraud).sum(), threshold, decision, scores))
-        _, threshold, decision, scores = max(found, key=itemgetter(0))
-        rows.append({"wanted_false_alarms_per_hundred": wanted, "threshold": threshold,
-                     **({"decision": {**asdict(decision), "threshold": threshold}} if decision else {}),
-                     **{name: alarm_report(calls[name], scores[name], threshold) for name in calls}})
+        thresholds = {rule: threshold_for([one for one, is_one in zip(scores, fraud) if not is_one], wanted)
+                      for rule, scores in on_eval.items()}
+        found = {rule: sum(one.max() >= thresholds[rule] for one, is_one in zip(scores, fraud) if is_one)
+                 for rule, scores in on_eval.items()}
+        rule = max(found, key=found.get)
+        decision = {"decision": {**asdict(rule), "threshold": thresholds[rule]}} if rule else {}
+        rows.append({"wanted_false_alarms_per_hundred": wanted, "threshold": thresholds[rule], **decision,
+                     **{name: alarm_report(calls[name], scores_by(rule, name), thresholds[rule]) for name in calls}})
     return rows
 
 

@@ -281,10 +281,10 @@ def _log_odds(model, rows: Sequence[Row], budget: int | None = None, progress: s
             counts = [len(row.places) for row in batch]
             columns = np.repeat([[words.index(word) for word in row.label_ids] for row in batch], counts, axis=0)
             fraud, other = np.take_along_axis(logits, columns, 1).T
-            asked_of = [one for row in batch for one in members[row]]
-            ends = np.cumsum([len(one.places) for one in asked_of])
-            found.update(zip(asked_of, np.split(fraud - other, ends[:-1]), strict=True))
-            bar.update(len(asked_of))
+            held = [member for row in batch for member in members[row]]
+            ends = np.cumsum([len(member.places) for member in held])
+            found.update(zip(held, np.split(fraud - other, ends[:-1]), strict=True))
+            bar.update(len(held))
     return found
 
 

@@ -54,6 +54,11 @@ def warned(*keys, at):
     return [found[at]["test"]["recall"] for found in judged_on("early_warning", *keys, "at")]
 
 
+def ends(values):
+    """The lowest and the highest, rounded."""
+    return round(min(values)), round(max(values))
+
+
 def best_f1(name):
     """Of each seed with the best of the report's thresholds, the lowest and the highest."""
     best = [max(row["f1"] for row in thresholds) for thresholds in judged_on(name, "thresholds")]
@@ -135,12 +140,10 @@ CLAIMS = {
         for found in minus_tfidf(reports, "average_precision", "encoder")) == len(reports) - 1 == 2
         for reports in tables.reports_on("eval0819_apart").values()),
     "level_without_the_bound": lambda: all(
-        found["value"] < most for key in PEERS for most, reports in
-        ((0.006, held_out()), (0, judged_on("eval0819")), (0, judged_on("eval0819_apart")))
-        for found in tables.under(reports, "baselines", key, "model_f1_minus_this")) and {
-        round(end(alarms)) for end in (min, max)
-        for alarms in [[rate for key in PEERS for rate in alarms_of("sample_ordinary_judge", "baselines", key)]]
-        } == {29, 38},
+        least < found["value"] < most for key in PEERS for least, most, reports in
+        ((-0.006, 0.006, held_out()), (-1, 0, judged_on("eval0819")), (-1, 0, judged_on("eval0819_apart")))
+        for found in tables.under(reports, "baselines", key, "model_f1_minus_this")
+    ) and ends([rate for key in PEERS for rate in alarms_of("sample_ordinary_judge", "baselines", key)]) == (29, 38),
     "ranks_best": lambda: all(
         found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)
     ) and [sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key))
@@ -159,7 +162,7 @@ CLAIMS = {
     "warns_sooner_at_five": lambda: all(
         found[1]["test"]["share_of_dialogue"][1] < other[1]["test"]["share_of_dialogue"][1] for found, other in
         zip(judged_on("early_warning", "at"), judged_on("early_warning", "tfidf", "at"), strict=True)),
-    "never_worse_by_call": lambda: all(
+    "level_in_average_precision_by_call": lambda: all(
         found["interval"][0] <= 0 <= found["interval"][1] for key in PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "few_calls_alarm": lambda: all(
@@ -171,7 +174,9 @@ CLAIMS = {
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
     "three_to_eight_on_unseen_kinds": lambda: sorted(map(round, alarms_of("sample_ordinary_judge"))) == [3, 4, 8],
     "goal_met_in_two": lambda: sum(alarms <= 5 for alarms in alarms_of("sample_ordinary_judge")) == 2,
-    "friends_alarm_in_seed_0": lambda: list(held_out("ordinary", "by_category")[0])[:2] == ["朋友聊理财", "朋友闲聊"],
+    "friends_alarm_in_seed_0": lambda: sum(
+        held_out("ordinary", "by_category")[0][kind]["alarmed_calls"] for kind in ("朋友聊理财", "朋友闲聊")
+    ) > held_out("ordinary", "by_source", "sample_ordinary_judge")[0]["alarmed_calls"] / 2,
     "bound_moves_two": lambda: sorted(held_out("calibration", "fitted_on", "ordinary", "moved_threshold")) == [
         False, True, True],
     "peers_raise_more": lambda: all(

@@ -253,15 +253,19 @@ def test_for_each_rate_the_rule_that_finds_most_of_evals_frauds_is_taken_and_the
     own, other = Decision(line_weight=0.5, top_lines=1), Decision(line_weight=0.2, top_lines=3)
     by_own = [np.array([score]) for score in (0.9, 0.6, 0.6, 0.8, 0.2, 0.1)]
     by_other = [np.array([score]) for score in (0.7, 0.7, 0.3, 0.5, 0.4, 0.1)]
-    scored = [(rule, {"eval": scores, "test": scores[::-1]}) for rule, scores in ((own, by_own), (other, by_other))]
-    rows = module._at({"eval": calls, "test": calls[::-1]}, scored, (0, 34))
+    on_eval = {own: by_own, other: by_other}
+
+    def scores_by(rule, name):
+        return on_eval[rule] if name == "eval" else on_eval[rule][::-1]
+
+    rows = module._at({"eval": calls, "test": calls[::-1]}, [own, other], scores_by, (0, 34))
     assert [row["decision"]["top_lines"] for row in rows] == [3, 1]  # two found instead of one; three and two
     assert [row["test"]["fraud_alarmed"] for row in rows] == [2, 3]
     for row, quiet in zip(rows, (0.5, 0.2), strict=True):
         assert row["threshold"] == row["decision"]["threshold"] == math.nextafter(quiet, 1)
-    one = module._at({"eval": calls}, [(own, {"eval": by_own}), (other, {"eval": by_own})], (0,))
+    one = module._at({"eval": calls}, [own, other], lambda rule, name: by_own, (0,))
     assert one[0]["decision"]["top_lines"] == 1 and "decision" not in module._at(
-        {"eval": calls}, [(None, {"eval": by_own})], (0,))[0]
+        {"eval": calls}, [None], lambda rule, name: by_own, (0,))[0]
 
 
 # ---------------------------------------------------------------------------------------------- the command

@@ -167,7 +167,7 @@ def test_a_growing_dialogue_goes_by_a_decision_that_the_early_warning_found(lear
     found = [growing.add(f"{line.speaker}: {line.content}") for line in lines[0]]
     usual = GrowingDialogue(model, tokenizer)
     by_own = [usual.add(f"{line.speaker}: {line.content}") for line in lines[0]]
-    odds = _log_odds(model, tokenizer, calls["eval"][:1], None)[0]
+    odds = _log_odds(model, tokenizer, calls["eval"][:1], None)
     np.testing.assert_allclose(found, _probabilities(odds, other), atol=1e-4)
     assert np.abs(np.array(found) - by_own).max() > 1e-3
     print_summary(report)
