@@ -4,18 +4,20 @@
 
 MODEL may be config and tokenizer alone, as for `benchmarks.training`; the adapter is then random too, and what is
 measured is speed. Tokenising is part of every figure, and reading and writing of that of ``predict_file``.
-``generate`` is the article's way; it runs on a few rows.
+``generate`` is the article's way; it runs on a few rows. ``beginnings`` are those of a few dialogues, each up to one
+of its lines, as the early warning reads them.
 ``score_32_bit`` shows how far 16-bit arithmetic itself moves a probability, on a CPU with ``--compute-dtype bfloat16``.
 """
 
 import argparse
 import contextlib
+import functools
 import itertools
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +47,12 @@ from trainer import build_loraconfig, load_model
 
 GENERATED_ROWS = 32
 ROWS_OF_THE_ARTICLE = 8  # generated at a time
+BEGINNINGS_OF = 128  # dialogues
 RUNS = 3
 PREDICT_ROWS = 100_000
 WARM_UP_ROWS = 256  # layers are compiled as they first run
 BORDERLINE = (0.49, 0.51)  # where rounding may decide
-# How the model is prepared for each method; every one but the first is compared with `score`.
+# How the model is prepared for each method.
 METHODS = {
     "generate": {},
     "score": {},
@@ -62,8 +65,11 @@ METHODS = {
     "score_merged_compiled": {"dequantize": True, "merge": True, "compile": True},
     "score_merged_compiled_as_eager": {"dequantize": True, "merge": True, "compile": True, "as_eager": True},
     "predict_file": {"dequantize": True, "merge": True, "compile": True},  # what --predict --fast does
+    "beginnings_apart": {},  # each in a row of its own
+    "beginnings": {},  # those of a dialogue in one row, where what they share is computed once
 }
-TOKENS_A_BATCH = {"score_smaller_batches": 4096}  # others: as many as `score_prompts` takes
+OPTIONS = {"score_smaller_batches": {"tokens_a_batch": 4096}, "beginnings": {"grown": True}}  # of `score_prompts`
+COMPARED_WITH = {"beginnings_apart": "beginnings_apart", "beginnings": "beginnings_apart"}  # others: with `score`
 
 
 def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = False, merge: bool = False,
@@ -118,21 +124,31 @@ def time_generate(model, encoder: PromptEncoder, dialogues: Sequence[str]) -> di
     return {"rows": len(some), "rows_per_second": len(some) / (time.perf_counter() - started)}
 
 
-def time_score(model, encoder: PromptEncoder, dialogues: Sequence[str],
-               tokens_a_batch: int | None = None) -> tuple[dict, np.ndarray]:
-    """Rows a second of scoring, the median of a few runs after one that warms up; and the scores."""
+def time_score(model, encoder: PromptEncoder, prompts: Callable[[], Sequence[Sequence[int]]], **options
+               ) -> tuple[dict, np.ndarray]:
+    """Rows a second of scoring, the median of a few runs after one that warms up; and the scores.
+
+    Args:
+        prompts: makes them, which is part of every run.
+        options: of `score_prompts`.
+    """
     seconds = []
     for _ in range(1 + RUNS):
         started = time.perf_counter()
-        scores = score_prompts(model, encoder, encoder.prompts(dialogues), tokens_a_batch=tokens_a_batch)
+        scores = score_prompts(model, encoder, prompts(), **options)
         seconds.append(time.perf_counter() - started)
-    return {"rows": len(dialogues), "rows_per_second": len(dialogues) / statistics.median(seconds[1:]),
+    return {"rows": len(scores), "rows_per_second": len(scores) / statistics.median(seconds[1:]),
             "first_run_seconds": seconds[0]}, scores
+
+
+def beginnings(encoder: PromptEncoder, dialogues: Sequence[str]) -> list[list[int]]:
+    """A prompt for every line of the first few dialogues, of what was said up to it."""
+    return [prompt for dialogue in dialogues[:BEGINNINGS_OF] for prompt in encoder.newest_prompts(dialogue)]
 
 
 def time_predict_file(model, encoder: PromptEncoder, dialogues: Sequence[str], rows: int) -> dict:
     """Rows a second from a file of so many rows, to the file of their predictions; few dialogues are repeated."""
-    time_score(model, encoder, dialogues[:WARM_UP_ROWS])
+    time_score(model, encoder, functools.partial(encoder.prompts, dialogues[:WARM_UP_ROWS]))
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch) / "in.jsonl"
         write_records(given, ({"input": text} for text in itertools.islice(itertools.cycle(dialogues), rows)))
@@ -149,7 +165,7 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
               "provenance": {"model": Path(model).name, "checkpoint": Path(checkpoint).name if checkpoint else "random",
                              "data": Path(data).name, "compute_dtype": str(dtype or compute_dtype(device)),
                              **code_provenance()}}
-    plain = None
+    plain: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = folder_with_weights(model, scratch, device)
         for method in tqdm(methods, desc="methods"):
@@ -162,10 +178,11 @@ def run(model: str, checkpoint: str, data: str, *, methods: Sequence[str], devic
                 elif method == "predict_file":
                     found = time_predict_file(loaded, encoder, known, predict_rows)
                 else:
+                    asked = functools.partial(beginnings, encoder) if "beginnings" in method else encoder.prompts
                     with whole_rows() if method == "score_whole_rows" else contextlib.nullcontext():
-                        found, scores = time_score(loaded, encoder, dialogues, TOKENS_A_BATCH.get(method))
-                    plain = scores if plain is None else plain
-                    found.update(agreement(scores, plain))
+                        found, scores = time_score(loaded, encoder, functools.partial(asked, dialogues),
+                                                   **OPTIONS.get(method, {}))
+                    found.update(agreement(scores, plain.setdefault(COMPARED_WITH.get(method, "score"), scores)))
             if device != "cpu":
                 found["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / GIB
             report["methods"][method] = found

@@ -12,6 +12,7 @@ from antifraud.checkpoint import Decision, lineage_of, read_checkpoint, save_tas
 from benchmarks import scoring
 from data.files import DataError
 from data.prompt import Task
+from data.records import read_records
 
 
 def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, run_folder, eval_file, tmp_path):
@@ -25,6 +26,15 @@ def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, ru
     assert report["methods"]["score_whole_rows"]["max_probability_difference"] < 1e-5
     assert report["methods"]["score_dequantized"]["max_probability_difference"] < 1e-6
     assert 0 < report["methods"]["score_merged"]["max_probability_difference"] < 1e-3
+
+
+def test_beginnings_of_a_dialogue_in_one_row_are_compared_with_each_in_its_own(base, run_folder, eval_file, tmp_path):
+    report = scoring.run(base, f"{run_folder}/checkpoint-80", eval_file, methods=["beginnings_apart", "beginnings"],
+                         device="cpu", rows=3, output=str(tmp_path / "scoring.json"))
+    apart, together = report["methods"].values()
+    lines = sum(record["input"].count("\n") + 1 for record in read_records(eval_file)[:3])
+    assert apart["rows"] == together["rows"] == lines
+    assert 0 < together["max_probability_difference"] < 1e-5
 
 
 def test_an_adapter_that_lacks_a_layer_is_refused_as_everywhere(base, run_folder, eval_file, tmp_path):
