@@ -29,7 +29,7 @@ from peft import get_peft_model
 from tqdm.auto import tqdm
 
 from antifraud import model as models
-from antifraud.checkpoint import lineage_of, read_checkpoint
+from antifraud.checkpoint import find_checkpoint, lineage_of, read_checkpoint
 from antifraud.compiling import compile_layers
 from antifraud.evaluation import scoring
 from antifraud.evaluation.scoring import generate_answers, score_prompts
@@ -82,8 +82,8 @@ def prepare(folder: str, checkpoint: str, device: str, *, dequantize: bool = Fal
     """
     base, tokenizer = load_model(folder, device, dequantize=dequantize)
     if checkpoint:
-        model = with_adapter(base, checkpoint, folder)
-        lineage = read_checkpoint(Path(checkpoint))
+        found = find_checkpoint(checkpoint)
+        model, lineage = with_adapter(base, found, folder), read_checkpoint(found)
     else:
         torch.manual_seed(0)
         model = get_peft_model(base, build_loraconfig())
@@ -220,7 +220,7 @@ def table(report: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder with a model, or with its config and tokenizer")
-    parser.add_argument("--checkpoint", default="", help="folder of an adapter; default: a random one")
+    parser.add_argument("--checkpoint", default="", help="folder of a run or of an adapter; default: a random one")
     parser.add_argument("--data", required=True, help="JSONL records to score")
     parser.add_argument("--rows", type=int, help="how many of them (default: all)")
     parser.add_argument("--predict-rows", type=int, default=PREDICT_ROWS,

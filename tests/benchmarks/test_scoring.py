@@ -29,8 +29,8 @@ def test_the_scoring_benchmark_compares_every_method_with_the_plain_one(base, ru
 
 
 def test_beginnings_of_a_dialogue_in_one_row_are_compared_with_each_in_its_own(base, run_folder, eval_file, tmp_path):
-    report = scoring.run(base, f"{run_folder}/checkpoint-80", eval_file, methods=["beginnings_apart", "beginnings"],
-                         device="cpu", rows=3, output=str(tmp_path / "scoring.json"))
+    report = scoring.run(base, str(run_folder), eval_file, methods=["beginnings_apart", "beginnings"], device="cpu",
+                         rows=3, output=str(tmp_path / "scoring.json"))
     apart, together = report["methods"].values()
     lines = sum(record["input"].count("\n") + 1 for record in read_records(eval_file)[:3])
     assert apart["rows"] == together["rows"] == lines
