@@ -135,13 +135,12 @@ CLAIMS = {
         shared["rows_sharing_a_line"] == shared["near_duplicates"] == 0
         and 0.06 < shared["rows_with_half_their_runs"] < 0.08
         for shared in judged_on("eval0819_apart", "overlap_with_train")),
-    "encoder_level_on_new_dialogues_in_two": lambda: all(sum(
+    "encoder_level_on_new_dialogues_in_one": lambda: [
         found["interval"][0] <= 0 <= found["interval"][1]
-        for found in minus_tfidf(reports, "average_precision", "encoder")) == len(reports) - 1 == 2
-        for reports in tables.reports_on("eval0819_apart").values()),
+        for found in minus_tfidf(judged_on("eval0819_apart"), "average_precision", "encoder")] == [False, True],
     "level_without_the_bound": lambda: all(
         least < found["value"] < most for key in PEERS for least, most, reports in
-        ((-0.006, 0.006, held_out()), (-1, 0, judged_on("eval0819")), (-1, 0, judged_on("eval0819_apart")))
+        ((-0.0125, 0.0125, held_out()), (-1, 0, judged_on("eval0819")), (-1, 0, judged_on("eval0819_apart")))
         for found in tables.under(reports, "baselines", key, "model_f1_minus_this")
     ) and ends([rate for key in PEERS for rate in alarms_of("sample_ordinary_judge", "baselines", key)]) == (29, 38),
     "ranks_best": lambda: all(
@@ -149,30 +148,33 @@ CLAIMS = {
     ) and [sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key))
            for key in PEERS] == [3, 2],
     "ahead_on_new_dialogues": lambda: all(
-        found["interval"][0] > 0 for key in PEERS for figure in ("f1", "average_precision")
-        for found in minus_tfidf(judged_on("eval0819_apart"), figure, key)),
+        found["interval"][0] > 0 for key in PEERS
+        for found in minus_tfidf(judged_on("eval0819_apart"), "average_precision", key)) and [
+        [found["at_threshold"]["model_f1_minus_this"]["interval"][0] > 0
+         for found in judged_on("eval0819_apart", "baselines", key)] for key in PEERS] == [[True, False]] * 2,
     "level_by_call": lambda: all(
-        abs(recall_by_call(alarms) - recall_by_call(alarms, "baselines", key)) < 0.01
+        abs(recall_by_call(alarms) - recall_by_call(alarms, "baselines", key)) < 0.0135
         for alarms in ("1", "5") for key in PEERS),
-    "tfidf_warns_of_more_at_one": lambda: all(
-        recall > other + 0.05 for recall, other in zip(warned("tfidf", at=0), warned(at=0), strict=True)),
-    "next_to_none_alarm_at_one": lambda: all(
-        found[0]["eval"]["non_fraud_alarmed"] == 14 and found[0]["ordinary"]["non_fraud_alarmed"] <= 3
-        and round(found[0]["eval"]["non_fraud"], -2) in (1400, 1500) for found in judged_on("early_warning", "at")),
+    "warns_of_as_many": lambda: all(
+        abs(statistics.fmean(warned(at=at)) - statistics.fmean(warned("tfidf", at=at))) < 0.01 for at in (0, 1)),
+    "three_lines_warn_at_one": lambda: all(
+        (found[0]["decision"]["line_weight"], found[0]["decision"]["top_lines"]) == (0.5, 3)
+        for found in judged_on("early_warning", "at")),
     "warns_sooner_at_five": lambda: all(
         found[1]["test"]["share_of_dialogue"][1] < other[1]["test"]["share_of_dialogue"][1] for found, other in
         zip(judged_on("early_warning", "at"), judged_on("early_warning", "tfidf", "at"), strict=True)),
-    "level_in_average_precision_by_call": lambda: all(
-        found["interval"][0] <= 0 <= found["interval"][1] for key in PEERS
-        for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
+    "ahead_in_average_precision_by_call_in_one": lambda: all(
+        [(found["interval"][0] > 0, found["interval"][1] > 0)
+         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")]
+        == [(False, True), (False, True), (True, True)] for key in PEERS),
     "few_calls_alarm": lambda: all(
         least < sum(row["fp"] for row in found) / sum(row["fp"] + row["tn"] for row in found) < most
-        for least, most, found in ((0.5, 0.6, held_out("calls")),
+        for least, most, found in ((0.5, 2 / 3, held_out("calls")),
                                    (2 / 3, 0.75, held_out("calls", "baselines", "tfidf")))),
     "meetings_hardly_alarm": lambda: all(
         row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
-    "three_to_eight_on_unseen_kinds": lambda: sorted(map(round, alarms_of("sample_ordinary_judge"))) == [3, 4, 8],
+    "two_to_eight_on_unseen_kinds": lambda: sorted(map(round, alarms_of("sample_ordinary_judge"))) == [2, 4, 8],
     "goal_met_in_two": lambda: sum(alarms <= 5 for alarms in alarms_of("sample_ordinary_judge")) == 2,
     "friends_alarm_in_seed_0": lambda: sum(
         held_out("ordinary", "by_category")[0][kind]["alarmed_calls"] for kind in ("朋友聊理财", "朋友闲聊")
@@ -181,27 +183,32 @@ CLAIMS = {
         False, True, True],
     "peers_raise_more": lambda: all(
         statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
-        > statistics.fmean(alarms_of("sample_ordinary_judge")) + 2 for key in tables.PEERS),
-    "probabilities_hold": lambda: round(max(held_out("calibration", "after", "ece")), 3) == 0.022 and all(
-        0.033 <= round(error, 3) <= 0.042 for error in judged_on("eval0819", "calibration", "after", "ece")),
+        > statistics.fmean(alarms_of("sample_ordinary_judge")) + 1 for key in tables.PEERS),
+    "probabilities_hold": lambda: round(max(held_out("calibration", "after", "ece")), 3) == 0.026 and all(
+        0.031 <= round(error, 3) <= 0.038 for error in judged_on("eval0819", "calibration", "after", "ece")),
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
     "little_hides": lambda: all(
-        probes[name]["change"]["recall"]["value"] > -0.02 for judged in ("held_out", "held_out_calls")
-        for probes in judged_on(judged, "probes") for name in (*PREAMBLES, *INJECTIONS)),
-    "probes_within_goal": lambda: all(
-        probe["change"]["recall"]["value"] > -0.03 for probes in held_out("probes") for probe in probes.values()),
+        round(min(probes[name]["change"]["recall"]["value"] for probes in judged_on(judged, "probes")
+                  for name in names), 3) == lowest
+        for judged, names, lowest in (("held_out", PREAMBLES, -0.013), ("held_out", INJECTIONS, -0.035),
+                                      ("held_out_calls", PREAMBLES + INJECTIONS, -0.011))),
+    "one_probe_misses_the_goal": lambda: [
+        (seed, name) for seed, probes in enumerate(held_out("probes")) for name, probe in probes.items()
+        if probe["change"]["recall"]["value"] < -0.03] == [(2, "injected_command")],
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in judged_on("eval0819", "baselines", "speaker_names")),
     "three_lines_win_where_the_bound_bites": lambda: all(
-        rule["top_lines"] == 3 and rule["f1"] > one["f1"] + 0.05
-        for found in judged_on("eval0819_apart", "calibration", "fitted_on") if found["ordinary"]["moved_threshold"]
-        for rule, one in [(max(found["line_rules"], key=lambda row: row["f1"]), found["line_rules"][0])]),
+        max(found["line_rules"], key=lambda row: row["f1"])["top_lines"] == 3
+        for name in ("held_out", "eval0819_apart") for found in judged_on(name, "calibration", "fitted_on")
+        if found["ordinary"]["moved_threshold"]) and max(
+        row["f1"] - rules[0]["f1"] for _, rules in [judged_on(
+            "eval0819_apart", "calibration", "fitted_on", "line_rules")] for row in rules) > 0.05,
     "rules_near_held_out": lambda: all(
-        max(rule["f1"] for rule in rules) - min(rule["f1"] for rule in rules) < 0.01
+        max(rule["f1"] for rule in rules) - min(rule["f1"] for rule in rules) < 0.021
         for rules in judged_on("held_out", "calibration", "fitted_on", "line_rules")),
     "rules_level_without_a_bound": lambda: all(
         max(rule["f1"] for rule in rules) - min(rule["f1"] for rule in rules) < 0.002
