@@ -137,9 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--ordinary-eval", metavar="FILE", help="ordinary calls kept for choosing, on which the "
                         "baselines' thresholds keep the bound that --false-alarms gave the model's")
     report.add_argument("--peer", action="append", default=[], metavar="NAME=FILE",
-                        help="another classifier to compare with, by its probabilities for --data as --predict writes "
-                             "them: NAME=FILE[,FILE for --eval[,for --ordinary[,for --ordinary-eval]]], or NAME=FOLDER "
-                             "of files named as the data files are; may be repeated")
+                        help="another classifier to compare with: NAME=FOLDER of antifraud.evaluation.encoder, or its "
+                             "probabilities for --data as --predict writes them, NAME=FILE[,FILE for --eval[,for "
+                             "--ordinary[,for --ordinary-eval]]]; may be repeated")
     report.add_argument("--show-text", action="store_true", help="show the dialogues of the worst errors in the report")
 
     calibration = parser.add_argument_group(

@@ -102,15 +102,13 @@ full() {
     judge "$out/run-$1-$4" "$2" "$3" "$4" "${options[@]}"
 }
 
-# peer_of NAME SEED FILES: encoder-NAME-SEED, its scores of the files
+# peer_of NAME SEED: encoder-NAME-SEED, trained on data-NAME-SEED
 peer_of() {
-    local data=$out/data-$1-$2 judged=()
-    for file in "$data"/{eval,ordinary,ordinary_eval}{,_calls}.jsonl "$data"/test_calls.jsonl; do
-        [[ ! -e $file ]] || judged+=("$file")
-    done
-    [[ ! $encoder || -e $out/encoder-$1-$2 ]] ||
-        "$python" -m antifraud.evaluation.encoder --model "$encoder" --train "$data/train.jsonl" \
-            --eval "$data/eval.jsonl" --predict "${judged[@]}" "${@:3}" --seed "$2" --output "$out/encoder-$1-$2"
+    local data=$out/data-$1-$2
+    [[ $encoder && ! -e $out/encoder-$1-$2/encoder.json ]] || return 0
+    rm -rf "$out/encoder-$1-$2"
+    "$python" -m antifraud.evaluation.encoder --model "$encoder" --train "$data/train.jsonl" --eval "$data/eval.jsonl" \
+        --seed "$2" --output "$out/encoder-$1-$2"
 }
 
 held_out() {
@@ -118,7 +116,7 @@ held_out() {
     [[ ${ONLY:-} == prepare ]] && return
     model_of held_out "$1"
     [[ ${ONLY:-} == train ]] && return
-    peer_of held_out "$1" "$out/data-held_out-$1/test.jsonl" "$eval0819"
+    peer_of held_out "$1"
     full held_out "$out/data-held_out-$1/test.jsonl" held_out "$1" --ordinary "$out/data-held_out-$1/ordinary.jsonl"
     full held_out "$eval0819" eval0819 "$1"
     if [[ ${SCAMS:-} ]]; then judge "$out/run-held_out-$1" "$SCAMS" scams_unseen "$1"; fi
@@ -132,7 +130,7 @@ calls() {
     [[ ${ONLY:-} ]] && return
     data_of held_out "$1"
     model_of held_out "$1"
-    peer_of held_out "$1" "$data/test.jsonl" "$eval0819"
+    peer_of held_out "$1"
     if [[ $encoder ]]; then talk+=(--peer "encoder=$out/encoder-held_out-$1"); fi
     if [[ -e $data/ordinary_eval_calls.jsonl ]]; then
         talk+=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
@@ -155,6 +153,8 @@ early() {
     if [[ -e $data/ordinary_eval_calls.jsonl ]]; then
         talk=(--ordinary "$data/ordinary_calls.jsonl" --ordinary-eval "$data/ordinary_eval_calls.jsonl")
     fi
+    if [[ $encoder ]]; then talk+=(--peer "encoder=$out/encoder-held_out-$1"); fi
+    peer_of held_out "$1"
     [[ -e $report ]] ||
         "$python" -m antifraud.evaluation.early_warning --model "$model" --checkpoint "$out/run-held_out-$1" \
             --source "$dialogs" --eval "$data/eval.jsonl" --test "$data/test.jsonl" --train "$data/train.jsonl" \
@@ -166,7 +166,7 @@ apart() {
     [[ ${ONLY:-} == prepare ]] && return
     model_of apart "$1"
     [[ ${ONLY:-} == train ]] && return
-    peer_of apart "$1" "$eval0819"
+    peer_of apart "$1"
     full apart "$eval0819" eval0819_apart "$1"
 }
 
@@ -177,7 +177,7 @@ onset() {
     [[ ${ONLY:-} == prepare ]] && return
     model_of onset "$1" "${onset[@]}"
     [[ ${ONLY:-} == train ]] && return
-    peer_of onset "$1" "$eval0819"
+    peer_of onset "$1"
     full onset "$eval0819" eval0819_onset "$1"
 }
 

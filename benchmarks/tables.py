@@ -2,8 +2,6 @@
 
     python -m benchmarks.tables            # writes the tables anew
     python -m benchmarks.tables --check    # exit code 1 where a page differs from results/
-
-Prose is written by hand. A page shows the tables that it names, and need name none.
 """
 
 import argparse
@@ -27,14 +25,15 @@ ARTICLE = {"tn": 1143, "fp": 22, "fn": 215, "tp": 968}  # as published, on eval0
 SETS = {  # the folders of results/reports, in the order of the tables
     "held_out": "held-out dialogues", "held_out_calls": "held-out calls, read whole",
     "eval0819_apart": "eval0819, trained without its dialogues", "eval0819_onset": "eval0819, trained from onset",
-    "eval0819": "eval0819", "scams_unseen": "our scams of kinds that train lacks",
-}
+    "eval0819": "eval0819", "scams_unseen": "our scams of kinds that train lacks"}
 CALIBRATED = {name: SETS[name] for name in list(SETS)[:4]}  # each with a model or a calibration of its own
 ARTICLE_SETS = {"article_split": "its own shuffled test", "article_eval0819": "eval0819"}  # trained by its recipe
 FRONT_SETS = {"held_out": "held-out F1", "eval0819_apart": "eval0819 F1, its dialogues not in train",
               "eval0819": "eval0819 F1"}
 PEERS = {"tfidf": "character TF-IDF", "tfidf_line_labels": "TF-IDF + line labels", "encoder": "fine-tuned encoder"}
 SIMPLER = {"untuned": "the base, not tuned", "speaker_names": "TF-IDF of the speakers' names alone"}
+CHANGES = {("change",): "its change", ("change_of_tfidf",): "TF-IDF: of recall",
+           ("change_of_encoders", "encoder"): "encoder: of recall"}  # by a probe
 PER_HUNDRED = "false_alarms_per_hundred_calls"
 SOURCES = {  # of ordinary talk
     "kdconv": "chats (KdConv)",
@@ -272,11 +271,12 @@ def _counted(found: Sequence[dict]) -> str:
 
 
 def early_warning() -> str | None:
-    """How early a call that goes on is found out: model and TF-IDF, thresholds from eval."""
+    """How early a call that goes on is found out: model and peers, thresholds from eval."""
     rows = []
     for _, model, reports in judged_on({"early_warning": ""}):
-        for said, found in ((PEERS["tfidf"], under(reports, "tfidf", "at")), (f"**{model}**", under(reports, "at"))):
-            for of_seeds in zip(*found):
+        for said, keys in ((PEERS["tfidf"], ["tfidf"]), (PEERS["encoder"], ["encoders", "encoder"]),
+                           (f"**{model}**", [])):
+            for of_seeds in zip(*under(reports, *keys, "at")):
                 test = under(of_seeds, "test")
                 rows.append([f"{of_seeds[0]['wanted_false_alarms_per_hundred']:g}", said, str(len(test)),
                              spread((row["false_alarms_per_hundred"] for row in test), ".1f"),
@@ -288,15 +288,16 @@ def early_warning() -> str | None:
 
 
 def probes() -> str | None:
-    """What changes of the held-out dialogues do to the model and to TF-IDF."""
-    rows = []
+    """What changes of the held-out dialogues do to the model and to the peers that were asked."""
+    rows, shown = [], {}
     for _, _, reports in judged_on({"held_out": ""}):
-        for name in dict.fromkeys(name for found in under(reports, "probes") for name in found):
-            found = under(reports, "probes", name)
-            rows.append([name, spread(row["recall"] for row in found),
-                         *(spread((row["value"] for row in under(found, of, figure)), "+.3f")
-                           for of in ("change", "change_of_tfidf") for figure in ("recall", "f1"))])
-    return markdown(rows, "held-out dialogues, changed", "recall", "its change", "of F1", "TF-IDF: of recall", "of F1")
+        found = {name: under(reports, "probes", name) for of_seed in under(reports, "probes") for name in of_seed}
+        shown = {of: said for of, said in CHANGES.items() if any(under(row, *of) for row in found.values())}
+        rows += [[name, spread(seed["recall"] for seed in row),
+                  *(spread((seed["value"] for seed in under(row, *of, figure)), "+.3f")
+                    for of in shown for figure in ("recall", "f1"))] for name, row in found.items()]
+    return markdown(rows, "held-out dialogues, changed", "recall",
+                    *(head for said in shown.values() for head in (said, "of F1")))
 
 
 def normaliser() -> str | None:
@@ -305,8 +306,7 @@ def normaliser() -> str | None:
     for _, _, reports in judged_on({"held_out": ""}):
         for name, said in (("line_ends_not_normalised", "CRLF, blanks at line ends"),
                            ("time_stamps_not_normalised", "a time before each speaker")):
-            without = under(reports, "probes", name)
-            if without:
+            if without := under(reports, "probes", name):
                 rows.append([said, *(spread(row["accuracy"] for row in found) for found in
                                      (reports, under(reports, "probes", "formatting"), without))])
     return markdown(rows, "written with", "accuracy as it was", "all changes, with the normaliser",
@@ -354,9 +354,9 @@ TABLES: dict[str, Callable[[], str | None]] = {
     **{made.__name__: made for made in (front, front_zh, results, article, leads, seeds, line_rules, differences,
                                         ordinary, calls, early_warning, probes, normaliser)},
     "ablations": lambda: ablations.table(_load(found)) if (found := RESULTS / "ablations.json").is_file() else None,
-    "training": _speed("training", training.table),
-    **{name: _speed(name, end_to_end.table) for name in ("end_to_end", "end_to_end_cpu")},
-    "scoring": _speed("scoring", scoring.table), "several_gpus": _speed("several_gpus", several_gpus.table),
+    **{name: _speed(name, benchmark.table) for name, benchmark in {
+        "training": training, "scoring": scoring, "several_gpus": several_gpus, "end_to_end": end_to_end,
+        "end_to_end_cpu": end_to_end}.items()},
     "lengths": _speed("steps", lengths_table), "quantization": _speed("steps", quantization_table),
 }
 

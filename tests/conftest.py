@@ -56,6 +56,25 @@ def train_file(made_once) -> str:
 
 
 @pytest.fixture(scope="session")
+def bert(made_once) -> str:
+    """The folder of a random two-layer BERT with the small tokenizer."""
+    from helpers import save_tiny_bert
+
+    return made_once("bert", save_tiny_bert)
+
+
+@pytest.fixture(scope="session")
+def trained_encoder(made_once, bert, train_file, eval_file) -> str:
+    """The folder of that BERT, trained to classify."""
+    from antifraud.evaluation.encoder import main
+
+    def make(path) -> None:
+        assert main(["--model", bert, "--train", train_file, "--eval", eval_file, "--output", str(path),
+                     "--epochs", "10", "--learning-rate", "2e-3", "--device", "cpu"]) == 0
+    return made_once("encoder", make)
+
+
+@pytest.fixture(scope="session")
 def eval_file(made_once) -> str:
     return made_once("data/eval.jsonl", lambda path: _write_records(path, 20, first_case=100))
 

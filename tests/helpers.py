@@ -7,7 +7,7 @@ from pathlib import Path
 
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
 from trainer import build_loraconfig, build_train_arguments, build_trainer, load_dataset, load_model
 
@@ -48,6 +48,15 @@ def make_tokenizer(**options) -> PreTrainedTokenizerFast:
         show_progress=False))
     defaults = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**defaults, **options})
+
+
+def save_tiny_bert(path: Path) -> None:
+    """A random two-layer BERT with the small tokenizer."""
+    tokenizer = make_tokenizer()
+    set_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         intermediate_size=128, pad_token_id=tokenizer.pad_token_id)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
 
 
 def save_tiny_qwen2(folder: str | Path, *, seed: int = 0) -> str:

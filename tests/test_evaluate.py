@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def test_every_probe_is_in_the_report_and_the_names_are_one_of_them(report):
     assert report["probes"].keys() > {"meeting_style", "asr_noise", "benign_preamble", "injected_command"}
     renamed = report["probes"]["speakers_renamed"]
     changes = {"change", "change_of_tfidf"}
-    assert report["speakers_renamed"] == {name: renamed[name] for name in renamed.keys() - changes}
+    of_others = {*changes, "change_of_encoders"}
+    assert report["speakers_renamed"] == {name: renamed[name] for name in renamed.keys() - of_others}
     for change in changes:
         assert renamed[change]["recall"] == {"value": 0.0, "interval": [0.0, 0.0]}
     assert report["probes"]["asr_noise"]["changed_rows"] == 20
@@ -243,25 +245,38 @@ def test_ordinary_dialogues_are_judged_by_the_model_and_the_baselines(loaded, ev
 
 def test_a_peer_is_joined_by_line_and_judged_beside_the_model(loaded, eval_file, train_file, tmp_path):
     def predictions(path, of):
-        path.parent.mkdir(exist_ok=True)
         rows = [json.loads(line) for line in Path(of).read_text().splitlines()]
         lines = [{"line": number, "probability": 0.4 if row["label"] else 0.1} for number, row in enumerate(rows, 1)]
         path.write_text("\n".join(map(json.dumps, reversed(lines))))
         return str(path)
 
-    of_data = predictions(tmp_path / "peer" / Path(eval_file).name, eval_file)
+    of_data = predictions(tmp_path / "data.jsonl", eval_file)
     of_eval = predictions(tmp_path / "other.jsonl", train_file)
     found = evaluate_with_model(*loaded, eval_file, "cpu", eval_path=train_file, progress=False,
-                                peers=[f"encoder={of_data},{of_eval}", f"folder={tmp_path / 'peer'}"])
-    assert found["baselines"].keys() == {"encoder", "folder"}
+                                peers=[f"encoder={of_data},{of_eval}", f"data alone={of_data}"])
+    assert found["baselines"].keys() == {"encoder", "data alone"}
     assert found["baselines"]["encoder"]["recall"] == 0.0 and found["baselines"]["encoder"]["average_precision"] == 1.0
     assert found["baselines"]["encoder"]["at_threshold"]["f1"] == 1.0
     (tmp_path / "short.jsonl").write_text('{"line": 1, "probability": 0.4}')
     twice = [f"encoder={of_data}", f"encoder={of_data}"]
     for peers in ([f"encoder={tmp_path / 'short.jsonl'}"], ["encoder"], [f"encoder={of_data},{of_eval},{of_data}"],
-                  [f"encoder={','.join([of_data] * 5)}"], twice):
+                  [f"encoder={','.join([of_data] * 5)}"], twice, [f"encoder={tmp_path}"]):
         with pytest.raises(DataError):
             evaluate_with_model(*loaded, eval_file, "cpu", eval_path=train_file, peers=peers)
+
+
+def test_an_encoder_is_asked_of_everything_that_is_judged_also_under_the_probes(
+        loaded, trained_encoder, eval_file, train_file, ordinary_file, tmp_path):
+    shutil.copy(ordinary_file, more := tmp_path / "more.jsonl")
+    found = evaluate_with_model(*loaded, eval_file, "cpu", full=True, eval_path=train_file, progress=False,
+                                ordinary=[ordinary_file, str(more)], peers=[f"e5={trained_encoder}"])
+    e5 = found["baselines"]["e5"]
+    assert e5["average_precision"] == e5["at_threshold"]["f1"] == 1.0
+    assert found["ordinary"]["baselines"]["e5"]["all"]["calls"] == found["ordinary"]["all"]["calls"] == 6
+    assert found["calls"]["baselines"]["e5"]["recall"] == 1.0
+    changes = {name: probe["change_of_encoders"]["e5"] for name, probe in found["probes"].items()}
+    assert changes["speakers_renamed"]["recall"]["value"] == 0.0 and changes["asr_noise"]
+    assert changes["instruction_article"] is None  # no text of the encoder's
 
 
 def test_a_peer_is_refused_beside_several_files_of_ordinary_dialogues(eval_file, ordinary_file):
@@ -285,22 +300,23 @@ def test_a_peers_threshold_keeps_the_bound_on_false_alarms_that_the_models_was_f
         loaded, eval_file, train_file, ordinary_file, tmp_path, monkeypatch):
     def predictions(of, probability_of):
         rows = [json.loads(line) for line in Path(of).read_text().splitlines()]
-        (tmp_path / "peer").mkdir(exist_ok=True)
-        write_records(tmp_path / "peer" / Path(of).name, [
+        path = tmp_path / f"of {Path(of).name}"
+        write_records(path, [
             {"line": number, "probability": probability_of(number, row)} for number, row in enumerate(rows, 1)])
+        return str(path)
 
-    predictions(train_file, lambda number, row: (0.8 if number % 2 else 0.4) if row["label"] else 0.1)
-    predictions(eval_file, lambda number, row: 0.7 if row["label"] else 0.55)
-    predictions(ordinary_file, lambda number, row: 0.5 if number == 1 else 0.1)
+    on_eval = predictions(train_file, lambda number, row: (0.8 if number % 2 else 0.4) if row["label"] else 0.1)
+    on_data = predictions(eval_file, lambda number, row: 0.7 if row["label"] else 0.55)
+    on_ordinary = predictions(ordinary_file, lambda number, row: 0.5 if number == 1 else 0.1)
     monkeypatch.setattr(loaded[0].lineage, "calibration", {
         "target": {"best_f1": True}, "ordinary": {"at_most_per_hundred_calls": 0}})
-    options = {"eval_path": train_file, "peers": [f"encoder={tmp_path / 'peer'}"], "progress": False}
+    options = {"eval_path": train_file, "progress": False}
     found = evaluate_with_model(*loaded, eval_file, "cpu", ordinary=ordinary_file, ordinary_eval=ordinary_file,
-                                **options)
+                                peers=[f"encoder={on_data},{on_eval},{on_ordinary},{on_ordinary}"], **options)
     assert found["ordinary"]["baselines"]["encoder"]["at_threshold"]["all"]["alarmed_calls"] == 0
     assert found["baselines"]["encoder"]["at_threshold"]["threshold"] == pytest.approx((0.5 + 0.8) / 2)
     assert found["baselines"]["encoder"]["at_threshold"]["fp"] == 0
-    without = evaluate_with_model(*loaded, eval_file, "cpu", **options)
+    without = evaluate_with_model(*loaded, eval_file, "cpu", peers=[f"encoder={on_data},{on_eval}"], **options)
     assert without["baselines"]["encoder"]["at_threshold"] is None and "threshold of encoder" in without["not_made"]
 
 

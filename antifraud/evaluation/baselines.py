@@ -304,6 +304,12 @@ def answers(train_path: str, texts: Mapping[str, Sequence[str]], lines_of: str |
             "lines": lines, "note": shelf.note}
 
 
+def tfidf_answers(train_path: str, texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """By the name of a set, [dialogues] the probabilities of TF-IDF fitted on a train file."""
+    found = answers(train_path, {}, of_tfidf=texts)["probabilities"]
+    return {name: of_set["tfidf"] for name, of_set in found.items()}
+
+
 def _probabilities(classifiers: Mapping, dialogues: Sequence[str]) -> dict[str, np.ndarray]:
     """By classifier, [dialogues] probabilities; of equal dialogues, and by TF-IDF, one is read once."""
     distinct = list(dict.fromkeys(dialogues))

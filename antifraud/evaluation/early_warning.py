@@ -2,19 +2,21 @@
 
     python -m antifraud.evaluation.early_warning --model MODEL --checkpoint DIR --source CSV_DIR \\
         --eval eval.jsonl --test test.jsonl [--ordinary-eval ordinary_eval_calls.jsonl] \\
-        [--ordinary ordinary_calls.jsonl] [--train train.jsonl]
+        [--ordinary ordinary_calls.jsonl] [--train train.jsonl] [--peer encoder=DIR]
 
 The threshold is the lowest with which no more than so many of a hundred non-fraud calls of the eval split raise an
 alarm at any of their lines. Lines count by the rule that then finds most of the frauds of eval: the fewer alarms are
 allowed, the less a single line may say. Both are then applied to the whole calls of the test split. Ordinary calls
-from elsewhere may help to find them (``--ordinary-eval``), and are judged apart (``--ordinary``); with ``--train``,
-TF-IDF is judged in the same way. For a call that is still going on, see `growing.GrowingDialogue`.
+from elsewhere may help to find them (``--ordinary-eval``), and are judged apart (``--ordinary``). TF-IDF
+(``--train``) and an encoder (``--peer``) are judged in the same way. For a call that is still going on, see
+`growing.GrowingDialogue`.
 """
 
 import argparse
+import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from ..model import default_device, load_tuned
 from ..provenance import file_sha256
 from .calibration import rules_of_lines
 from .calls import alarms_allowed, alarms_by_category, most_alarmed, require_ordinary
+from .inputs import split_peers
 from .metrics import confidence_intervals
 from .scoring import calibrated, rows_of, score_of_log_odds, score_rows, windows_of
 
@@ -183,19 +186,18 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
 
 
 def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_path: str | None = None,
-                  false_alarms: Sequence[float] = FALSE_ALARMS) -> dict:
+                  encoders: Mapping[str, str] | None = None, false_alarms: Sequence[float] = FALSE_ALARMS) -> dict:
     """For each wanted rate of false alarms, the decision found on eval and what it does there and on test.
 
     Args:
         calls: of `read_calls`.
-        train_path: records to fit TF-IDF on, which is then judged in the same way; the one that a report kept beside
-            them will do.
+        train_path: records to fit TF-IDF on, which is then judged in the same way.
+        encoders: by name, folders of trained encoders, to judge likewise.
         false_alarms: per hundred non-fraud calls.
 
     Returns:
-        ``at`` and, with `train_path`, ``tfidf``; ``windows``: of each set the ``calls`` that were read in overlapping
-        windows, being longer than the model reads at once, and how many the longest took (``most``). Why TF-IDF could
-        not be fitted is in ``not_made``.
+        ``at``, and the same under ``tfidf`` and, by name, ``encoders``; ``windows``: of each set the ``calls`` that
+        the model read in several, and the ``most`` that one took; ``not_made``: why another could not be asked.
     """
     odds = {name: _log_odds(model, tokenizer, members, name) for name, members in calls.items()}
     lineage = lineage_of(model)
@@ -210,21 +212,27 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
     report = {"at": _at(calls, rules, scores_by, false_alarms), "call_characters": CALL_CHARACTERS,
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
-    if train_path:
-        print("TF-IDF, on all beginnings of all calls: that may take minutes", file=sys.stderr)
+
+    def judge(other: str, answers: Callable[[dict], dict[str, np.ndarray]], into: dict) -> None:
+        print(f"{other}, on all beginnings of all calls: that may take minutes", file=sys.stderr)
         try:
-            by_tfidf = _tfidf_scores(train_path, calls)
-            report["tfidf"] = {"at": _at(calls, [None], lambda _, name: by_tfidf[name], false_alarms)}
+            found = answers({name: list(_beginnings(members)) for name, members in calls.items()})
+            by_call = {name: _by_dialogue(scores, calls[name]) for name, scores in found.items()}
+            into[other] = {"at": _at(calls, [None], lambda _, name: by_call[name], false_alarms)}
         except Exception as error:  # records of one label, say: the rest is worth more
-            report["not_made"] = {"tfidf": one_line(error)}
+            report.setdefault("not_made", {})[other] = one_line(error)
+
+    if train_path:
+        from .baselines import tfidf_answers  # scikit-learn takes a second to import, and so does datasets below
+
+        judge("tfidf", functools.partial(tfidf_answers, train_path), report)
+    if encoders:
+        from .encoder import encoder_answers
+
+        report["encoders"] = {}
+        for name, folder in encoders.items():
+            judge(name, functools.partial(encoder_answers, folder, device=model.device.type), report["encoders"])
     return report
-
-
-def _tfidf_scores(train_path: str, calls: dict[str, list[Dialogue]]) -> dict[str, list[np.ndarray]]:
-    from .baselines import answers  # scikit-learn takes a second to import
-
-    found = answers(train_path, {}, of_tfidf={name: list(_beginnings(members)) for name, members in calls.items()})
-    return {name: _by_dialogue(found["probabilities"][name]["tfidf"], members) for name, members in calls.items()}
 
 
 def read_calls(source: str, eval_path: str, test_path: str, ordinary_eval: str | None = None,
@@ -306,8 +314,9 @@ def print_summary(report: dict) -> None:
         if windows["calls"]:
             print(f"{name}: {windows['calls']} calls are longer than the model reads at once; each was read in "
                   f"overlapping windows, the longest in {windows['most']}")
-    for name, rows in (("model", report["at"]), ("TF-IDF", report.get("tfidf", {}).get("at", ()))):
-        for row in rows:
+    others = {"TF-IDF": report.get("tfidf"), **report.get("encoders", {})}
+    for name, judged in {"model": report, **others}.items():
+        for row in (judged or {}).get("at", ()):
             test = row["test"]
             print(f"{name}: {row['wanted_false_alarms_per_hundred']:g} false alarms per hundred non-fraud calls wanted,"
                   f" threshold {row['threshold']:.6f}" + _rule_text(row))
@@ -344,6 +353,8 @@ def _parser() -> argparse.ArgumentParser:
                         "among those that the threshold is found on")
     parser.add_argument("--ordinary", metavar="FILE", help="ordinary_calls.jsonl of data.prepare: judged apart")
     parser.add_argument("--train", metavar="FILE", help="train.jsonl, to fit TF-IDF on and judge it in the same way")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER",
+                        help="a trained encoder, to judge in the same way; may be repeated")
     parser.add_argument("--false-alarms", type=float, nargs="+", default=list(FALSE_ALARMS),
                         help="per hundred non-fraud calls (default: %(default)s)")
     parser.add_argument("--output", default="early_warning.json", help="where to write the report")
@@ -359,6 +370,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--false-alarms must be from 0 to 100")
     if not Path(args.source).exists():
         raise DataError(f"{args.source}: no such file or folder")
+    encoders, of_files = split_peers(args.peer)
+    if of_files:
+        raise DataError(f"{', '.join(of_files.values())}: not a folder; here a peer is a trained encoder, since it is "
+                        "asked of every beginning of a call")
     require_output(args.output, (args.source, args.eval, args.test, args.train, args.ordinary, args.ordinary_eval))
     calls = read_calls(args.source, args.eval, args.test, args.ordinary_eval, args.ordinary)
     if all(is_fraud(call) for call in calls["eval"]):
@@ -366,7 +381,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.train:
         read_records(args.train, Skipped())  # what is wrong with it is said before the model is loaded
     model, tokenizer = load_tuned(args.model, args.checkpoint, args.device)
-    report = early_warning(model, tokenizer, calls, train_path=args.train, false_alarms=args.false_alarms)
+    report = early_warning(model, tokenizer, calls, train_path=args.train, encoders=encoders,
+                           false_alarms=args.false_alarms)
     files = {"eval_data": args.eval, "ordinary_eval": args.ordinary_eval, "ordinary": args.ordinary,
              "tfidf_train": args.train}
     report["provenance"] = {**provenance_of(model, args.test, len(calls["test"])),

@@ -1,18 +1,17 @@
 """The peer a practitioner would take: a small multilingual encoder, fine-tuned as a classifier on the same split.
 
     python -m antifraud.evaluation.encoder --model intfloat/multilingual-e5-small --train train.jsonl \\
-        --eval eval.jsonl --predict eval.jsonl test.jsonl --output outputs/encoder
+        --eval eval.jsonl --output outputs/encoder
 
 All weights are trained, with a fresh classification head, by transformers' Trainer. Of `epochs` the checkpoint with
-the lowest eval loss is kept. For every file of ``--predict`` the output folder gets a file of the same name with a line
-``{"line": N, "probability": P}`` for each record, as ``evaluate.py --predict`` writes them. ``evaluate.py --peer`` puts
-it beside the model.
+the lowest eval loss is kept. ``--peer encoder=outputs/encoder`` puts it beside the model, in the report of
+``evaluate.py`` and in that of the early warning.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +29,12 @@ from transformers import (
 from data.command import command
 from data.files import DataError, one_line, refuse_existing, require_input, write_json
 from data.prompt import Task, canonical
-from data.records import Skipped, read_numbered_records, read_records, write_records
+from data.records import Skipped, read_records
 from data.windows import WINDOW_TOKENS, cut_into_windows
 
 from ..model import compute_dtype, default_device, locate_model, pick_device
 from ..provenance import anonymous, code_provenance, describe_base, describe_data, device_name
+from .inputs import ENCODER_FILE
 
 MAX_LENGTH = 512  # tokens; what such encoders read
 ROWS_A_BATCH = 32
@@ -59,20 +59,38 @@ def fine_tune(model_path: str, train_path: str, eval_path: str, *, device: str =
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{model_path}: not an encoder that loads: {one_line(error)}") from error
     train, held_out = (_examples(read_records(path, Skipped()), tokenizer) for path in (train_path, eval_path))
-    dtype = compute_dtype(device)
     with tempfile.TemporaryDirectory() as scratch:
-        # Rows are not grouped by length: transformers 5.17 would order the predictions so, too.
-        arguments = TrainingArguments(
-            output_dir=scratch, seed=seed, num_train_epochs=epochs, learning_rate=learning_rate, warmup_steps=0.06,
-            weight_decay=0.01, per_device_train_batch_size=ROWS_A_BATCH,
-            per_device_eval_batch_size=SCORED_ROWS_A_BATCH, eval_strategy="epoch", save_strategy="epoch",
-            save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_loss",
-            bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16,
-            use_cpu=device == "cpu", report_to="none", logging_steps=50)
-        trainer = Trainer(model=model, args=arguments, train_dataset=train, eval_dataset=held_out,
-                          data_collator=DataCollatorWithPadding(tokenizer))
+        trainer = _trainer(
+            model, tokenizer, device, scratch, train_dataset=train, eval_dataset=held_out, seed=seed,
+            num_train_epochs=epochs, learning_rate=learning_rate, warmup_steps=0.06, weight_decay=0.01,
+            per_device_train_batch_size=ROWS_A_BATCH, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
+            load_best_model_at_end=True, metric_for_best_model="eval_loss", logging_steps=50)
         trainer.train()
     return trainer, tokenizer
+
+
+def _trainer(model, tokenizer, device: str, scratch: str, *, train_dataset: Dataset | None = None,
+             eval_dataset: Dataset | None = None, **arguments) -> Trainer:
+    dtype = compute_dtype(device)
+    # Rows are not grouped by length: transformers 5.17 would order the predictions so, too.
+    arguments = TrainingArguments(output_dir=scratch, per_device_eval_batch_size=SCORED_ROWS_A_BATCH,
+                                  bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16, use_cpu=device == "cpu",
+                                  report_to="none", **arguments)
+    return Trainer(model=model, args=arguments, train_dataset=train_dataset, eval_dataset=eval_dataset,
+                   data_collator=DataCollatorWithPadding(tokenizer))
+
+
+def encoder_answers(folder: str, texts: Mapping[str, Sequence[str]], device: str) -> dict[str, np.ndarray]:
+    """By the name of a set, [dialogues] probability of fraud, by the encoder of a folder that the command wrote."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    distinct = list(dict.fromkeys(dialogue for dialogues in texts.values() for dialogue in dialogues))
+    place = {dialogue: number for number, dialogue in enumerate(distinct)}
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = probabilities(_trainer(model, tokenizer, pick_device(device), scratch, disable_tqdm=True), tokenizer,
+                              distinct)
+    return {name: found[[place[dialogue] for dialogue in dialogues]] for name, dialogues in texts.items()}
 
 
 def probabilities(trainer: Trainer, tokenizer, dialogues: Sequence[str]) -> np.ndarray:
@@ -81,7 +99,9 @@ def probabilities(trainer: Trainer, tokenizer, dialogues: Sequence[str]) -> np.n
     windows = [[ids] if len(ids) <= MAX_LENGTH else _windows(text, tokenizer)
                for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True)]
     rows = [ids for of_one in windows for ids in of_one]
-    logits = trainer.predict(_dataset(rows, [0] * len(rows))).predictions.astype(np.float64)
+    order = np.argsort([len(ids) for ids in rows], kind="stable")  # a batch is as long as its longest row
+    logits = np.empty((len(rows), 2))
+    logits[order] = trainer.predict(_dataset([rows[row] for row in order], [0] * len(rows))).predictions
     starts = np.cumsum([0, *map(len, windows[:-1])])
     return np.maximum.reduceat(expit(logits[:, 1] - logits[:, 0]), starts)
 
@@ -122,8 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="an encoder: a folder or a hub id")
     parser.add_argument("--train", required=True, help="JSONL records to train on")
     parser.add_argument("--eval", required=True, help="JSONL records that choose the best epoch")
-    parser.add_argument("--predict", nargs="+", required=True, metavar="F", help="JSONL records to score afterwards")
-    parser.add_argument("--output", required=True, help="a new folder for the predictions")
+    parser.add_argument("--output", required=True, help="a new folder for the trained encoder")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=0)
@@ -134,28 +153,20 @@ def _parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    for path in (args.train, args.eval, *args.predict):
+    for path in (args.train, args.eval):
         require_input(path)
     refuse_existing(args.output)
-    names = [Path(path).name for path in args.predict]
-    if len(set(names)) < len(names):
-        raise DataError("--predict names two files alike, and so would the predictions be; rename one")
     disable_progress_bars()
     trainer, tokenizer = fine_tune(args.model, args.train, args.eval, device=args.device, epochs=args.epochs,
                                    learning_rate=args.learning_rate, seed=args.seed)
-    for path in args.predict:
-        numbered = read_numbered_records(path, Skipped())
-        scores = probabilities(trainer, tokenizer, [record["input"] for _, record in numbered])
-        write_records(Path(args.output) / Path(path).name,
-                      [{"line": line, "probability": round(float(score), 6)}
-                       for (line, _), score in zip(numbered, scores, strict=True)])
-    write_json(Path(args.output) / "encoder.json", {
+    trainer.save_model(args.output)
+    tokenizer.save_pretrained(args.output)
+    write_json(Path(args.output) / ENCODER_FILE, {  # last: it says that the folder is complete
         "model": describe_base(locate_model(args.model)), "epochs": args.epochs, "learning_rate": args.learning_rate,
         "seed": args.seed, "train_data": anonymous(describe_data(args.train, len(trainer.train_dataset))),
         "log": [row for row in trainer.state.log_history if "eval_loss" in row],
         "device": device_name(trainer.model.device), **code_provenance()})
-    print(f"written to {args.output}: {', '.join(names)}; put it beside the model with evaluate.py --full --peer "
-          f"encoder={args.output}/{names[-1]}")
+    print(f"written to {args.output}; put it beside the model with evaluate.py --full --peer encoder={args.output}")
     return 0
 
 

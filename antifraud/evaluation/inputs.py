@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from ..provenance import anonymous, describe_data
 from .calls import cases_apart, require_ordinary
 
 METHODS = ("score", "generate")
+ENCODER_FILE = "encoder.json"  # of a folder that antifraud.evaluation.encoder wrote
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Inputs:
     ordinary_files: list[dict]
     ordinary_eval: list[dict]
     peers: dict[str, dict[str, np.ndarray]]
+    encoders: dict[str, str]
     with_text: bool
     progress: bool
 
@@ -71,7 +72,7 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
             alarms that the model's was chosen with.
         peers: other classifiers, each as ``NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl[,ORDINARY_EVAL.jsonl]]]``:
             lines of ``line`` and ``probability``, as ``--predict`` writes them, for `path`, `eval_path`, the one
-            `ordinary` file and `ordinary_eval`; or as ``NAME=FOLDER`` that holds them under the names of these files.
+            `ordinary` file and `ordinary_eval`; or as ``NAME=FOLDER`` of an encoder, which is asked itself.
         with_text: show the dialogues of the worst errors in the report; without it, it holds none.
 
     Raises:
@@ -82,8 +83,9 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
     if threshold is not None and not 0 <= threshold <= 1:
         raise DataError(f"threshold must be a probability from 0 to 1, not {threshold}; write 0.6 for 60 %")
     ordinary = [ordinary] if isinstance(ordinary, str) else list(ordinary)
-    if peers and len(ordinary) > 1:
-        raise DataError("peers go with one file of ordinary dialogues; join the files, and predict the result")
+    encoders, of_files = split_peers(peers)
+    if of_files and len(ordinary) > 1:
+        raise DataError("a peer's files go with one file of ordinary dialogues; join the files, and predict the result")
     for file in (path, *ordinary, *filter(None, (train_path, eval_path, ordinary_eval))):
         require_input(file)
     skipped = Skipped()
@@ -106,8 +108,8 @@ def read_inputs(path: str, *, full: bool = False, method: str = "score", batch: 
         train_path=train_path, eval_split=_records(eval_split),
         ordinary=[record for file, rows in ordinary_rows.items() for record in cases_apart(_records(rows), file)],
         ordinary_files=[anonymous(describe_data(file, len(rows))) for file, rows in ordinary_rows.items()],
-        ordinary_eval=_records(kept_for_choosing), peers=_read_peers(peers, sets), with_text=with_text,
-        progress=progress)
+        ordinary_eval=_records(kept_for_choosing), with_text=with_text, progress=progress, encoders=encoders,
+        peers={name: _read_peer(f"{name}={place}", place, sets) for name, place in of_files.items()})
 
 
 def _records(numbered: Sequence[tuple[int, dict]]) -> list[dict]:
@@ -119,35 +121,38 @@ def input_files(args: argparse.Namespace) -> list[str | Path | None]:
     own = [args.data, args.train, args.eval, args.ordinary_eval, *args.ordinary]
     of_peers = []
     for place in (peer.partition("=")[2] for peer in args.peer):
-        in_folder = [Path(place) / Path(path).name for path in own if path]
-        of_peers += in_folder if Path(place).is_dir() else place.split(",")
+        of_peers += Path(place).iterdir() if Path(place).is_dir() else place.split(",")
     return own + of_peers
 
 
-def _read_peers(peers: Sequence[str], sets: Mapping) -> dict[str, dict[str, np.ndarray]]:
-    read = [_read_peer(peer, sets) for peer in peers]
-    twice = [name for name, count in Counter(name for name, _ in read).items() if count > 1]
-    if twice:
-        raise DataError(f"two peers are called {twice[0]!r}; give each a name of its own")
-    return dict(read)
+def split_peers(peers: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The folders of encoders, and the files of other classifiers, by name.
+
+    Raises:
+        DataError: a peer has no name, two have one, or a folder holds no trained encoder.
+    """
+    encoders, of_files = {}, {}
+    for peer in peers:
+        name, _, place = peer.partition("=")
+        if not name or not place:
+            raise DataError(f"peer {peer!r}: expected NAME=FOLDER or "
+                            "NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl[,ORDINARY_EVAL.jsonl]]]")
+        if name in {**encoders, **of_files}:
+            raise DataError(f"two peers are called {name!r}; give each a name of its own")
+        is_folder = Path(place).is_dir()
+        if is_folder and not (Path(place) / ENCODER_FILE).is_file():
+            raise DataError(f"{place}: no trained encoder; python -m antifraud.evaluation.encoder makes one")
+        (encoders if is_folder else of_files)[name] = place
+    return encoders, of_files
 
 
-def _read_peer(text: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[int, dict]]]]
-               ) -> tuple[str, dict[str, np.ndarray]]:
-    """(name, set -> [records] probability) of another classifier."""
-    name, _, place = text.partition("=")
-    if not name or not place:
-        raise DataError(f"peer {text!r}: expected NAME=FOLDER or "
-                        "NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl[,ORDINARY_EVAL.jsonl]]]")
-    if Path(place).is_dir():
-        files = {of_set: Path(place) / Path(path).name for of_set, (path, _) in sets.items() if path}
-        files = {of_set: file for of_set, file in files.items() if of_set == "data" or file.is_file()}
-    else:
-        named = place.split(",")
-        if len(named) > len(sets):
-            raise DataError(f"peer {text!r}: {len(named)} files, at most {len(sets)} are read")
-        files = dict(zip(sets, named))
-    return name, {of_set: read_probabilities(file, of_set, sets[of_set][1]) for of_set, file in files.items()}
+def _read_peer(peer: str, place: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[int, dict]]]]
+               ) -> dict[str, np.ndarray]:
+    """By set, [records] the probabilities of another classifier."""
+    named = place.split(",")
+    if len(named) > len(sets):
+        raise DataError(f"peer {peer!r}: {len(named)} files, at most {len(sets)} are read")
+    return {of_set: read_probabilities(file, of_set, sets[of_set][1]) for of_set, file in zip(sets, named)}
 
 
 def read_probabilities(file: str | Path, of_set: str, numbered: Sequence[tuple[int, dict]]) -> np.ndarray:

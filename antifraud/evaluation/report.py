@@ -185,6 +185,8 @@ def _optional_parts(model, inputs: Inputs, scored: Scored, beside: Mapping[str, 
         progress="probing" if inputs.progress else None), not_full)
     untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(
         model, scored.readings, progress="scoring, untuned" if inputs.progress else None), not_full)
+    encoders = {name: sets for name, folder in inputs.encoders.items() if (sets := _attempt(
+        not_made, name, functools.partial(_encoder_answers, folder, inputs, beside, model.device.type)))}
     for _ in tqdm(as_completed(beside.values()), desc="baselines, label audit, overlap", total=len(beside),
                   disable=not (inputs.full and inputs.progress)):  # what is not done yet may take minutes
         pass
@@ -192,14 +194,15 @@ def _optional_parts(model, inputs: Inputs, scored: Scored, beside: Mapping[str, 
         "probabilities": {}, "rule": None, "lines": None, "note": None}
     if baselines["note"]:
         not_made["kept_baselines"] = baselines["note"]
-    others = {**_by_classifier(baselines["probabilities"]), **inputs.peers,
+    others = {**_by_classifier(baselines["probabilities"]), **inputs.peers, **encoders,
               **({} if untuned is None else {"untuned": {"data": untuned}})}
     calibration = lineage_of(model).calibration
     thresholds = {name: chosen for name, sets in others.items() if "eval" in sets and (chosen := _attempt(
         not_made, f"threshold of {name}", functools.partial(_threshold, inputs, sets, calibration))) is not None}
     opinion = _attempt(not_made, "label_audit", lambda: beside["opinion"].result(), not_full)
     return {
-        "probes": probes and _with_tfidf(probes, records, baselines["probabilities"]),
+        "probes": probes and _beside_others(probes, records, encoders, {
+            of_set: found["tfidf"] for of_set, found in baselines["probabilities"].items() if "tfidf" in found}),
         "speakers_renamed": probes and {name: value for name, value in probes["speakers_renamed"].items()
                                         if not isinstance(value, dict)},  # the changes are under ``probes``
         "baselines": _attempt(not_made, "baselines", lambda: _compared(
@@ -225,6 +228,14 @@ def _untuned_scores(model, readings: Sequence[Reading], progress: str | None) ->
                     for reading in readings]
     with model.disable_adapter():
         return np.array([one.score for one in predict_readings(model, answers_only, progress=progress)])
+
+
+def _encoder_answers(folder: str, inputs: Inputs, beside: Mapping[str, Future], device: str) -> dict[str, np.ndarray]:
+    from .encoder import encoder_answers  # datasets takes a second to import
+
+    probed = beside["probed"].result() if "probed" in beside else {}
+    texts = {**inputs.texts, **{f"probe {name}": of_probe for name, of_probe in probed.items()}}
+    return encoder_answers(folder, texts, device)
 
 
 def _line_scores(scored: Scored) -> list[np.ndarray]:
@@ -255,17 +266,22 @@ def _by_classifier(probabilities: Mapping[str, Mapping[str, np.ndarray]]) -> dic
     return {name: {of_set: probabilities[of_set][name] for of_set in sets} for name in probabilities.get("data", {})}
 
 
-def _with_tfidf(probes: Mapping[str, dict], records: Sequence[dict], probabilities: Mapping) -> dict:
-    """The probes, each with ``change_of_tfidf``: what it does to TF-IDF at 0.5; None if TF-IDF does not read it."""
+def _beside_others(probes: Mapping[str, dict], records: Sequence[dict], encoders: Mapping[str, Mapping],
+                   tfidf: Mapping[str, np.ndarray]) -> dict:
+    """The probes, each with what it does to others at 0.5, ``change_of_tfidf`` and by name ``change_of_encoders``.
+
+    None where they do not read it: the model's question is no text of theirs.
+    """
     y_true, groups = [record["label"] for record in records], groups_of(records)
 
-    def change(name: str) -> dict | None:
-        if f"probe {name}" not in probabilities:
+    def change(name: str, sets: Mapping[str, np.ndarray]) -> dict | None:
+        if f"probe {name}" not in sets:
             return None
-        return rate_differences(y_true, probabilities[f"probe {name}"]["tfidf"] >= 0.5,
-                                probabilities["data"]["tfidf"] >= 0.5, groups)
+        return rate_differences(y_true, sets[f"probe {name}"] >= 0.5, sets["data"] >= 0.5, groups)
 
-    return {name: {**probe, "change_of_tfidf": change(name)} for name, probe in probes.items()}
+    return {name: {**probe, "change_of_tfidf": change(name, tfidf),
+                   "change_of_encoders": {of: change(name, sets) for of, sets in encoders.items()}}
+            for name, probe in probes.items()}
 
 
 def _compared(records: Sequence[dict], scored: Scored, others: Mapping, thresholds: Mapping[str, float],

@@ -344,15 +344,20 @@ def test_the_first_table_has_a_row_for_each_peer_model_and_the_article_and_a_col
 
 
 def test_probes_are_shown_beside_what_they_do_to_tfidf_and_the_normaliser_beside_doing_without(put):
-    def probe(recall, accuracy, of_tfidf):
+    def probe(recall, accuracy, of_others, **more):
         change = {"recall": {"value": recall - 0.75}, "f1": {"value": 0.0}}
-        return {"recall": recall, "accuracy": accuracy, "change": change, "change_of_tfidf": of_tfidf and change}
+        return {"recall": recall, "accuracy": accuracy, "change": change, "change_of_tfidf": of_others and change,
+                **{name: {"encoder": of_others and change} for name in more}}
 
     put("held_out", report(0.75, 0.05, probes={
         "formatting": probe(0.75, 0.75, True), "line_ends_not_normalised": probe(0.5, 0.625, False)}))
     assert cells(tables.probes()) == [["formatting", "0.750", *["+0.000"] * 4],
                                       ["line_ends_not_normalised", "0.500", "-0.250", "+0.000", "-", "-"]]
+    assert "encoder" not in tables.probes()  # which was not asked
     assert [row[1:] for row in cells(tables.normaliser())] == [["0.750", "0.750", "0.625"]]
+    put("held_out", report(0.75, 0.05, probes={"asr_noise": probe(0.5, 0.75, True, change_of_encoders=True)}),
+        model="z")
+    assert cells(tables.probes())[-1] == ["asr_noise", "0.500", *["-0.250", "+0.000"] * 3]
 
 
 def test_early_warning_is_shown_for_each_rate_of_false_alarms(put):
@@ -360,8 +365,9 @@ def test_early_warning_is_shown_for_each_rate_of_false_alarms(put):
         test = {"false_alarms_per_hundred": 2.0, "recall": recall, "share_of_dialogue": [0.1, 0.25, 0.5]}
         return [{"wanted_false_alarms_per_hundred": 1.0, "test": test}]
 
-    put("early_warning", {"at": at(0.75), "tfidf": {"at": at(0.5)}})
+    put("early_warning", {"at": at(0.75), "tfidf": {"at": at(0.5)}, "encoders": {"encoder": {"at": at(0.625)}}})
     assert cells(tables.early_warning()) == [["1", "character TF-IDF", "1", "2.0", "-", "0.500", "25%"],
+                                             ["1", "fine-tuned encoder", "1", "2.0", "-", "0.625", "25%"],
                                              ["1", "**model**", "1", "2.0", "-", "0.750", "25%"]]
 
 

@@ -298,15 +298,18 @@ def test_the_command_finds_a_threshold_on_eval_and_judges_it_on_test(base, run_f
     assert "on test: " in capsys.readouterr().out
 
 
-def test_ordinary_calls_help_to_find_the_threshold_and_tfidf_is_judged_alike(base, run_folder, corpus):
+def test_ordinary_calls_help_to_find_the_threshold_and_others_are_judged_alike(
+        base, run_folder, corpus, trained_encoder, capsys):
     calls = [{"input": "甲: 明天开会吗？\n乙: 开。", "label": False, "case": f"聊天/{i}"} for i in range(3)]
     write_records(corpus / "ordinary_eval.jsonl", calls[:2])
     write_records(corpus / "ordinary.jsonl", calls[2:])
     write_records(corpus / "train.jsonl", [{"input": f"甲: 第{i}句话", "label": i % 2 == 0} for i in range(8)])
     names = {name: corpus / f"{name}.jsonl" for name in ("ordinary", "train")}
+    names["peer"] = f"e5={trained_encoder}"
     assert attempt(base, run_folder, corpus, **{"ordinary-eval": corpus / "ordinary_eval.jsonl"}, **names) == 0
     report = json.loads((corpus / "warning.json").read_text())
-    for rows in (report["at"], report["tfidf"]["at"]):
+    assert "e5: 1 false alarms per hundred" in capsys.readouterr().out
+    for rows in (report["at"], report["tfidf"]["at"], report["encoders"]["e5"]["at"]):
         assert [row["eval"]["non_fraud"] for row in rows] == [4, 4]
         assert [row["ordinary"]["non_fraud"] for row in rows] == [1, 1]
         assert [row["test"]["non_fraud"] for row in rows] == [2, 2]
@@ -353,5 +356,7 @@ def test_what_is_wrong_is_said_in_one_line(base, run_folder, corpus, capsys):
     says("shares 4 dialogues with", test=corpus / "eval.jsonl")
     write_records(corpus / "odd.jsonl", [{"input": "甲: 好", "label": True}])
     says("a record has no 'case'", test=corpus / "odd.jsonl")
+    says("odd.jsonl: not a folder", peer=f"e5={corpus / 'odd.jsonl'}")
+    says("no trained encoder", peer=f"e5={corpus}")
     write_records(corpus / "odd.jsonl", [{"input": "甲: 好", "label": True, "case": "退款/99"}])
     says("case '退款/99' is not in", test=corpus / "odd.jsonl")

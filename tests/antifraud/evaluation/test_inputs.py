@@ -85,7 +85,7 @@ def test_no_output_takes_the_place_of_an_input_or_of_its_own_picture(tmp_path, m
 
 
 @pytest.mark.parametrize("peer", ["other=theirs/given.jsonl", "other=theirs/none.jsonl,theirs/given.jsonl",
-                                  "other=theirs"])
+                                  "encoder=theirs"])
 def test_no_output_takes_the_place_of_another_classifiers_predictions(tmp_path, peer, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs").mkdir()
