@@ -277,6 +277,8 @@ def test_an_encoder_is_asked_of_everything_that_is_judged_also_under_the_probes(
     changes = {name: probe["change_of_encoders"]["e5"] for name, probe in found["probes"].items()}
     assert changes["speakers_renamed"]["recall"]["value"] == 0.0 and changes["asr_noise"]
     assert changes["instruction_article"] is None  # no text of the encoder's
+    about = found["provenance"]["encoders"]["e5"]
+    assert about["train_data"]["rows"] == 48 and about["seed"] == 0 and "log" not in about
 
 
 def test_a_peer_is_refused_beside_several_files_of_ordinary_dialogues(eval_file, ordinary_file):

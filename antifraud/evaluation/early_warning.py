@@ -36,7 +36,7 @@ from ..model import default_device, load_tuned
 from ..provenance import file_sha256
 from .calibration import rules_of_lines
 from .calls import alarms_allowed, alarms_by_category, most_alarmed, require_ordinary
-from .inputs import split_peers
+from .inputs import about_encoders, split_peers
 from .metrics import confidence_intervals
 from .scoring import calibrated, rows_of, score_of_log_odds, score_rows, windows_of
 
@@ -385,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                            false_alarms=args.false_alarms)
     files = {"eval_data": args.eval, "ordinary_eval": args.ordinary_eval, "ordinary": args.ordinary,
              "tfidf_train": args.train}
-    report["provenance"] = {**provenance_of(model, args.test, len(calls["test"])),
+    report["provenance"] = {**provenance_of(model, args.test, len(calls["test"])), "encoders": about_encoders(encoders),
                             **{name: {"name": Path(path).name, "sha256": file_sha256(path)}
                                for name, path in files.items() if path}}
     try:

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.files import DataError, numbered_lines, require_input
 from data.records import Skipped, parse_object, read_numbered_records
+from data.sources import load_json
 
 from ..provenance import anonymous, describe_data
 from .calls import cases_apart, require_ordinary
@@ -144,6 +145,13 @@ def split_peers(peers: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
             raise DataError(f"{place}: no trained encoder; python -m antifraud.evaluation.encoder makes one")
         (encoders if is_folder else of_files)[name] = place
     return encoders, of_files
+
+
+def about_encoders(encoders: Mapping[str, str]) -> dict[str, dict]:
+    """By name, how each was trained, as its folder says."""
+    about = {name: load_json((Path(folder) / ENCODER_FILE).read_text(encoding="utf-8"))
+             for name, folder in encoders.items()}
+    return {name: {key: value for key, value in one.items() if key != "log"} for name, one in about.items()}
 
 
 def _read_peer(peer: str, place: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[int, dict]]]]

@@ -25,7 +25,7 @@ from .beside import on_free_cores, start_cpu_work
 from .calibration import at_prevalence, bounded_threshold, quiet_above, reliability
 from .calls import alarms_allowed, alarms_by_category, call_report, most_alarmed, ordinary_report, paired_by_call
 from .errors import error_report
-from .inputs import Inputs
+from .inputs import Inputs, about_encoders
 from .labels import audit_labels
 from .lines import line_report
 from .metrics import (
@@ -113,7 +113,8 @@ def _report(model, encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, bes
                        with_text=inputs.with_text),
         **_optional_parts(model, inputs, scored, beside),
         "rows_per_second": rows_per_second,
-        "provenance": {**provenance_of(model, inputs.path, len(judged)), "ordinary": inputs.ordinary_files},
+        "provenance": {**provenance_of(model, inputs.path, len(judged)), "ordinary": inputs.ordinary_files,
+                       "encoders": about_encoders(inputs.encoders)},
     }
 
 

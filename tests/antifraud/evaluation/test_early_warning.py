@@ -314,6 +314,7 @@ def test_ordinary_calls_help_to_find_the_threshold_and_others_are_judged_alike(
         assert [row["ordinary"]["non_fraud"] for row in rows] == [1, 1]
         assert [row["test"]["non_fraud"] for row in rows] == [2, 2]
     assert report["provenance"]["tfidf_train"]["name"] == "train.jsonl"
+    assert report["provenance"]["encoders"]["e5"]["epochs"] == 10
     write_records(corpus / "ordinary.jsonl", calls[:1])
     assert attempt(base, run_folder, corpus, **{"ordinary-eval": corpus / "ordinary_eval.jsonl"}, **names) == 2
 
