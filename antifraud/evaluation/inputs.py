@@ -122,7 +122,7 @@ def input_files(args: argparse.Namespace) -> list[str | Path | None]:
     own = [args.data, args.train, args.eval, args.ordinary_eval, *args.ordinary]
     of_peers = []
     for place in (peer.partition("=")[2] for peer in args.peer):
-        of_peers += Path(place).iterdir() if Path(place).is_dir() else place.split(",")
+        of_peers += Path(place).iterdir() if place and Path(place).is_dir() else place.split(",")
     return own + of_peers
 
 
