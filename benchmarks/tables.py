@@ -33,7 +33,7 @@ FRONT_SETS = {"held_out": "held-out F1", "eval0819_apart": "eval0819 F1, its dia
 PEERS = {"tfidf": "character TF-IDF", "tfidf_line_labels": "TF-IDF + line labels", "encoder": "fine-tuned encoder"}
 SIMPLER = {"untuned": "the base, not tuned", "speaker_names": "TF-IDF of the speakers' names alone"}
 CHANGES = {("change",): "its change", ("change_of_tfidf",): "TF-IDF: of recall",
-           ("change_of_encoders", "encoder"): "encoder: of recall"}  # by a probe
+           ("change_of_encoders", "encoder"): "encoder: of recall"}
 PER_HUNDRED = "false_alarms_per_hundred_calls"
 SOURCES = {  # of ordinary talk
     "kdconv": "chats (KdConv)",

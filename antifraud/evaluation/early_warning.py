@@ -36,7 +36,7 @@ from ..model import default_device, load_tuned
 from ..provenance import file_sha256
 from .calibration import rules_of_lines
 from .calls import alarms_allowed, alarms_by_category, most_alarmed, require_ordinary
-from .inputs import about_encoders, split_peers
+from .inputs import KeptEncoder, split_peers
 from .metrics import confidence_intervals
 from .scoring import calibrated, rows_of, score_of_log_odds, score_rows, windows_of
 
@@ -186,13 +186,13 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
 
 
 def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_path: str | None = None,
-                  encoders: Mapping[str, str] | None = None, false_alarms: Sequence[float] = FALSE_ALARMS) -> dict:
+                  encoders: Mapping[str, KeptEncoder] = {}, false_alarms: Sequence[float] = FALSE_ALARMS) -> dict:
     """For each wanted rate of false alarms, the decision found on eval and what it does there and on test.
 
     Args:
         calls: of `read_calls`.
         train_path: records to fit TF-IDF on, which is then judged in the same way.
-        encoders: by name, folders of trained encoders, to judge likewise.
+        encoders: by name, of `inputs.split_peers`, to judge likewise.
         false_alarms: per hundred non-fraud calls.
 
     Returns:
@@ -230,8 +230,8 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
         from .encoder import encoder_answers
 
         report["encoders"] = {}
-        for name, folder in encoders.items():
-            judge(name, functools.partial(encoder_answers, folder, device=model.device.type), report["encoders"])
+        for name, kept in encoders.items():
+            judge(name, functools.partial(encoder_answers, kept.folder, device=model.device.type), report["encoders"])
     return report
 
 
@@ -372,8 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DataError(f"{args.source}: no such file or folder")
     encoders, of_files = split_peers(args.peer)
     if of_files:
-        raise DataError(f"{', '.join(of_files.values())}: not a folder; here a peer is a trained encoder, since it is "
-                        "asked of every beginning of a call")
+        raise DataError(f"{min(of_files.values())}: not a folder; here a peer is a trained encoder")
     require_output(args.output, (args.source, args.eval, args.test, args.train, args.ordinary, args.ordinary_eval))
     calls = read_calls(args.source, args.eval, args.test, args.ordinary_eval, args.ordinary)
     if all(is_fraud(call) for call in calls["eval"]):
@@ -385,7 +384,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                            false_alarms=args.false_alarms)
     files = {"eval_data": args.eval, "ordinary_eval": args.ordinary_eval, "ordinary": args.ordinary,
              "tfidf_train": args.train}
-    report["provenance"] = {**provenance_of(model, args.test, len(calls["test"])), "encoders": about_encoders(encoders),
+    report["provenance"] = {**provenance_of(model, args.test, len(calls["test"])),
+                            "encoders": {name: encoder.about for name, encoder in encoders.items()},
                             **{name: {"name": Path(path).name, "sha256": file_sha256(path)}
                                for name, path in files.items() if path}}
     try:

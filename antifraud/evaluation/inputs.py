@@ -9,15 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import DataError, numbered_lines, require_input
+from data.files import DataError, numbered_lines, one_line, require_input
 from data.records import Skipped, parse_object, read_numbered_records
-from data.sources import load_json
 
 from ..provenance import anonymous, describe_data
 from .calls import cases_apart, require_ordinary
 
 METHODS = ("score", "generate")
 ENCODER_FILE = "encoder.json"  # of a folder that antifraud.evaluation.encoder wrote
+
+
+@dataclass(frozen=True)
+class KeptEncoder:
+    """An encoder that antifraud.evaluation.encoder trained: its folder, and how it was trained."""
+
+    folder: str
+    about: dict
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Inputs:
     ordinary_files: list[dict]
     ordinary_eval: list[dict]
     peers: dict[str, dict[str, np.ndarray]]
-    encoders: dict[str, str]
+    encoders: dict[str, KeptEncoder]
     with_text: bool
     progress: bool
 
@@ -126,8 +133,8 @@ def input_files(args: argparse.Namespace) -> list[str | Path | None]:
     return own + of_peers
 
 
-def split_peers(peers: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The folders of encoders, and the files of other classifiers, by name.
+def split_peers(peers: Sequence[str]) -> tuple[dict[str, KeptEncoder], dict[str, str]]:
+    """Encoders, and the files of other classifiers, by name.
 
     Raises:
         DataError: a peer has no name, two have one, or a folder holds no trained encoder.
@@ -140,18 +147,22 @@ def split_peers(peers: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
                             "NAME=FILE.jsonl[,EVAL.jsonl[,ORDINARY.jsonl[,ORDINARY_EVAL.jsonl]]]")
         if name in {**encoders, **of_files}:
             raise DataError(f"two peers are called {name!r}; give each a name of its own")
-        is_folder = Path(place).is_dir()
-        if is_folder and not (Path(place) / ENCODER_FILE).is_file():
-            raise DataError(f"{place}: no trained encoder; python -m antifraud.evaluation.encoder makes one")
-        (encoders if is_folder else of_files)[name] = place
+        if Path(place).is_dir():
+            encoders[name] = _kept_encoder(place)
+        else:
+            of_files[name] = place
     return encoders, of_files
 
 
-def about_encoders(encoders: Mapping[str, str]) -> dict[str, dict]:
-    """By name, how each was trained, as its folder says."""
-    about = {name: load_json((Path(folder) / ENCODER_FILE).read_text(encoding="utf-8"))
-             for name, folder in encoders.items()}
-    return {name: {key: value for key, value in one.items() if key != "log"} for name, one in about.items()}
+def _kept_encoder(folder: str) -> KeptEncoder:
+    path = Path(folder) / ENCODER_FILE
+    if not path.is_file():
+        raise DataError(f"{folder}: no trained encoder; python -m antifraud.evaluation.encoder makes one")
+    try:
+        about = parse_object(path.read_text(encoding="utf-8"), required={"train_data": dict})
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise DataError(f"{path}: {one_line(error)}; train the encoder anew") from None
+    return KeptEncoder(folder, {key: value for key, value in about.items() if key != "log"})
 
 
 def _read_peer(peer: str, place: str, sets: Mapping[str, tuple[str | None, Sequence[tuple[int, dict]]]]

@@ -25,7 +25,7 @@ from .beside import on_free_cores, start_cpu_work
 from .calibration import at_prevalence, bounded_threshold, quiet_above, reliability
 from .calls import alarms_allowed, alarms_by_category, call_report, most_alarmed, ordinary_report, paired_by_call
 from .errors import error_report
-from .inputs import Inputs, about_encoders
+from .inputs import Inputs
 from .labels import audit_labels
 from .lines import line_report
 from .metrics import (
@@ -114,7 +114,7 @@ def _report(model, encoder: PromptEncoder, inputs: Inputs, lineage: Lineage, bes
         **_optional_parts(model, inputs, scored, beside),
         "rows_per_second": rows_per_second,
         "provenance": {**provenance_of(model, inputs.path, len(judged)), "ordinary": inputs.ordinary_files,
-                       "encoders": about_encoders(inputs.encoders)},
+                       "encoders": {name: encoder.about for name, encoder in inputs.encoders.items()}},
     }
 
 
@@ -186,8 +186,8 @@ def _optional_parts(model, inputs: Inputs, scored: Scored, beside: Mapping[str, 
         progress="probing" if inputs.progress else None), not_full)
     untuned = _attempt(not_made, "untuned", lambda: _untuned_scores(
         model, scored.readings, progress="scoring, untuned" if inputs.progress else None), not_full)
-    encoders = {name: sets for name, folder in inputs.encoders.items() if (sets := _attempt(
-        not_made, name, functools.partial(_encoder_answers, folder, inputs, beside, model.device.type)))}
+    encoders = {name: sets for name, kept in inputs.encoders.items() if (sets := _attempt(
+        not_made, name, functools.partial(_encoder_answers, kept.folder, inputs, beside, model.device.type)))}
     for _ in tqdm(as_completed(beside.values()), desc="baselines, label audit, overlap", total=len(beside),
                   disable=not (inputs.full and inputs.progress)):  # what is not done yet may take minutes
         pass

@@ -359,5 +359,7 @@ def test_what_is_wrong_is_said_in_one_line(base, run_folder, corpus, capsys):
     says("a record has no 'case'", test=corpus / "odd.jsonl")
     says("odd.jsonl: not a folder", peer=f"e5={corpus / 'odd.jsonl'}")
     says("no trained encoder", peer=f"e5={corpus}")
+    (corpus / "encoder.json").write_text('{"seed": 0}')
+    says("encoder.json: key 'train_data' is missing", model="none", peer=f"e5={corpus}")
     write_records(corpus / "odd.jsonl", [{"input": "甲: 好", "label": True, "case": "退款/99"}])
     says("case '退款/99' is not in", test=corpus / "odd.jsonl")
