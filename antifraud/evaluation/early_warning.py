@@ -212,12 +212,12 @@ def early_warning(model, tokenizer, calls: dict[str, list[Dialogue]], *, train_p
     report = {"at": _at(calls, rules, scores_by, false_alarms), "call_characters": CALL_CHARACTERS,
               "windows": {name: {"calls": sum(count > 1 for count in counts), "most": max(counts, default=0)}
                           for name, counts in windows.items()}}
+    texts = {name: list(_beginnings(members)) for name, members in calls.items()}
 
     def judge(other: str, answers: Callable[[dict], dict[str, np.ndarray]], into: dict) -> None:
         print(f"{other}, on all beginnings of all calls: that may take minutes", file=sys.stderr)
         try:
-            found = answers({name: list(_beginnings(members)) for name, members in calls.items()})
-            by_call = {name: _by_dialogue(scores, calls[name]) for name, scores in found.items()}
+            by_call = {name: _by_dialogue(scores, calls[name]) for name, scores in answers(texts).items()}
             into[other] = {"at": _at(calls, [None], lambda _, name: by_call[name], false_alarms)}
         except Exception as error:  # records of one label, say: the rest is worth more
             report.setdefault("not_made", {})[other] = one_line(error)

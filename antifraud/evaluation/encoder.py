@@ -84,26 +84,29 @@ def encoder_answers(folder: str, texts: Mapping[str, Sequence[str]], device: str
     """By the name of a set, [dialogues] probability of fraud, by the encoder of a folder that the command wrote."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    distinct = list(dict.fromkeys(dialogue for dialogues in texts.values() for dialogue in dialogues))
-    place = {dialogue: number for number, dialogue in enumerate(distinct)}
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as scratch:
-        found = probabilities(_trainer(model, tokenizer, pick_device(device), scratch, disable_tqdm=True), tokenizer,
-                              distinct)
-    return {name: found[[place[dialogue] for dialogue in dialogues]] for name, dialogues in texts.items()}
+        trainer = _trainer(model, tokenizer, pick_device(device), scratch, disable_tqdm=True)
+        found = probabilities(trainer, tokenizer, [dialogue for of_set in texts.values() for dialogue in of_set])
+    return dict(zip(texts, np.split(found, np.cumsum([len(of_set) for of_set in texts.values()])[:-1])))
 
 
 def probabilities(trainer: Trainer, tokenizer, dialogues: Sequence[str]) -> np.ndarray:
-    """[dialogues] probability of fraud; one longer than 512 tokens is read in windows, of which the highest counts."""
+    """[dialogues] probability of fraud; one longer than 512 tokens is read in windows, of which the highest counts.
+
+    Dialogues that differ in names only are equal as they are read, and scored once.
+    """
     texts = _as_read(dialogues)
+    distinct = list(dict.fromkeys(texts))
     windows = [[ids] if len(ids) <= MAX_LENGTH else _windows(text, tokenizer)
-               for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True)]
+               for text, ids in zip(distinct, tokenizer(distinct)["input_ids"], strict=True)]
     rows = [ids for of_one in windows for ids in of_one]
     order = np.argsort([len(ids) for ids in rows], kind="stable")  # a batch is as long as its longest row
     logits = np.empty((len(rows), 2))
     logits[order] = trainer.predict(_dataset([rows[row] for row in order], [0] * len(rows))).predictions
     starts = np.cumsum([0, *map(len, windows[:-1])])
-    return np.maximum.reduceat(expit(logits[:, 1] - logits[:, 0]), starts)
+    highest = dict(zip(distinct, np.maximum.reduceat(expit(logits[:, 1] - logits[:, 0]), starts)))
+    return np.array([highest[text] for text in texts])
 
 
 def _as_read(dialogues: Iterable[str]) -> list[str]:
