@@ -157,16 +157,21 @@ CLAIMS = {
         for alarms in ("1", "5") for key in PEERS),
     "warns_of_as_many": lambda: all(
         abs(statistics.fmean(warned(at=at)) - statistics.fmean(warned("tfidf", at=at))) < 0.01 for at in (0, 1)),
+    "encoder_warns_of_fewer": lambda: all(
+        found[at]["test"]["recall"] < min(recalls[seed] for recalls in (warned(at=at), warned("tfidf", at=at)))
+        and found[at]["test"]["share_of_dialogue"][1] > other[at]["test"]["share_of_dialogue"][1]
+        for at in (0, 1) for seed, (found, other) in enumerate(zip(
+            judged_on("early_warning", "encoders", "encoder", "at"), judged_on("early_warning", "tfidf", "at"),
+            strict=True))),
     "three_lines_warn_at_one": lambda: all(
         (found[0]["decision"]["line_weight"], found[0]["decision"]["top_lines"]) == (0.5, 3)
         for found in judged_on("early_warning", "at")),
     "warns_sooner_at_five": lambda: all(
         found[1]["test"]["share_of_dialogue"][1] < other[1]["test"]["share_of_dialogue"][1] for found, other in
         zip(judged_on("early_warning", "at"), judged_on("early_warning", "tfidf", "at"), strict=True)),
-    "ahead_in_average_precision_by_call_in_one": lambda: all(
-        [(found["interval"][0] > 0, found["interval"][1] > 0)
-         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")]
-        == [(False, True), (False, True), (True, True)] for key in PEERS),
+    "level_in_average_precision_by_call": lambda: all(
+        found["interval"][0] <= 0 <= found["interval"][1] for key in tables.PEERS
+        for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "few_calls_alarm": lambda: all(
         least < sum(row["fp"] for row in found) / sum(row["fp"] + row["tn"] for row in found) < most
         for least, most, found in ((0.5, 2 / 3, held_out("calls")),
@@ -174,7 +179,7 @@ CLAIMS = {
     "meetings_hardly_alarm": lambda: all(
         row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
-    "two_to_eight_on_unseen_kinds": lambda: sorted(map(round, alarms_of("sample_ordinary_judge"))) == [2, 4, 8],
+    "three_to_six_on_unseen_kinds": lambda: sorted(map(round, alarms_of("sample_ordinary_judge"))) == [3, 4, 6],
     "goal_met_in_two": lambda: sum(alarms <= 5 for alarms in alarms_of("sample_ordinary_judge")) == 2,
     "friends_alarm_in_seed_0": lambda: sum(
         held_out("ordinary", "by_category")[0][kind]["alarmed_calls"] for kind in ("朋友聊理财", "朋友闲聊")
@@ -184,18 +189,22 @@ CLAIMS = {
     "peers_raise_more": lambda: all(
         statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
         > statistics.fmean(alarms_of("sample_ordinary_judge")) + 1 for key in tables.PEERS),
-    "probabilities_hold": lambda: round(max(held_out("calibration", "after", "ece")), 3) == 0.026 and all(
-        0.031 <= round(error, 3) <= 0.038 for error in judged_on("eval0819", "calibration", "after", "ece")),
+    "probabilities_hold": lambda: round(max(held_out("calibration", "after", "ece")), 3) == 0.024 and all(
+        0.031 <= round(error, 3) <= 0.039 for error in judged_on("eval0819", "calibration", "after", "ece")),
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
     "little_hides": lambda: all(
         round(min(probes[name]["change"]["recall"]["value"] for probes in judged_on(judged, "probes")
                   for name in names), 3) == lowest
-        for judged, names, lowest in (("held_out", PREAMBLES, -0.013), ("held_out", INJECTIONS, -0.035),
-                                      ("held_out_calls", PREAMBLES + INJECTIONS, -0.011))),
-    "one_probe_misses_the_goal": lambda: [
+        for judged, names, lowest in (("held_out", PREAMBLES, -0.016), ("held_out", INJECTIONS, -0.041),
+                                      ("held_out_calls", PREAMBLES + INJECTIONS, -0.017))),
+    "seed_2_misses_the_goal": lambda: [
         (seed, name) for seed, probes in enumerate(held_out("probes")) for name, probe in probes.items()
-        if probe["change"]["recall"]["value"] < -0.03] == [(2, "injected_command")],
+        if probe["change"]["recall"]["value"] < -0.03] == [
+        (2, name) for name in INJECTIONS],
+    "encoder_holds": lambda: all(
+        change["recall"]["value"] > -0.01 for probes in held_out("probes") for probe in probes.values()
+        if (change := probe["change_of_encoders"]["encoder"]) is not None),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
     "names_alone_match_the_article": lambda: all(
