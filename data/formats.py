@@ -68,7 +68,8 @@ class Reading:
             codecs.lookup(self.encoding)
             "".encode(self.encoding)
         except LookupError:
-            raise DataError(f"--encoding: {self.encoding!r} is unknown; write utf-8, gb18030 or utf-16") from None
+            raise DataError(f"--encoding: {self.encoding!r} is unknown; write utf-8, gb18030, big5hkscs or "
+                            "utf-16") from None
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
             raise DataError("--delimiter must be comma, semicolon, tab, bar or one character, not "
                             f"{shown(self.delimiter)}")
@@ -114,7 +115,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
                        help="what keys or columns are called, as in input=text label=标签")
     group.add_argument("--label-values", nargs="+", metavar="VALUE=true|false", type=_label_pair,
                        help="what labels mean, as in 诈骗=true 正常=false")
-    group.add_argument("--encoding", help="of text files: utf-8, gb18030, utf-16 (default: utf-8)")
+    group.add_argument("--encoding", help="of text files: utf-8, gb18030, big5hkscs, utf-16 (default: utf-8)")
     group.add_argument("--delimiter", help="of CSV files: comma, semicolon, tab, bar or a character (default: comma)")
     group.add_argument("--sheet", help="of an Excel workbook")
 
@@ -292,26 +293,36 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
 # These two only suggest options: what is read follows the options alone.
 _TEXTS = ("text", "content", "dialogue", "conversation", "transcript", "文本", "对话", "内容", "对话内容",
           "通话内容", "转写文本", "通话文本", "对话文本", "聊天记录", "通话记录")
-SYNONYMS = {
+COUNTING = ("id", "编号", "編號")  # may count the rows beside a column that names the call
+_SYNONYMS = {
     "input": _TEXTS,
     "label": ("is_fraud", "labels", "fraud", "is_scam", "output", "target", "class", "y", "标签", "类别",
               "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
     "messages": ("conversations", "conversation", "dialogue", "segments", "sentence_info", "turns", "utterances",
                  *_TEXTS),  # as JSON in a cell
-    # The last of these may count the rows beside one of the others.
     "case": ("case_id", "dialogue_id", "dialog_id", "session_id", "session", "call_id", "conversation_id", "会话",
              "会话编号", "会话ID", "案例", "案例编号", "对话编号", "对话ID", "通话编号", "通话ID", "通话流水号",
-             "流水号", "录音编号", "录音ID", "录音文件", "id", "编号"),
+             "流水号", "录音编号", "录音ID", "录音文件", *COUNTING),
     "speaker": ("role", "name", "from", "说话人", "说话者", "发言人", "讲话人", "角色", "角色类型", "说话角色", "姓名",
                 "channel", "channel_id", "声道", "通道"),
     "content": ("text", "utterance", "内容", "文本", "发言", "话语", "发言内容", "说话内容", "转写文本", "转写内容",
                 "识别文本", "识别结果", "对话内容", "通话内容"),
     "is_fraud": ("label", "fraud", "is_scam", "标签", "是否诈骗", "是否欺诈", "是否涉诈", "标注", "质检结果"),
 }
-PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),
-         ("yes", "no"), ("fraud", "normal"), ("诈骗", "非诈骗"), ("欺诈", "正常"), ("有风险", "无风险"), ("Y", "N"),
-         ("涉诈", "不涉诈"), ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"),
-         ("Yes", "No"))
+_PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), ("True", "False"), ("有", "无"),
+          ("yes", "no"), ("fraud", "normal"), ("诈骗", "非诈骗"), ("欺诈", "正常"), ("有风险", "无风险"), ("Y", "N"),
+          ("涉诈", "不涉诈"), ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"),
+          ("Yes", "No"))
+_IN_TRADITIONAL = str.maketrans("说话语讲发声记录转写识别结对内标注签类编号会质检诈骗风险无错",
+                                "說話語講發聲記錄轉寫識別結對內標註籤類編號會質檢詐騙風險無錯")
+
+
+def _traditional(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word.translate(_IN_TRADITIONAL) for word in words)
+
+
+SYNONYMS = {key: tuple(dict.fromkeys((*names, *_traditional(names)))) for key, names in _SYNONYMS.items()}
+PAIRS = tuple(dict.fromkeys((*_PAIRS, *map(_traditional, _PAIRS))))
 
 
 def meaning_of(value: str | None, known: Mapping[str, bool]) -> str:

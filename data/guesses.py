@@ -1,14 +1,17 @@
 """What --inspect takes a file for: its encoding, delimiter and layout, whose rows are of one call, what labels mean."""
 
+import contextlib
 import csv
 import io
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .files import DataError
-from .formats import ANSWERING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS, TABLE_LABELS, listed
+from .formats import ANSWERING, COUNTING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS, TABLE_LABELS, listed
 
 ENCODINGS = ("utf-8", "gb18030")
+PRIVATE, BEYOND_ASCII = re.compile("[\ue000-\uf8ff]"), re.compile("[^\0-\x7f]")
 MOST_WORDS = 5  # of a column of labels: 诈骗, 正常, 疑似
 
 
@@ -21,12 +24,23 @@ def encoding_of(path: str | Path, content: bytes) -> str:
         encodings = ("utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be",)
     for encoding in encodings:
         try:
-            if "\0" not in content.decode(encoding):
-                return encoding
+            text = content.decode(encoding)
+            if "\0" not in text:
+                return "big5hkscs" if encoding == "gb18030" and _is_big5(content, text) else encoding
             place = 1
         except UnicodeDecodeError as error:
             place = content[:error.start].count(b"\n") + 1
-    raise DataError(f"{path}:{place}: not text in UTF-8, GB18030 or UTF-16; if it is one, save it as UTF-8")
+    raise DataError(f"{path}:{place}: not text in UTF-8, GB18030, Big5 or UTF-16; if it is one, save it as UTF-8")
+
+
+def _is_big5(content: bytes, as_gb18030: str) -> bool:
+    """Big5 is mostly valid GB18030, where about a third of its characters are for private use."""
+    beginning = as_gb18030[:10_000]
+    if len(PRIVATE.findall(beginning)) <= len(BEYOND_ASCII.findall(beginning)) / 8:
+        return False
+    with contextlib.suppress(UnicodeDecodeError):
+        return bool(content.decode("big5hkscs"))
+    return False
 
 
 def delimiter_of(text: str) -> str:
@@ -68,9 +82,9 @@ def _return(columns: Sequence[str], sample: Sequence[dict]) -> bool:
 
 def calls_of_rows(sample: Sequence[dict], but: Collection[str]) -> dict[str, str]:
     """The column that names the call of each row, as ``case``, where a call has several rows; else nothing."""
-    for name in SYNONYMS["case"][:-2]:  # without those that may count the rows
-        calls = [row.get(name) for row in sample]
-        if name not in but and all(calls) and {*map(type, calls)} <= {str, int} and len({*calls}) < len(calls):
+    for name in SYNONYMS["case"]:
+        calls = [] if name in (*but, *COUNTING) else [row.get(name) for row in sample]
+        if calls and all(calls) and {*map(type, calls)} <= {str, int} and len({*calls}) < len(calls):
             return {"case": name}
     return {}
 

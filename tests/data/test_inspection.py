@@ -37,6 +37,21 @@ def test_finds_encoding_delimiter_columns_and_meaning(tmp_path, encoding, delimi
     assert (report["rows"], report["good"], len(report["skipped"]), report["problems"]) == (3, 2, 1, [])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "big5", "big5hkscs"])
+def test_finds_traditional_characters_and_their_encoding(tmp_path, encoding):
+    rows = "通話編號,說話人,內容,是否詐騙\n1,客服,請把驗證碼告訴我,是\n1,顧客,好,否\n"
+    report = inspect(written(tmp_path, "f.csv", rows, encoding))
+    assert report["reading"] == Reading(
+        "dialogues", {"case": "通話編號", "speaker": "說話人", "content": "內容", "is_fraud": "是否詐騙"}, YES_NO,
+        "utf-8" if encoding == "utf-8" else "big5hkscs")
+    assert not report["problems"]
+
+
+def test_a_character_for_private_use_makes_no_text_big5(tmp_path):
+    report = inspect(written(tmp_path, "f.csv", "文本,标签\n您好\ue5ee的账户有风险,是\n好,否\n", "gb18030"))
+    assert report["reading"].encoding == "gb18030" and not report["problems"]
+
+
 @pytest.mark.parametrize("content, expected", [
     ('{"input": "a", "label": true}', Reading()),
     ("case,speaker,content,is_fraud\n1,a,b,True", Reading("dialogues")),
