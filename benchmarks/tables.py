@@ -130,7 +130,7 @@ def front_zh() -> str | None:
 
 
 def _alarms(talk: Sequence[dict]) -> list[str]:
-    return [mean((row[PER_HUNDRED] for row in under(talk, "by_source", source)), ".0f")
+    return [mean((row[PER_HUNDRED] for row in under(talk, "by_source", source)), ".1f")
             for source in ("kdconv", "sample_ordinary_judge")]
 
 

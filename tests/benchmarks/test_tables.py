@@ -138,7 +138,7 @@ CLAIMS = {
     "encoder_level_on_new_dialogues_in_one": lambda: [
         found["interval"][0] <= 0 <= found["interval"][1]
         for found in minus_tfidf(judged_on("eval0819_apart"), "average_precision", "encoder")] == [False, True],
-    "level_without_the_bound": lambda: all(
+    "level_without_bound": lambda: all(
         least < found["value"] < most for key in PEERS for least, most, reports in
         ((-0.0125, 0.0125, held_out()), (-1, 0, judged_on("eval0819")), (-1, 0, judged_on("eval0819_apart")))
         for found in tables.under(reports, "baselines", key, "model_f1_minus_this")
@@ -173,13 +173,12 @@ CLAIMS = {
         found["interval"][0] <= 0 <= found["interval"][1] for key in tables.PEERS
         for found in held_out("calls", "baselines", key, "model_average_precision_minus_this")),
     "few_calls_alarm": lambda: all(
-        least < sum(row["fp"] for row in found) / sum(row["fp"] + row["tn"] for row in found) < most
-        for least, most, found in ((0.5, 2 / 3, held_out("calls")),
-                                   (2 / 3, 0.75, held_out("calls", "baselines", "tfidf")))),
+        ends([row["fp"] for row in found]) == extremes and {row["fp"] + row["tn"] for row in found} == {13}
+        for extremes, found in (((5, 10), held_out("calls")), ((7, 11), held_out("calls", "baselines", "tfidf")))),
     "meetings_hardly_alarm": lambda: all(
         row["fp"] < 0.02 * row["n"] for row in held_out("by_category", "meeting_label_false")),
     "goal_met_in_chats": lambda: max(alarms_of("kdconv")) <= 2,
-    "three_to_six_on_unseen_kinds": lambda: sorted(map(round, alarms_of("sample_ordinary_judge"))) == [3, 4, 6],
+    "two_to_eight": lambda: all(2 <= round(alarms) <= 8 for alarms in alarms_of("sample_ordinary_judge")),
     "goal_met_in_two": lambda: sum(alarms <= 5 for alarms in alarms_of("sample_ordinary_judge")) == 2,
     "friends_alarm_in_seed_0": lambda: sum(
         held_out("ordinary", "by_category")[0][kind]["alarmed_calls"] for kind in ("朋友聊理财", "朋友闲聊")
@@ -207,7 +206,7 @@ CLAIMS = {
         if (change := probe["change_of_encoders"]["encoder"]) is not None),
     "false_alarms_come_early": lambda: all(
         report["by_position"]["beginning"]["fp"] > report["fp"] / 2 for report in held_out()),
-    "names_alone_match_the_article": lambda: all(
+    "names_match_the_article": lambda: all(
         found["f1"] > tables.rates(list(tables.ARTICLE.values()))["f1"]
         for found in judged_on("eval0819", "baselines", "speaker_names")),
     "three_lines_win_where_the_bound_bites": lambda: all(
@@ -227,7 +226,7 @@ CLAIMS = {
     "fast_takes_less_than_peers_without_checkpointing": lambda: all(
         peak("fast") < peak(name) and rate("fast") > 3 * rate(name) for name in ("unsloth_no_checkpointing", "liger")),
     "predict_keeps_up": lambda: scored("predict_file") > 0.95 * scored("score_merged_compiled"),
-    "less_than_a_fifth_of_the_memory": lambda: peak("article") > 5 * peak("small"),
+    "fifth_of_memory": lambda: peak("article") > 5 * peak("small"),
     "weights_are_little_of_the_peak": lambda: peak("article") > 8 * (weights("none") - weights("nf4")),
     "logits_are_most_of_a_step": lambda: all(
         row["all_logits"]["peak_gib"] > 2 * row["label_positions"]["peak_gib"]
