@@ -337,8 +337,8 @@ def _is_sealed(folder: Path) -> bool:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint meant by `path`: itself, or the best one of a training run's output folder.
 
-    What a killed run left half written is passed over, unless there is nothing else. A run of another program, whose
-    Trainer names its best checkpoint too, seals none.
+    What a killed run left half written or a copy truncated is passed over, unless there is nothing else. A run of
+    another program, whose Trainer names its best checkpoint too, seals none.
     """
     path = Path(path)
     if not path.is_dir():
@@ -346,15 +346,18 @@ def find_checkpoint(path: str | Path) -> Path:
     folders = checkpoints_in(path)
     if (path / ADAPTER_FILE).is_file() or not folders:
         return path
-    for newest in reversed(list(filter(_is_sealed, folders)) or folders):
+    candidates = list(filter(_is_sealed, folders)) or folders
+    for newest in reversed(candidates):
         try:
             state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
             # Not ``best_global_step``: where evaluations come more often than checkpoints, it may have none.
             best = in_folder(path, state["best_model_checkpoint"] or newest.name)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        return best if _is_whole(best) else newest
-    return folders[-1]
+        whole = next(filter(_is_whole, dict.fromkeys((best, newest))), None)
+        if whole:
+            return whole
+    return candidates[-1]
 
 
 def in_folder(output: str | Path, checkpoint: str) -> Path:
@@ -368,6 +371,13 @@ def _is_whole(folder: Path) -> bool:
     except DataError:
         return False
     return True
+
+
+def refuse_train_data(model, *paths: str | Path) -> None:
+    """Raises a DataError for a file that the checkpoint was trained on."""
+    for path in paths:
+        if file_sha256(path) == lineage_of(model).train_data.get("sha256"):
+            raise DataError(f"{path}: the checkpoint was trained on it; give the split that was kept apart for this")
 
 
 def provenance_of(model, data_path: str | Path, rows: int) -> dict:

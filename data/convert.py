@@ -20,8 +20,9 @@ LABELS_OF_CALLS = ("every dialogue has one label in all its lines, so the greeti
                    "whole call\" in docs/data.md")
 
 SHOWN_ROWS = 10
-TIMES = ("时间", "开始时间", "起始时间", "发言时间", "说话时间", "time", "timestamp", "start", "start_time", "begin",
-         "begin_time")
+# Of a line, as a column is called.
+TIMES = re.compile("(开始|開始|起始|发言|發言|说话|說話|发送|發送|消息)?(时间|時間)(戳)?|序号|序號|句序|轮次|輪次|"
+                   "time|timestamp|(start|begin|create)_?(time|timestamp)?(_?ms)?")
 HALF_DAY = re.compile("[上下]午|[ap]m", re.IGNORECASE)  # whose numbers begin again at noon
 
 
@@ -152,7 +153,8 @@ def join_warnings(lines: Iterable[tuple[str, Line]], sample: Iterable[dict], rea
     again = [case for case, count in runs.items() if count > 1]
     warnings = [f"dialogues that go on after lines of others: {len(again)}, as {short(again[0])!r}; all lines of a "
                 "number are joined: where it was given to two calls, make two numbers of it"] if again else []
-    for name in TIMES:
+    names = dict.fromkeys(name for row in sample for name in row)
+    for name in filter(lambda name: TIMES.fullmatch(re.sub(r"[(（].*", "", name).strip().lower()), names):
         last, back = {}, {}
         for row in sample:
             case, text = str(row.get(reading.names["case"])), str(row.get(name))

@@ -229,13 +229,14 @@ def listed(value: object) -> object:
 def _turns(messages: object) -> list[tuple[str, str]]:
     """(who, what) of each message, in any of the spellings.
 
-    A recogniser names nobody where it could not tell who spoke: the narrator does, if others are named.
+    A recogniser names nobody where it could not tell who spoke, or was not asked to: there the narrator speaks.
     """
     messages = listed(messages)
     if not isinstance(messages, list) or not messages:
         raise DataError(f"expected a list of messages, found {shown(messages)}")
     messages = [message if isinstance(message, dict) else {} for message in messages]
-    turns, unnamed = [], NARRATOR if any(map(_speaker, messages)) else None
+    recognised = any(map(_speaker, messages)) or all("start" in message for message in messages)
+    turns, unnamed = [], NARRATOR if recognised else None
     for message in messages:
         who = _speaker(message) or unnamed
         what = next((message[key] for key in ("content", "value", "text") if key in message), None)
@@ -248,7 +249,7 @@ def _turns(messages: object) -> list[tuple[str, str]]:
 
 def _speaker(message: dict) -> object:
     who = next((message[key] for key in SPEAKING if message.get(key) not in (None, "")), None)
-    return str(who) if type(who) is int else who  # FunASR counts
+    return f"{who:g}" if type(who) in (int, float) else who  # FunASR counts, and pandas makes 1.0 of it
 
 
 def _asked_and_answered(turns: Sequence[tuple[str, str]]) -> dict:
@@ -287,7 +288,8 @@ def label_of(value: object, reading: Reading, is_table: bool, column: str) -> bo
         raise DataError(f"column '{column}' is empty; label the row, or remove it (--layout texts scores rows without "
                         "labels)")
     raise DataError(f"column '{column}' must be {'True or False' if is_table else 'true or false'}, found "
-                    f"{shown(value)}; say what it means, as in --label-values {meaning_of(text, reading.label_values)}")
+                    f"{shown(value)}; say what it means, as in --label-values "
+                    f"{meaning_of(text, reading.label_values, column)}")
 
 
 # These two only suggest options: what is read follows the options alone.
@@ -313,6 +315,9 @@ _PAIRS = (("诈骗", "正常"), ("是", "否"), ("1", "0"), ("true", "false"), (
           ("yes", "no"), ("fraud", "normal"), ("诈骗", "非诈骗"), ("欺诈", "正常"), ("有风险", "无风险"), ("Y", "N"),
           ("涉诈", "不涉诈"), ("spam", "ham"), ("scam", "ham"), ("真", "假"), ("1.0", "0.0"), ("对", "错"),
           ("Yes", "No"))
+# Under such a name a yes may mean that all is well, so that only words that speak of fraud are understood.
+GOOD_NAMES = re.compile("正常|合规|合格|通过|安全|质检|質檢|normal|legit|valid|benign|safe|pass|_ok$", re.IGNORECASE)
+FRAUD_WORDS = re.compile("诈|詐|风险|風險|fraud|scam|spam")
 _IN_TRADITIONAL = str.maketrans("说话语讲发声记录转写识别结对内标注签类编号会质检诈骗风险无错",
                                 "說話語講發聲記錄轉寫識別結對內標註籤類編號會質檢詐騙風險無錯")
 
@@ -325,9 +330,11 @@ SYNONYMS = {key: tuple(dict.fromkeys((*names, *_traditional(names)))) for key, n
 PAIRS = tuple(dict.fromkeys((*_PAIRS, *map(_traditional, _PAIRS))))
 
 
-def meaning_of(value: str | None, known: Mapping[str, bool]) -> str:
-    """Options that might say what a label means, after those that are known, to be pasted."""
+def meaning_of(value: str | None, known: Mapping[str, bool], column: str) -> str:
+    """Options that might say what a label of a column means, after those that are known, to be pasted."""
     fraud, normal = next((pair for pair in PAIRS if value in pair), PAIRS[0])
+    if GOOD_NAMES.search(column) and not FRAUD_WORDS.search(fraud):
+        fraud, normal = normal, fraud
     unusual = value and len(value) <= 20 and value not in (fraud, normal)
     meanings = {value: True} if unusual else {fraud: True, normal: False}
     words = shlex.join(_label_words({**known, **meanings, **known}))

@@ -8,7 +8,19 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .files import DataError
-from .formats import ANSWERING, COUNTING, DELIMITERS, LAYOUTS, PAIRS, SPEAKING, SYNONYMS, TABLE_LABELS, listed
+from .formats import (
+    ANSWERING,
+    COUNTING,
+    DELIMITERS,
+    FRAUD_WORDS,
+    GOOD_NAMES,
+    LAYOUTS,
+    PAIRS,
+    SPEAKING,
+    SYNONYMS,
+    TABLE_LABELS,
+    listed,
+)
 
 ENCODINGS = ("utf-8", "gb18030")
 PRIVATE, BEYOND_ASCII = re.compile("[\ue000-\uf8ff]"), re.compile("[^\0-\x7f]")
@@ -60,9 +72,10 @@ def layout_of(columns: Sequence[str], sample: Sequence[dict]) -> str:
     """The layout that the keys or columns of a file speak of."""
     def has(key: str) -> bool:
         return key in columns or any(name in columns for name in SYNONYMS[key])
+    speaking = SPEAKING if "text" in columns else (*SPEAKING, "start")  # of a recogniser, without all in one text
     messages = next((value for name in ("messages", *SYNONYMS["messages"]) for row in sample
                      for value in [listed(row.get(name))] if isinstance(value, list) and any(
-                         isinstance(part, dict) and not part.keys().isdisjoint(SPEAKING) for part in value)), None)
+                         isinstance(part, dict) and not part.keys().isdisjoint(speaking) for part in value)), None)
     if messages:
         last = messages[-1] if isinstance(messages[-1], dict) else {}
         return "messages" if (last.get("role") or last.get("from")) in ANSWERING and not has("label") else "turns"
@@ -89,12 +102,16 @@ def calls_of_rows(sample: Sequence[dict], but: Collection[str]) -> dict[str, str
     return {}
 
 
-def meanings_of(words: dict[str, int], is_table: bool) -> dict[str, bool]:
-    """What the labels of a file mean by the usual pairs that have them, those that have the most of them first."""
+def meanings_of(words: dict[str, int], is_table: bool, column: str = "") -> dict[str, bool]:
+    """What the labels of a file mean by the usual pairs that have them, those that have the most of them first.
+
+    In a column such as 是否正常 or 质检结果 a yes alone does not tell.
+    """
+    pairs = [pair for pair in PAIRS if FRAUD_WORDS.search(pair[0])] if GOOD_NAMES.search(column) else PAIRS
     own = TABLE_LABELS if is_table else {}
     words = {word for word in words if word not in own and not word.startswith("{")}
     meanings = {}
-    while words & set(pair := max(PAIRS, key=lambda pair: len(words & set(pair)))):  # the first of several
+    while words & set(pair := max(pairs, key=lambda pair: len(words & set(pair)))):  # the first of several
         meanings |= {pair[0]: True, pair[1]: False}
         words -= set(pair)
     return meanings

@@ -28,7 +28,17 @@ from .convert import (
     whole_calls,
 )
 from .files import DataError, grouped, how_to_read
-from .formats import DELIMITERS, LAYOUTS, LINES, SYNONYMS, Reading, add_reading_options, asked
+from .formats import (
+    DELIMITERS,
+    GOOD_NAMES,
+    LAYOUTS,
+    LINES,
+    SYNONYMS,
+    Reading,
+    add_reading_options,
+    asked,
+    meaning_of,
+)
 from .guesses import calls_of_rows, delimiter_of, encoding_of, layout_of, like_labels, meanings_of
 from .normalise import is_blank
 from .records import dialogue_rows, dialogues_of, record_rows
@@ -98,6 +108,7 @@ def _label_hints(sample: Sequence[dict], reading: Reading) -> list[str]:
     return [] if is_read else [
         f"no label is read; where it is {column!r} ({', '.join(words)}): "
         f"{shlex.join(['--columns', f'{key}={column}'])}"
+        + f" --label-values {meaning_of(words[0], {}, column)}" * bool(GOOD_NAMES.search(column))
         for column, words in like_labels(sample).items() if column not in reading.names.values()]
 
 
@@ -181,7 +192,9 @@ def find_reading(path: str | Path, given: dict) -> tuple[Reading, Source, list[d
     if given["layout"] not in LINES and "case" not in (*columns, *given["columns"]):
         given["columns"] |= calls_of_rows(sample, but=given["columns"].values())
     if "label_values" not in given:
-        given["label_values"] = meanings_of(_label_words(sample, Reading(**given)), source.is_table)
+        reading = Reading(**given)
+        given["label_values"] = meanings_of(_label_words(sample, reading), source.is_table,
+                                            reading.names.get(_label_key(reading), ""))
     return Reading(**given), source, sample
 
 
@@ -189,6 +202,10 @@ def _sheet(path: str | Path, content: bytes) -> str:
     """The first of several sheets that hold something; none has to be named where one does."""
     sheets = list(workbook_sheets(path, content))
     return sheets[0] if len(sheets) > 1 else ""
+
+
+def _label_key(reading: Reading) -> str:
+    return "is_fraud" if reading.layout == "dialogues" else "label"
 
 
 def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
@@ -200,7 +217,7 @@ def _label_words(sample: Sequence[dict], reading: Reading) -> dict[str, int]:
     elif not reading.has_labels:
         values = []
     else:
-        name = reading.names["is_fraud" if reading.layout == "dialogues" else "label"]
+        name = reading.names[_label_key(reading)]
         values = [row[name] for row in sample if name in row]
     return dict(collections.Counter(str(value).strip() for value in values
                                     if type(value) in (str, int, float) and str(value).strip()).most_common())

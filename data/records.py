@@ -204,15 +204,16 @@ def _check_kind(value: object, kind: type, key: str) -> None:
 
 def _check_writable(record: Mapping[str, object]) -> None:
     """Python's JSON reader lets through what is neither JSON nor text: NaN, and half a surrogate pair (``\\ud800``)."""
-    if _why_not_writable(record) is None:  # all keys at once, and one by one where something is wrong
+    if why_not_writable(record) is None:  # all keys at once, and one by one where something is wrong
         return
     for key, value in record.items():
-        why = _why_not_writable({key: value})
+        why = why_not_writable({key: value})
         if why is not None:
             raise DataError(f"key {key!r} {why}")
 
 
-def _why_not_writable(record: Mapping[str, object]) -> str | None:
+def why_not_writable(record: Mapping[str, object]) -> str | None:
+    """What keeps keys from being written as JSON; None where nothing does."""
     try:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:

@@ -21,7 +21,14 @@ from data.files import DataError
 from data.prompt import PromptEncoder
 from data.records import Skipped, read_numbered_records, read_records
 
-from ..checkpoint import Decision, find_checkpoint, lineage_of, require_calibratable, save_calibration
+from ..checkpoint import (
+    Decision,
+    find_checkpoint,
+    lineage_of,
+    refuse_train_data,
+    require_calibratable,
+    save_calibration,
+)
 from ..model import load_tuned
 from ..provenance import anonymous, describe_data
 from .calls import alarms_allowed, cases_apart, highest_by_call, ordinary_report, require_ordinary
@@ -324,8 +331,7 @@ def calibrate_checkpoint(model_path: str, checkpoint_path: str, data_path: str, 
                                   trust_remote_code=trust_remote_code)
     lineage = lineage_of(model)
     data = anonymous(describe_data(data_path, len(records)))
-    if data["sha256"] == lineage.train_data.get("sha256"):
-        raise DataError(f"{data_path}: the checkpoint was trained on it; calibrate on the eval split")
+    refuse_train_data(model, data_path)
     readings = read_dialogues(PromptEncoder(tokenizer, lineage.task), [row["input"] for row in [*records, *calls]],
                               line_aware=lineage.decision.line_aware)  # in windows, as they will be judged
     odds: dict[Row, np.ndarray] = {}

@@ -31,7 +31,7 @@ from data.segments import cut_lines
 from data.speakers import format_dialogue, split_lines
 from data.split import is_fraud
 
-from ..checkpoint import Decision, lineage_of, provenance_of
+from ..checkpoint import Decision, lineage_of, provenance_of, refuse_train_data
 from ..model import default_device, load_tuned
 from ..provenance import file_sha256
 from .calibration import rules_of_lines
@@ -364,8 +364,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = (parser := _parser()).parse_args(argv)
     if not all(0 <= rate <= 100 for rate in args.false_alarms):
         parser.error("--false-alarms must be from 0 to 100")
     if not Path(args.source).exists():
@@ -380,6 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.train:
         read_records(args.train, Skipped())  # what is wrong with it is said before the model is loaded
     model, tokenizer = load_tuned(args.model, args.checkpoint, args.device)
+    refuse_train_data(model, args.eval, args.test)
     report = early_warning(model, tokenizer, calls, train_path=args.train, encoders=encoders,
                            false_alarms=args.false_alarms)
     files = {"eval_data": args.eval, "ordinary_eval": args.ordinary_eval, "ordinary": args.ordinary,

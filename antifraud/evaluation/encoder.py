@@ -33,7 +33,7 @@ from data.records import Skipped, read_records
 from data.windows import WINDOW_TOKENS, cut_into_windows
 
 from ..model import compute_dtype, default_device, locate_model, pick_device
-from ..provenance import anonymous, code_provenance, describe_base, describe_data, device_name
+from ..provenance import anonymous, code_provenance, describe_base, describe_data, device_name, file_sha256
 from .inputs import ENCODER_FILE
 
 MAX_LENGTH = 512  # tokens; what such encoders read
@@ -155,9 +155,14 @@ def _parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = (parser := _parser()).parse_args(argv)
+    if args.epochs < 1 or not args.learning_rate > 0:
+        parser.error("--epochs must be 1 or more, --learning-rate above 0")
     for path in (args.train, args.eval):
         require_input(path)
+    if file_sha256(args.train) == file_sha256(args.eval):
+        raise DataError(f"{args.eval}: the same records as --train; the best epoch would be the one that knows them by "
+                        "heart")
     refuse_existing(args.output)
     disable_progress_bars()
     trainer, tokenizer = fine_tune(args.model, args.train, args.eval, device=args.device, epochs=args.epochs,

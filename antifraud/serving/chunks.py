@@ -3,15 +3,14 @@
 import codecs
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from data.files import DataError, how_to_read
 from data.normalise import is_blank
-from data.records import parse_object
-from data.sources import refuse_other
+from data.records import parse_object, why_not_writable
+from data.sources import as_object, load_json, refuse_other
 
 CHUNK_BYTES = 16 * 2**20  # a chunk ends here even if it has fewer rows: what bounds the memory
 LONGEST_LINE = 16 * 2**20  # bytes; a longer line is an error, and is never held in memory whole
@@ -102,11 +101,16 @@ def parse_row(line: bytes | None) -> dict:
 def other_keys(line: bytes | None) -> dict:
     """What a line that cannot be scored says beside that, as its `id`; nothing where it holds no object."""
     with contextlib.suppress(DataError):
-        return {key: value for key, value in _object_in(line, required={}).items() if key not in OWN_KEYS}
+        return {key: value for key, value in as_object(load_json(_text_in(line))).items()
+                if key not in OWN_KEYS and why_not_writable({key: value}) is None}
     return {}
 
 
-def _object_in(line: bytes | None, required: Mapping[str, type] = MappingProxyType({"input": str})) -> dict:
+def _object_in(line: bytes | None) -> dict:
+    return parse_object(_text_in(line), required={"input": str})
+
+
+def _text_in(line: bytes | None) -> str:
     if line is None:
         raise DataError(f"longer than {LONGEST_LINE // 2**20} MiB")
     try:
@@ -115,4 +119,4 @@ def _object_in(line: bytes | None, required: Mapping[str, type] = MappingProxyTy
         raise DataError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     if not text.strip():
         raise DataError("blank line")
-    return parse_object(text, required=required)
+    return text

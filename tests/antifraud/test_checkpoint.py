@@ -112,6 +112,21 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest_complete_one(run):
     assert find_checkpoint(run) == run / "checkpoint-120"
 
 
+@pytest.mark.parametrize("best", ["checkpoint-80", "checkpoint-120"])
+def test_where_the_newest_checkpoint_is_damaged_an_older_one_says_which_is_the_best(run, best):
+    newest = Path(shutil.copytree(run / "checkpoint-80", run / "checkpoint-120"))
+    state = json.loads((newest / "trainer_state.json").read_text())
+    (newest / "trainer_state.json").write_text(json.dumps({**state, "best_model_checkpoint": best}))
+    (newest / "adapter_model.safetensors").unlink()
+    assert find_checkpoint(run) == run / "checkpoint-80"
+
+
+def test_where_all_are_damaged_the_newest_is_named(run):
+    for folder in checkpoints_in(run):
+        (folder / "adapter_model.safetensors").unlink()
+    assert find_checkpoint(run) == run / "checkpoint-80"
+
+
 def test_of_a_run_of_another_program_the_best_checkpoint_is_found_if_it_is_there(run):
     for folder in checkpoints_in(run):
         (folder / "fraud_task.json").unlink()  # what Trainer and PEFT write alone

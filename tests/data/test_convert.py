@@ -264,6 +264,13 @@ def test_a_number_that_returns_in_lines_without_a_label_is_warned_of_too(tmp_pat
     assert "  warning: dialogues that go on after lines of others: 1, as '000'; " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["StartMs", "begin_time", "BeginTime", "发送时间", "时间戳", "开始时间(ms)", "序号"])
+def test_columns_that_say_when_a_line_was_spoken(tmp_path, name):
+    rows = [("录音编号", "角色", name, "内容"), ("1", "客户", "2000", "好"), ("1", "客户", "1000", "好")]
+    assert f"in the column '{name}': 1, as '1'; " in inspect(table(tmp_path / "f.csv", rows))["warnings"][0]
+    assert not inspect(table(tmp_path / "f.csv", [*rows[:2], ("2", "客户", "1000", "好"), rows[1]]))["warnings"][1:]
+
+
 @pytest.mark.parametrize("times, back", [
     (("10:00:05", "10:00:01"), True), (("0.9", "0.25"), True), (("2024/5/1 9:59", "2024/5/1 10:00"), False),
     (("0.25", "0.5"), False), (("上午11:59", "下午0:01"), False), (("", "10:00"), False)])

@@ -75,12 +75,29 @@ def test_finds_the_layout(tmp_path, content, expected):
     ({"segments": [{"speaker": "甲", "text": "您好", "start": 0}, {"speaker": "乙", "text": "谁"}], "language": "zh"},
      "甲: 您好\n乙: 谁"),  # WhisperX; then FunASR
     ({"segments": [{"text": "喂"}, {"speaker": "甲", "text": "您好"}]}, "旁白: 喂\n甲: 您好"),  # nobody knows who
+    ({"segments": [{"start": 0, "text": "您好"}, {"start": 1, "text": "谁"}]}, "旁白: 您好\n旁白: 谁"),  # nobody asked
+    ({"segments": [{"start": 0, "speaker": None, "text": "您好"}]}, "旁白: 您好"),
+    ({"sentence_info": [{"text": "您好", "spk": 0.0}, {"text": "谁", "spk": 1.0}]}, "0: 您好\n1: 谁"),  # by pandas
     ({"text": "您好 谁", "sentence_info": [{"text": "您好", "spk": 0}, {"text": "谁", "spk": 1}]}, "0: 您好\n1: 谁"),
-    ({"text": "您好谁", "segments": [{"id": 0, "text": "您好"}, {"id": 1, "text": "谁"}]}, "您好谁"),  # Whisper
+    ({"text": "您好谁", "segments": [{"start": 0, "text": "您好"}, {"start": 1, "text": "谁"}]}, "您好谁"),  # Whisper
     ([{"messages": []}, {"messages": [{"role": "客服", "content": "您好"}]}], "客服: 您好"),
 ])
 def test_what_a_recogniser_wrote_keeps_its_speakers_without_options(tmp_path, content, said):
     assert inspect(written(tmp_path, "f.json", content))["read"][0]["input"] == said
+
+
+@pytest.mark.parametrize("column", ["是否正常", "質檢結果", "is_normal"])
+def test_a_yes_is_not_taken_for_fraud_where_it_may_say_that_all_is_well(tmp_path, column):
+    path = written(tmp_path, "f.csv", f"文本,{column}\n请转账,否\n吃饭,是\n")
+    report = inspect(path, {"layout": "records", "columns": {"input": "文本", "label": column}})
+    assert report["reading"].label_values == {} and not report["good"]
+    assert report["problems"][0].endswith("--label-values '否=true' '是=false'")
+    if "label" not in inspect(path)["reading"].names:
+        assert inspect(path)["warnings"][0].endswith(
+            f"{shlex.quote(f'label={column}')} --label-values '否=true' '是=false'")
+    words = written(tmp_path, "g.csv", f"文本,{column}\n请转账,诈骗\n吃饭,正常\n")
+    report = inspect(words, {"layout": "records", "columns": {"input": "文本", "label": column}})
+    assert [row["label"] for row in report["read"]] == [True, False]
 
 
 @pytest.mark.parametrize("label, options", [("是否诈骗", ["label=是否诈骗", "--label-values", "是=true", "否=false"]),

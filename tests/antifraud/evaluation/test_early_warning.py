@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import make_tokenizer, save_random_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antifraud.checkpoint import Decision
+from antifraud.checkpoint import Decision, find_checkpoint
 from antifraud.evaluation import early_warning as module
 from antifraud.evaluation import scoring
 from antifraud.evaluation.early_warning import (
@@ -23,6 +24,7 @@ from antifraud.evaluation.growing import GrowingDialogue
 from antifraud.evaluation.scoring import rows_of, score_prompts, score_rows
 from antifraud.logits import model_inputs, shares_prefix
 from antifraud.model import load_tuned
+from antifraud.provenance import file_sha256
 from data.files import DataError
 from data.prompt import PromptEncoder, Task
 from data.records import Dialogue, Line, write_dialogues, write_records
@@ -363,3 +365,13 @@ def test_what_is_wrong_is_said_in_one_line(base, run_folder, corpus, capsys):
     says("encoder.json: key 'train_data' is missing", model="none", peer=f"e5={corpus}")
     write_records(corpus / "odd.jsonl", [{"input": "甲: 好", "label": True, "case": "退款/99"}])
     says("case '退款/99' is not in", test=corpus / "odd.jsonl")
+
+
+@pytest.mark.parametrize("name", ["eval.jsonl", "test.jsonl"])
+def test_a_split_that_the_checkpoint_was_trained_on_is_refused(base, run_folder, corpus, tmp_path, capsys, name):
+    folder = shutil.copytree(find_checkpoint(run_folder), tmp_path / "checkpoint-1")
+    task = json.loads((folder / "fraud_task.json").read_text())
+    task["train_data"]["sha256"] = file_sha256(corpus / name)
+    (folder / "fraud_task.json").write_text(json.dumps(task))
+    assert attempt(base, folder, corpus) == 2
+    assert f"{name}: the checkpoint was trained on it" in capsys.readouterr().err

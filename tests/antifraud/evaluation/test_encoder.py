@@ -58,6 +58,10 @@ def test_windows_have_what_the_encoder_has_round_every_text(tmp_path):
 def test_what_is_not_there_or_would_be_overwritten_is_refused_before_training(bert, train_file, eval_file, tmp_path):
     options = ["--model", bert, "--train", train_file, "--eval", eval_file, "--output", str(tmp_path / "new")]
     assert main([*options, "--train", str(tmp_path / "none.jsonl")]) == 2
+    assert main([*options, "--eval", train_file]) == 2
+    for senseless in (["--epochs", "0"], ["--learning-rate", "-1"], ["--learning-rate", "nan"]):
+        with pytest.raises(SystemExit):
+            main([*options, *senseless])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("kept")
     assert main([*options[:-1], str(tmp_path / "full")]) == 2

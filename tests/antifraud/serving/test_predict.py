@@ -130,7 +130,8 @@ def test_a_bad_row_becomes_an_error_on_its_own_line(stub, tmp_path, line, error)
     assert (done["rows"], done["errors"]) == (3, 1)
 
 
-@pytest.mark.parametrize("row", [{"input": ""}, {"input": None}, {}, {"input": "x", "line": 3}])
+@pytest.mark.parametrize("row", [{"input": ""}, {"input": None}, {}, {"input": "x", "line": 3}, {"input": "\ud83d"},
+                                 {"input": "x", "note": "\ud83d"}])
 def test_an_error_keeps_the_id_of_its_row(stub, tmp_path, row):
     source = write_lines(tmp_path / "in.jsonl", [GOOD, {**row, "id": "007", "label": True}])
     run(stub, source, tmp_path / "out.jsonl")
