@@ -362,10 +362,13 @@ def summary(report: dict, *, debug: bool = False) -> list[str]:
         lines.append(f"seen in training: {shared['rows_sharing_a_line']:.1%} of rows share a whole line with train")
     lines.append(f"threshold {report['threshold']:.4g}, calibration error {report['calibration']['after']['ece']:.4f}, "
                  f"{report['rows_per_second']:.0f} rows a second")
-    fitted_on = (report["calibration"]["fitted_on"] or {}).get("data", {})
-    if fitted_on.get("sha256") == report["provenance"]["data"]["sha256"]:
+    found, judged = report["calibration"]["fitted_on"] or {}, report["provenance"]
+    if {of["sha256"] for of in (found.get("ordinary") or {}).get("files", ())} & {
+            of["sha256"] for of in judged["ordinary"]}:
+        lines.append("the bound on false alarms was found on these very ordinary calls; judge it on others")
+    if found.get("data", {}).get("sha256") == judged["data"]["sha256"]:
         lines.append("probabilities and threshold were found on these very dialogues; judge them on others")
-    if (report["provenance"]["train_data"] or {}).get("sha256") == report["provenance"]["data"]["sha256"]:
+    if (judged["train_data"] or {}).get("sha256") == judged["data"]["sha256"]:
         lines.append("the model was trained on these very dialogues; judge it on others, as test.jsonl")
     failed = {name: why for name, why in report["not_made"].items() if why != NOT_ASKED}
     lines += [f"not made: {name}: {why}" for name, why in failed.items()

@@ -338,6 +338,12 @@ def test_the_command_calibrates_and_says_what_it_found(base, checkpoint, noisy_e
     kept = json.loads((checkpoint / "fraud_task.json").read_text())
     assert kept["calibration"]["ordinary"] == calls and str(tmp_path) not in json.dumps(kept)
 
+    judging = [*calibrating[:8], "--output", str(tmp_path / "report.json")]
+    for file, same in ((ordinary, True), (tmp_path / "others.jsonl", False)):
+        write_records(tmp_path / "others.jsonl", [{"input": "A: 好", "label": False}])
+        assert evaluate_module.main([*judging, "--ordinary", str(file)]) == 0
+        assert ("the bound on false alarms was found on these very ordinary calls" in capsys.readouterr().out) == same
+
 
 def test_a_threshold_that_no_fraud_reaches_is_warned_of(base, checkpoint, tmp_path, capsys):
     texts = [row["input"] for row in make_records(8, first_case=700)]
