@@ -139,10 +139,12 @@ CLAIMS = {
         found["interval"][0] <= 0 <= found["interval"][1]
         for found in minus_tfidf(judged_on("eval0819_apart"), "average_precision", "encoder")] == [False, True],
     "level_without_bound": lambda: all(
-        least < found["value"] < most for key in PEERS for least, most, reports in
-        ((-0.0125, 0.0125, held_out()), (-1, 0, judged_on("eval0819")), (-1, 0, judged_on("eval0819_apart")))
-        for found in tables.under(reports, "baselines", key, "model_f1_minus_this")
-    ) and ends([rate for key in PEERS for rate in alarms_of("sample_ordinary_judge", "baselines", key)]) == (29, 38),
+        least < found["value"] < most for least, most, keys, reports in (
+            (-0.0125, 0.0125, tables.PEERS, held_out()), (-1, 0, PEERS, judged_on("eval0819")),
+            (-1, 0, tables.PEERS, judged_on("eval0819_apart")))
+        for key in keys for found in tables.under(reports, "baselines", key, "model_f1_minus_this")
+    ) and ends([rate for key in tables.PEERS for rate in alarms_of("sample_ordinary_judge", "baselines", key)]
+               ) == (21, 38),
     "ranks_best": lambda: all(
         found["value"] > 0 for key in tables.PEERS for found in minus_tfidf(held_out(), "average_precision", key)
     ) and [sum(found["interval"][0] > 0 for found in minus_tfidf(held_out(), "average_precision", key))
@@ -189,7 +191,14 @@ CLAIMS = {
         statistics.fmean(alarms_of("sample_ordinary_judge", "baselines", key, "at_threshold"))
         > statistics.fmean(alarms_of("sample_ordinary_judge")) + 1 for key in tables.PEERS),
     "probabilities_hold": lambda: round(max(held_out("calibration", "after", "ece")), 3) == 0.024 and all(
-        0.031 <= round(error, 3) <= 0.039 for error in judged_on("eval0819", "calibration", "after", "ece")),
+        0.031 <= round(error, 3) <= 0.039 for error in judged_on("eval0819", "calibration", "after", "ece")
+    ) and [round(max(judged_on(name, "calibration", "after", "ece")), 3) for name in ("held_out_calls", "scams_unseen")
+           ] == [0.037, 0.108],
+    "alarms_before_fraud": lambda: all(
+        0.23 < ours["alarmed_before_any_fraud_line"] / (ours["recall"] * 180) < 1 / 3
+        and ours["alarmed_before_any_fraud_line"] > theirs["alarmed_before_any_fraud_line"] for ours, theirs in (
+            (found[1]["test"], other[1]["test"]) for found, other in zip(
+                judged_on("early_warning", "at"), judged_on("early_warning", "tfidf", "at"), strict=True))),
     "renaming_changes_nothing": lambda: all(
         row["changed_rows"] == row["max_probability_change"] == 0 for row in held_out("probes", "speakers_renamed")),
     "little_hides": lambda: all(
